@@ -1,0 +1,31 @@
+"""Write a training run once, prove it on a laptop, run it unchanged on an IPU Pod, a GPU or a CPU."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ipu_trainer.config.ipu_config import IPUConfig as IPUConfig
+    from ipu_trainer.training.arguments import IPUTrainingArguments as IPUTrainingArguments
+    from ipu_trainer.training.trainer import IPUTrainer as IPUTrainer
+
+__version__ = "0.1.0"
+
+# Imported on first use: `import ipu_trainer` costs nothing, and a part of it never drags in transformers by accident.
+_PUBLIC = {
+    "IPUConfig": "ipu_trainer.config.ipu_config",
+    "IPUTrainer": "ipu_trainer.training.trainer",
+    "IPUTrainingArguments": "ipu_trainer.training.arguments",
+}
+__all__ = ["IPUConfig", "IPUTrainer", "IPUTrainingArguments", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}. Public names: {', '.join(sorted(_PUBLIC))}.")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

@@ -1,0 +1,1 @@
+"""Where a run computes: real IPUs, the simulator, or plain PyTorch."""

@@ -1,0 +1,1 @@
+"""IPUConfig, its profiles, and the batch arithmetic that every backend obeys."""

@@ -1,0 +1,1 @@
+"""Facts and schedules of the IPU: standard library only."""

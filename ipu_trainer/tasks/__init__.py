@@ -1,0 +1,1 @@
+"""One package per task; tasks do not know each other."""

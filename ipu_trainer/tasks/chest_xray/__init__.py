@@ -1,0 +1,1 @@
+"""Multi-label chest X-ray classification on NIH ChestX-ray14."""

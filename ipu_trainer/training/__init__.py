@@ -1,0 +1,1 @@
+"""IPUTrainer: a small subclass of transformers.Trainer."""
