@@ -1,0 +1,66 @@
+"""Findings and N-hot labels: the label contract of the task.
+
+A label cell is `Finding|Finding|...`; labels are N-hot over the sorted findings that occur in the data, "No Finding"
+among them (15 on the full ChestX-ray14). Spelling is NIH's, as in torchxrayvision: `Pleural_Thickening`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Collection, List, Sequence, Tuple
+
+import numpy as np
+
+NO_FINDING = "No Finding"
+# Wang et al., "ChestX-ray8", CVPR 2017, extended to 14 findings in the data set's own README.
+NIH_FINDINGS: Tuple[str, ...] = (
+    "Atelectasis",
+    "Cardiomegaly",
+    "Consolidation",
+    "Edema",
+    "Effusion",
+    "Emphysema",
+    "Fibrosis",
+    "Hernia",
+    "Infiltration",
+    "Mass",
+    NO_FINDING,
+    "Nodule",
+    "Pleural_Thickening",
+    "Pneumonia",
+    "Pneumothorax",
+)
+
+
+class LabelError(ValueError):
+    """A label cell that says nothing, something unknown, or two things that exclude each other."""
+
+
+def parse_findings(cell: str, known: Collection[str] = NIH_FINDINGS) -> Tuple[str, ...]:
+    """The findings of one label cell, sorted. An empty `known` accepts any name."""
+    findings = [name.strip() for name in cell.split("|") if name.strip()]
+    if not findings:
+        raise LabelError(f"empty label {cell!r}: write {NO_FINDING!r} for an image without findings")
+    for name in findings:
+        if known and name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f", nearest is {near[0]!r}" if near else ""
+            raise LabelError(f"unknown finding {name!r}{hint}; pass --findings any to take every name in the file")
+    if NO_FINDING in findings and len(set(findings)) > 1:
+        raise LabelError(f"{NO_FINDING!r} together with other findings in {cell!r}")
+    return tuple(sorted(set(findings)))
+
+
+def n_hot(findings: Sequence[Sequence[str]], classes: Sequence[str]) -> np.ndarray:
+    """float32 (num_samples, num_classes): 1 where the sample has the finding."""
+    column = {name: position for position, name in enumerate(classes)}
+    labels = np.zeros((len(findings), len(classes)), dtype=np.float32)
+    for row, names in enumerate(findings):
+        for name in names:
+            labels[row, column[name]] = 1.0
+    return labels
+
+
+def pathologies(classes: Sequence[str]) -> List[str]:
+    """The findings without "No Finding": what the macro mean is taken over."""
+    return [name for name in classes if name != NO_FINDING]

@@ -1,0 +1,218 @@
+"""Reading the label CSV in all its generations, and matching its rows with the images that are there.
+
+NIH's `Data_Entry_2017.csv` says "Patient Gender", the 2020 edition "Patient Sex"; other tables use snake case. Images lie
+flat or spread over `images_001/images ... images_012/images`. Every row or file that cannot be used becomes a Rejection
+that says where and why; nothing is dropped silently.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Collection, Dict, List, Optional, Sequence, Set, Tuple
+
+from ipu_trainer.tasks.chest_xray.labels import NIH_FINDINGS, LabelError, parse_findings
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+# A year count above this is a typing error; the 2017 edition has ages up to 414.
+OLDEST_YEARS = 120
+
+_COLUMNS: Dict[str, Tuple[str, ...]] = {
+    "file_name": ("image index", "file_name", "image_index", "image", "filename"),
+    "labels": ("finding labels", "labels", "finding_labels"),
+    "patient_id": ("patient id", "patient_id", "patientid"),
+    "age": ("patient age", "patient_age", "age", "age_years"),
+    "sex": ("patient sex", "patient gender", "patient_sex", "patient_gender", "sex", "gender"),
+    "view": ("view position", "view_position", "view"),
+    "follow_up": ("follow-up #", "follow_up", "follow-up", "followup"),
+}
+_REQUIRED = ("file_name", "labels", "patient_id")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One usable line of the CSV. path is relative to the image folder."""
+
+    file_name: str
+    path: str
+    findings: Tuple[str, ...]
+    patient_id: str
+    age: Optional[int]
+    sex: str
+    view: str
+    follow_up: Optional[int]
+    line: int
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Something in the input that cannot be used: a CSV line (0 where there is none), a file, and the reason."""
+
+    file: str
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Metadata:
+    rows: Tuple[Row, ...]
+    rejections: Tuple[Rejection, ...]
+    num_rows_without_image: int
+    num_unknown_ages: int
+
+
+def read_metadata(
+    csv_path: Path, images: Path, known: Collection[str] = NIH_FINDINGS, only_present: bool = False
+) -> Metadata:
+    """Match the rows of csv_path with the files below images. Rows come sorted by path.
+
+    only_present drops rows whose image is not there (a partial download) and counts them.
+    Raises ValueError if the file is no table with image, label and patient columns.
+    """
+    root = images.resolve()
+    files = _list_images(images)
+    by_name: Dict[str, List[str]] = {}
+    for path in files:
+        by_name.setdefault(path.rsplit("/", 1)[-1], []).append(path)
+
+    rows: List[Row] = []
+    rejections: List[Rejection] = []
+    first_line: Dict[str, int] = {}
+    claimed: Set[str] = set()
+    absent = unknown_ages = 0
+    for line, record in _read_records(csv_path):
+        name = record["file_name"].strip()
+        try:
+            path = _locate(name, root, files, by_name)
+            if path is None:
+                if only_present:
+                    absent += 1
+                    continue
+                raise ValueError("row without image: no such file below the image folder")
+            claimed.add(path)
+            if path in first_line:
+                raise ValueError(f"duplicate row: line {first_line[path]} already describes this image")
+            first_line[path] = line
+            findings = parse_findings(record["labels"], known)
+            patient = record["patient_id"].strip()
+            if not patient:
+                raise ValueError("no patient id: splits are made by patient")
+        except (ValueError, LabelError) as error:
+            rejections.append(Rejection(name, line, str(error)))
+            continue
+        age = _age(record.get("age", ""))
+        unknown_ages += age is None
+        rows.append(
+            Row(
+                file_name=name,
+                path=path,
+                findings=findings,
+                patient_id=_patient(patient),
+                age=age,
+                sex=record.get("sex", "").strip().upper()[:1],
+                view=record.get("view", "").strip().upper(),
+                follow_up=_whole(record.get("follow_up", "")),
+                line=line,
+            )
+        )
+    rejections += [
+        Rejection(path, 0, f"image without row in {csv_path.name}") for path in sorted(files) if path not in claimed
+    ]
+    rows.sort(key=lambda row: row.path)
+    return Metadata(tuple(rows), tuple(rejections), absent, unknown_ages)
+
+
+def read_split_list(path: Path) -> Set[str]:
+    """The file names of one of NIH's split lists."""
+    names = {line.strip() for line in path.read_text(encoding="utf-8").splitlines()}
+    return names - {""}
+
+
+def _read_records(csv_path: Path) -> List[Tuple[int, Dict[str, str]]]:
+    opener = gzip.open if csv_path.suffix == ".gz" else open
+    try:
+        with opener(csv_path, "rb") as raw:
+            text = io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
+            reader = csv.reader(text)
+            header = next(reader, None)
+            if not header:
+                raise ValueError(f"{csv_path} is empty. Give NIH's Data_Entry_2017_v2020.csv or a table like it.")
+            columns = _match_columns(csv_path, header)
+            records = []
+            for cells in reader:
+                if cells and any(cell.strip() for cell in cells):
+                    cells += [""] * (len(header) - len(cells))
+                    records.append((reader.line_num, {name: cells[position] for name, position in columns.items()}))
+            return records
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, csv.Error) as error:
+        raise ValueError(f"{csv_path} cannot be read as CSV{' in gzip' if csv_path.suffix == '.gz' else ''}: {error}") from error
+
+
+def _match_columns(csv_path: Path, header: Sequence[str]) -> Dict[str, int]:
+    present = {name.strip().lower(): position for position, name in reversed(list(enumerate(header)))}
+    columns = {}
+    for name, spellings in _COLUMNS.items():
+        for spelling in spellings:
+            if spelling in present:
+                columns[name] = present[spelling]
+                break
+    missing = [f"{name} ({' / '.join(_COLUMNS[name][:2])})" for name in _REQUIRED if name not in columns]
+    if missing:
+        raise ValueError(f"{csv_path} has no column for {', '.join(missing)}. Its columns: {', '.join(header)}.")
+    return columns
+
+
+def _list_images(images: Path) -> Set[str]:
+    found = set()
+    for folder, _, names in os.walk(images, followlinks=False):
+        prefix = os.path.relpath(folder, images)
+        for name in names:
+            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+                found.add(name if prefix == "." else f"{prefix}/{name}".replace(os.sep, "/"))
+    return found
+
+
+def _locate(name: str, root: Path, files: Set[str], by_name: Dict[str, List[str]]) -> Optional[str]:
+    """The path of a row's image relative to root. Raises ValueError if the name leaves the folder or is ambiguous."""
+    parts = name.replace("\\", "/").split("/")
+    if not name or name.startswith(("/", "\\")) or ".." in parts or "\0" in name or (len(name) > 1 and name[1] == ":"):
+        raise ValueError("path leaves the image folder: use a file name below it")
+    path = "/".join(part for part in parts if part not in ("", "."))
+    if path not in files:
+        matches = by_name.get(parts[-1], [])
+        if len(matches) > 1:
+            raise ValueError(f"ambiguous: {len(matches)} files have this name ({', '.join(sorted(matches)[:3])})")
+        if not matches:
+            return None
+        path = matches[0]
+    resolved = (root / path).resolve()
+    if root not in resolved.parents:
+        raise ValueError("path leaves the image folder through a symbolic link")
+    return path
+
+
+def _age(text: str) -> Optional[int]:
+    """Years from "57", "057Y", "18M" (months) or "30D" (days); None where it is missing or impossible."""
+    text = text.strip().upper()
+    unit = text[-1:] if text[-1:] in ("Y", "M", "D") else ""
+    value = _whole(text[: len(text) - len(unit)])
+    if value is None:
+        return None
+    years = value // {"": 1, "Y": 1, "M": 12, "D": 365}[unit]
+    return years if 0 <= years <= OLDEST_YEARS else None
+
+
+def _whole(text: str) -> Optional[int]:
+    try:
+        return int(float(text))
+    except (ValueError, OverflowError):
+        return None
+
+
+def _patient(text: str) -> str:
+    """"00000013" and "13" are one patient."""
+    return str(int(text)) if text.isdigit() else text

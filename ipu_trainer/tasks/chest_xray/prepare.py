@@ -1,0 +1,415 @@
+"""`ipu-trainer prepare chest-xray`: label CSV and image folder in, a checked, split, decoded data set out.
+
+    prepared/
+      prepared.json    manifest, written last: a folder without it is not finished
+      pixels.u8        decoded pixels (store.py)
+      metadata/        one row an image, as a `datasets` Arrow data set
+      metadata.jsonl   the same rows in Hugging Face's imagefolder form
+      rejected.csv     input that could not be used (file, line, reason)
+
+Everything wrong with the input is found in one pass and listed; without skip_bad nothing else is written then.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+
+from tqdm import tqdm
+
+from ipu_trainer.atomic import write_json, write_text
+from ipu_trainer.tasks.chest_xray import images as image_files
+from ipu_trainer.tasks.chest_xray.labels import NIH_FINDINGS, n_hot
+from ipu_trainer.tasks.chest_xray.metadata import Rejection, Row, read_metadata, read_split_list
+from ipu_trainer.tasks.chest_xray.splits import (
+    METHODS,
+    SPLITS,
+    SplitError,
+    official_split,
+    refuse_empty_training,
+    shared_patients,
+    split_by_patient,
+    split_random_images,
+)
+from ipu_trainer.tasks.chest_xray.store import STORE_FILE, StoreWriter, file_digest, writable_rows
+
+FORMAT_VERSION = 1
+MANIFEST = "prepared.json"
+_CHUNK = 16
+
+
+@dataclass(frozen=True)
+class PrepareSettings:
+    """What `prepare` is asked to do. findings empty accepts every name; split None means official if lists are given."""
+
+    csv: Path
+    images: Path
+    output: Path
+    train_val_list: Optional[Path] = None
+    test_list: Optional[Path] = None
+    size: int = 224
+    resample: str = "bilinear"
+    workers: int = 0
+    in_place: bool = False
+    only_present: bool = False
+    skip_bad: bool = False
+    split: Optional[str] = None
+    validation_fraction: float = 0.1
+    test_fraction: float = 0.1
+    seed: int = 0
+    findings: Tuple[str, ...] = NIH_FINDINGS
+
+    def __post_init__(self) -> None:
+        for name, path in (("--csv", self.csv), ("--train-val-list", self.train_val_list), ("--test-list", self.test_list)):
+            if path is not None and not path.is_file():
+                raise ValueError(f"{name} {path} is not a file.")
+        if not self.images.is_dir():
+            raise ValueError(f"--images {self.images} is not a folder. Give the folder that holds the image files.")
+        if self.output.exists() and not self.output.is_dir():
+            raise ValueError(f"--output {self.output} is a file. Give a folder.")
+        if not 16 <= self.size <= 1024:
+            raise ValueError(f"--size {self.size} is outside 16 to 1024 pixels. ViT takes 224.")
+        if self.resample not in image_files.RESAMPLES:
+            raise ValueError(f"--resample {self.resample!r} is not one of {', '.join(image_files.RESAMPLES)}.")
+        if self.workers < 0:
+            raise ValueError(f"--workers {self.workers} must be at least 1, or 0 for one for each core.")
+        if (self.train_val_list is None) != (self.test_list is None):
+            raise ValueError("--train-val-list and --test-list belong together. Give both, or neither.")
+        if self.split is not None and self.split not in METHODS:
+            raise ValueError(f"--split {self.split!r} is not one of {', '.join(METHODS)}.")
+        if self.split == "official" and self.train_val_list is None:
+            raise ValueError("--split official needs NIH's lists: --train-val-list FILE --test-list FILE.")
+        if self.in_place and not os.access(self.images, os.W_OK):
+            raise ValueError(f"--in-place writes into {self.images}, which is read-only. Leave it out.")
+
+    @property
+    def split_method(self) -> str:
+        return self.split or ("official" if self.train_val_list is not None else "by-patient")
+
+
+@dataclass(frozen=True)
+class PreparedSummary:
+    """What came out. rejected counts lines of rejected.csv; finished is False if they stopped the run."""
+
+    output: Path
+    finished: bool
+    reused: bool
+    num_images: int
+    rejected: int
+    manifest: Dict[str, Any]
+
+    def describe(self) -> str:
+        if not self.finished:
+            return (
+                f"Nothing was written: {self.rejected} lines or files cannot be used. {self.output / 'rejected.csv'} "
+                "names each with its reason. Mend them, or leave them out with --skip-bad."
+            )
+        counts = self.manifest["counts"]
+        width = max(len(name) for name in self.manifest["findings"])
+        lines = [f"{'':{width}}  " + "  ".join(f"{split:>10}" for split in SPLITS)]
+        lines.append(f"{'images':{width}}  " + "  ".join(f"{counts[split]['images']:>10,}" for split in SPLITS))
+        lines.append(f"{'patients':{width}}  " + "  ".join(f"{counts[split]['patients']:>10,}" for split in SPLITS))
+        for name in self.manifest["findings"]:
+            values = "  ".join(f"{counts[split]['findings'][name]:>10,}" for split in SPLITS)
+            lines.append(f"{name:{width}}  {values}")
+        head = "already prepared with these settings" if self.reused else "prepared"
+        left_out = f", {self.rejected} rejected (rejected.csv)" if self.rejected else ""
+        absent, ages = self.manifest["rows_without_image"], self.manifest["unknown_ages"]
+        left_out += f", {absent} rows without image left out" if absent else ""
+        left_out += f", {ages} unknown ages" if ages else ""
+        return f"{self.output}: {head}, {self.num_images:,} images{left_out}\n" + "\n".join(lines)
+
+
+def prepare(settings: PrepareSettings, progress: bool = True) -> PreparedSummary:
+    """Prepare a data set. Raises ValueError for settings or tables that cannot work; bad rows and files are listed."""
+    identity = _identity(settings)
+    manifest_path = settings.output / MANIFEST
+    if manifest_path.is_file():
+        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+        if manifest.get("identity") != identity:
+            raise ValueError(
+                f"{settings.output} was prepared with other settings or another CSV. Give another --output, or remove it."
+            )
+        return PreparedSummary(
+            settings.output, True, True, manifest["num_images"], manifest["rejected"], manifest
+        )
+
+    found = read_metadata(settings.csv, settings.images, settings.findings, settings.only_present)
+    rejections = list(found.rejections)
+    rows = list(found.rows)
+    if settings.split_method == "official":
+        rows, strays = _known_to_lists(rows, settings)
+        rejections += strays
+    if not rows and not rejections:
+        raise ValueError(f"{settings.csv} and {settings.images} have no image in common. Are they one data set?")
+
+    plan = hashlib.blake2b(
+        json.dumps([settings.size, settings.resample, str(settings.images.resolve()), [row.path for row in rows]]).encode(),
+        digest_size=16,
+    ).hexdigest()
+    writer = StoreWriter(
+        settings.output / STORE_FILE, len(rows), settings.size, settings.resample, image_files.DECODER, plan
+    )
+    failures = _decode_all(writer, rows, settings, progress)
+    rejections += [Rejection(rows[position].path, rows[position].line, reason) for position, reason in failures.items()]
+    rejections.sort(key=lambda item: (item.line, item.file))
+    if rejections and not settings.skip_bad:
+        writer.discard()
+        _write_rejections(settings.output, rejections)
+        return PreparedSummary(settings.output, False, False, 0, len(rejections), {})
+
+    kept = [(position, row) for position, row in enumerate(rows) if position not in failures]
+    splits = _split([row for _, row in kept], settings)
+    findings = sorted({name for _, row in kept for name in row.findings})
+    fingerprint = hashlib.blake2b(digest_size=16)
+    for (position, row), split in zip(kept, splits):
+        fingerprint.update(f"{row.path}\0{'|'.join(row.findings)}\0{split}\0".encode() + writer.digest(position))
+    source_hash = fingerprint.hexdigest()
+
+    _write_rejections(settings.output, rejections)
+    _write_arrow(settings.output / "metadata", kept, splits, findings)
+    jsonl = _jsonl([row for _, row in kept], findings)
+    write_text(settings.output / "metadata.jsonl", jsonl)
+    if settings.in_place:
+        write_text(settings.images / "metadata.jsonl", jsonl)
+    writer.finish(source_hash)
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "identity": identity,
+        "fingerprint": source_hash,
+        "findings": findings,
+        "num_images": len(kept),
+        "size": settings.size,
+        "resample": settings.resample,
+        "decoder": image_files.DECODER,
+        "split": {
+            "method": settings.split_method,
+            "validation_fraction": settings.validation_fraction,
+            "test_fraction": None if settings.split_method == "official" else settings.test_fraction,
+            "seed": settings.seed,
+            "images_of_patients_in_another_split": shared_patients(splits, [row.patient_id for _, row in kept]),
+        },
+        "counts": _counts([row for _, row in kept], splits, findings),
+        "rejected": len(rejections),
+        "rows_without_image": found.num_rows_without_image,
+        "unknown_ages": found.num_unknown_ages,
+        "source": {"csv": str(settings.csv), "images": str(settings.images)},
+    }
+    write_json(manifest_path, manifest)
+    return PreparedSummary(settings.output, True, False, len(kept), len(rejections), manifest)
+
+
+# Decoding -------------------------------------------------------------------------------------------------------
+
+
+def _decode_all(
+    writer: StoreWriter, rows: Sequence[Row], settings: PrepareSettings, progress: bool
+) -> Dict[int, str]:
+    """Fill the store; returns the reason for each row whose file cannot be decoded."""
+    missing = [int(row) for row in writer.missing_rows()]
+    work = [missing[start : start + _CHUNK] for start in range(0, len(missing), _CHUNK)]
+    tasks = [[(row, str(settings.images / rows[row].path)) for row in chunk] for chunk in work]
+    context = (str(writer.partial), len(rows), settings.size, settings.resample)
+    failures: Dict[int, str] = {}
+    num_workers = min(settings.workers or os.cpu_count() or 1, max(1, len(tasks)))
+    with tqdm(
+        total=len(rows), initial=len(rows) - len(missing), unit="image", desc="decoding", disable=not progress
+    ) as bar:
+        for chunk in _run(tasks, context, num_workers):
+            for row, digest, reason in chunk:
+                if reason is None:
+                    writer.commit(row, digest)
+                else:
+                    failures[row] = reason
+            bar.update(len(chunk))
+    return failures
+
+
+_Result = List[Tuple[int, bytes, Optional[str]]]
+
+
+def _run(
+    tasks: Sequence[Sequence[Tuple[int, str]]], context: Tuple[str, int, int, str], num_workers: int
+) -> Iterator[_Result]:
+    if num_workers == 1:
+        decode = _Decoder(*context)
+        for task in tasks:
+            yield decode(task)
+        return
+    with ProcessPoolExecutor(num_workers, initializer=_start_worker, initargs=context) as pool:
+        yield from pool.map(_work, tasks)
+
+
+class _Decoder:
+    def __init__(self, partial: str, num_rows: int, size: int, resample: str) -> None:
+        self.size, self.resample = size, resample
+        self.pixels = writable_rows(Path(partial), num_rows, size)
+
+    def __call__(self, task: Sequence[Tuple[int, str]]) -> _Result:
+        results: _Result = []
+        for row, path in task:
+            try:
+                content = Path(path).read_bytes()
+                self.pixels[row] = image_files.resize(image_files.decode_gray(content), self.size, self.resample)
+            except (image_files.ImageError, OSError) as error:
+                results.append((row, b"", str(error)))
+            else:
+                results.append((row, file_digest(content), None))
+        return results
+
+
+_worker: Optional[Callable[[Sequence[Tuple[int, str]]], _Result]] = None
+
+
+def _start_worker(*context: Any) -> None:
+    global _worker
+    _worker = _Decoder(*context)
+
+
+def _work(task: Sequence[Tuple[int, str]]) -> _Result:
+    assert _worker is not None
+    return _worker(task)
+
+
+# Splits and outputs ---------------------------------------------------------------------------------------------
+
+
+def _known_to_lists(rows: Sequence[Row], settings: PrepareSettings) -> Tuple[List[Row], List[Rejection]]:
+    assert settings.train_val_list is not None and settings.test_list is not None
+    train_val, test = read_split_list(settings.train_val_list), read_split_list(settings.test_list)
+    kept, strays = [], []
+    for row in rows:
+        name = row.path.rsplit("/", 1)[-1]
+        if (name in train_val) == (name in test):
+            where = "both split lists" if name in test else "neither split list"
+            strays.append(Rejection(row.path, row.line, f"in {where}"))
+        else:
+            kept.append(row)
+    return kept, strays
+
+
+def _split(rows: Sequence[Row], settings: PrepareSettings) -> List[str]:
+    names = [row.path.rsplit("/", 1)[-1] for row in rows]
+    patients = [row.patient_id for row in rows]
+    method = settings.split_method
+    if method == "official":
+        assert settings.train_val_list is not None and settings.test_list is not None
+        splits = official_split(
+            names,
+            patients,
+            read_split_list(settings.train_val_list),
+            read_split_list(settings.test_list),
+            settings.validation_fraction,
+            settings.seed,
+        )
+    else:
+        divide, of = (split_by_patient, patients) if method == "by-patient" else (split_random_images, names)
+        splits = divide(of, settings.validation_fraction, settings.test_fraction, settings.seed)
+    try:
+        refuse_empty_training(splits, method, len(set(patients)))
+    except SplitError:
+        for name in (STORE_FILE + ".partial", STORE_FILE + ".journal", STORE_FILE + ".plan"):
+            (settings.output / name).unlink()
+        raise
+    return splits
+
+
+def _counts(rows: Sequence[Row], splits: Sequence[str], findings: Sequence[str]) -> Dict[str, Any]:
+    counts: Dict[str, Any] = {}
+    for split in SPLITS:
+        inside = [row for row, where in zip(rows, splits) if where == split]
+        counts[split] = {
+            "images": len(inside),
+            "patients": len({row.patient_id for row in inside}),
+            "findings": {name: sum(name in row.findings for row in inside) for name in findings},
+        }
+    return counts
+
+
+def _write_arrow(folder: Path, kept: Sequence[Tuple[int, Row]], splits: Sequence[str], findings: Sequence[str]) -> None:
+    import datasets
+
+    rows = [row for _, row in kept]
+    columns = {
+        "file_name": [row.path for row in rows],
+        "labels": n_hot([row.findings for row in rows], findings).tolist(),
+        "patient_id": [row.patient_id for row in rows],
+        "age": [row.age for row in rows],
+        "sex": [row.sex for row in rows],
+        "view": [row.view for row in rows],
+        "follow_up": [row.follow_up for row in rows],
+        "split": list(splits),
+        "pixel_row": [position for position, _ in kept],
+    }
+    features = datasets.Features(
+        {
+            "file_name": datasets.Value("string"),
+            "labels": datasets.Sequence(datasets.Value("float32"), length=len(findings)),
+            "patient_id": datasets.Value("string"),
+            "age": datasets.Value("int32"),
+            "sex": datasets.Value("string"),
+            "view": datasets.Value("string"),
+            "follow_up": datasets.Value("int32"),
+            "split": datasets.Value("string"),
+            "pixel_row": datasets.Value("int64"),
+        }
+    )
+    temporary = folder.with_name(folder.name + ".partial")
+    for stale in (temporary, folder):
+        if stale.exists():
+            shutil.rmtree(stale)
+    shown = datasets.utils.logging.is_progress_bar_enabled()
+    datasets.utils.logging.disable_progress_bar()
+    try:
+        datasets.Dataset.from_dict(columns, features=features).save_to_disk(str(temporary))
+    finally:
+        if shown:
+            datasets.utils.logging.enable_progress_bar()
+    os.replace(temporary, folder)
+
+
+def _jsonl(rows: Sequence[Row], findings: Sequence[str]) -> str:
+    labels = n_hot([row.findings for row in rows], findings).astype(int).tolist()
+    out = io.StringIO()
+    for row, label in zip(rows, labels):
+        record = {
+            "file_name": row.path,
+            "labels": label,
+            "patient_id": row.patient_id,
+            "age": row.age,
+            "sex": row.sex,
+            "view": row.view,
+            "follow_up": row.follow_up,
+        }
+        out.write(json.dumps(record) + "\n")
+    return out.getvalue()
+
+
+def _write_rejections(folder: Path, rejections: Sequence[Rejection]) -> None:
+    out = io.StringIO()
+    table = csv.writer(out, lineterminator="\n")
+    table.writerow(["file", "line", "reason"])
+    for item in rejections:
+        table.writerow([item.file, item.line or "", item.reason])
+    write_text(folder / "rejected.csv", out.getvalue())
+
+
+def _identity(settings: PrepareSettings) -> str:
+    """Changes with everything that changes the result; not with the number of workers."""
+    values = asdict(replace(settings, workers=0, in_place=False))
+    values["csv_digest"] = file_digest(settings.csv.read_bytes()).hex()
+    for name in ("train_val_list", "test_list"):
+        path = getattr(settings, name)
+        values[name] = None if path is None else file_digest(path.read_bytes()).hex()
+    for name in ("csv", "output"):
+        values.pop(name)
+    values["images"] = str(settings.images.resolve())
+    return hashlib.blake2b(json.dumps(values, default=str, sort_keys=True).encode(), digest_size=16).hexdigest()

@@ -1,0 +1,99 @@
+"""Who trains, who chooses thresholds, who is tested: always whole patients.
+
+A random split of NIH's images leaves 83.7 % of the validation images with a patient who is in training too, so its
+numbers say nothing about unseen patients. Assignments are pure functions of the patient and a salt: adding data never
+moves a patient that was there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Collection, Dict, List, Optional, Sequence
+
+SPLITS = ("train", "validation", "test")
+METHODS = ("official", "by-patient", "random-images")
+
+
+class SplitError(ValueError):
+    """A split that would put a patient on both sides, or leave nothing to train on."""
+
+
+def official_split(
+    names: Sequence[str],
+    patients: Sequence[str],
+    train_val: Collection[str],
+    test: Collection[str],
+    validation_fraction: float = 0.1,
+    seed: int = 0,
+) -> List[str]:
+    """NIH's lists, with validation carved out of train_val by patient.
+
+    Raises SplitError if a name is in neither or both lists, or a patient in both.
+    """
+    _check_fraction("validation_fraction", validation_fraction)
+    splits: List[str] = []
+    side: Dict[str, bool] = {}
+    for name, patient in zip(names, patients):
+        in_test = name in test
+        if in_test == (name in train_val):
+            where = "both split lists" if in_test else "neither split list"
+            raise SplitError(f"{name} is in {where}. Give the lists that belong to this CSV, or use --split by-patient.")
+        if side.setdefault(patient, in_test) != in_test:
+            raise SplitError(f"patient {patient} has images in both split lists (see {name}): use --split by-patient.")
+        is_validation = patient_position(patient, seed) < validation_fraction
+        splits.append("test" if in_test else "validation" if is_validation else "train")
+    return splits
+
+
+def split_by_patient(
+    patients: Sequence[str], validation_fraction: float = 0.1, test_fraction: float = 0.1, seed: int = 0
+) -> List[str]:
+    """Patient-disjoint train, validation and test; the fractions are of patients and hold on average."""
+    _check_fraction("validation_fraction", validation_fraction)
+    _check_fraction("test_fraction", test_fraction)
+    _check_fraction("validation_fraction + test_fraction", validation_fraction + test_fraction)
+    return [_place(patient_position(patient, seed), validation_fraction, test_fraction) for patient in patients]
+
+
+def split_random_images(
+    names: Sequence[str], validation_fraction: float = 0.1, test_fraction: float = 0.1, seed: int = 0
+) -> List[str]:
+    """What many tutorials do, for comparison only: patients end up on both sides."""
+    _check_fraction("validation_fraction + test_fraction", validation_fraction + test_fraction)
+    return [_place(patient_position("image:" + name, seed), validation_fraction, test_fraction) for name in names]
+
+
+def patient_position(patient: str, seed: int = 0) -> float:
+    """A number in [0, 1) that depends on the patient and the seed alone."""
+    digest = hashlib.blake2b(f"{seed}:{patient}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") / 2.0**64
+
+
+def shared_patients(splits: Sequence[str], patients: Sequence[str]) -> Dict[str, int]:
+    """For each split, how many of its images belong to a patient who is in another split too."""
+    where: Dict[str, set[str]] = {}
+    for split, patient in zip(splits, patients):
+        where.setdefault(patient, set()).add(split)
+    counts: Dict[str, int] = {split: 0 for split in SPLITS}
+    for split, patient in zip(splits, patients):
+        counts[split] += len(where[patient]) > 1
+    return counts
+
+
+def refuse_empty_training(splits: Sequence[str], method: str, num_patients: Optional[int] = None) -> None:
+    if "train" not in splits:
+        raise SplitError(
+            f"--split {method} leaves no training image (of {len(splits)} images, {num_patients} patients). "
+            "Lower --validation-fraction and --test-fraction, give another --seed, or add data."
+        )
+
+
+def _place(position: float, validation_fraction: float, test_fraction: float) -> str:
+    if position < validation_fraction:
+        return "validation"
+    return "test" if position >= 1.0 - test_fraction else "train"
+
+
+def _check_fraction(name: str, value: float) -> None:
+    if not 0.0 <= value < 1.0:
+        raise SplitError(f"{name} {value} must be at least 0 and below 1: something must be left for training.")

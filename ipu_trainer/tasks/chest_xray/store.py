@@ -1,0 +1,154 @@
+"""The pixel store: every image decoded once, kept as uint8 grayscale at the model's size, read through a memory map.
+
+File layout (`pixels.u8`), little-endian:
+
+    bytes 0..7      magic  b"IPUTPIX1"
+    bytes 8..11     length of the header, uint32
+    bytes 12..4095  header: JSON with version, shape, resample, decoder and source hash, padded with spaces
+    bytes 4096..    rows x size x size bytes, row-major
+
+While it is being filled the file is called `pixels.u8.partial`, beside a journal with one record a row (done flag and
+digest of the source file), so that a killed run goes on where it was. Memory stays constant: rows are written in place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict
+
+import numpy as np
+
+STORE_FILE = "pixels.u8"
+VERSION = 1
+_MAGIC = b"IPUTPIX1"
+_HEADER_BYTES = 4096
+_DIGEST_BYTES = 16
+
+
+class StoreError(ValueError):
+    """A pixel store that is missing, truncated, of another version, or of other settings."""
+
+
+@dataclass(frozen=True)
+class StoreHeader:
+    """What a store holds. source_hash covers names and contents of the source files, in row order."""
+
+    num_rows: int
+    size: int
+    resample: str
+    decoder: str
+    source_hash: str
+    version: int = VERSION
+
+    def to_bytes(self) -> bytes:
+        text = json.dumps({**self.__dict__, "dtype": "|u1", "layout": "rows, height, width"}).encode()
+        head = _MAGIC + len(text).to_bytes(4, "little") + text
+        assert len(head) <= _HEADER_BYTES
+        return head.ljust(_HEADER_BYTES, b" ")
+
+    @property
+    def file_bytes(self) -> int:
+        return _HEADER_BYTES + self.num_rows * self.size * self.size
+
+
+def read_header(path: Path) -> StoreHeader:
+    """Raises StoreError naming the file and the next move."""
+    again = "Run `ipu-trainer prepare chest-xray` again into a new folder."
+    if not path.is_file():
+        raise StoreError(f"{path} is missing. {again}")
+    with path.open("rb") as file:
+        head = file.read(_HEADER_BYTES)
+    if head[:8] != _MAGIC:
+        raise StoreError(f"{path} is no pixel store (it starts with {head[:8]!r}). {again}")
+    try:
+        values: Dict[str, Any] = json.loads(head[12 : 12 + int.from_bytes(head[8:12], "little")])
+        version = int(values["version"])
+        if version != VERSION:
+            raise StoreError(f"{path} has version {version}, this release reads {VERSION}. {again}")
+        header = StoreHeader(**{name: values[name] for name in StoreHeader.__dataclass_fields__})
+    except (KeyError, UnicodeDecodeError, json.JSONDecodeError, TypeError) as error:
+        raise StoreError(f"{path} has a broken header ({error}). {again}") from error
+    actual = path.stat().st_size
+    if actual != header.file_bytes:
+        raise StoreError(f"{path} has {actual:,} bytes, its header promises {header.file_bytes:,}: truncated. {again}")
+    return header
+
+
+def open_pixels(path: Path) -> np.ndarray:
+    """uint8 (num_rows, size, size), read-only, mapped: nothing is read before it is asked for."""
+    header = read_header(path)
+    shape = (header.num_rows, header.size, header.size)
+    if not header.num_rows:
+        return np.zeros(shape, dtype=np.uint8)
+    return np.memmap(path, dtype=np.uint8, mode="r", offset=_HEADER_BYTES, shape=shape)
+
+
+class StoreWriter:
+    """Fills a store row by row, from any number of processes, resumably. `plan` is a hash of what is to be stored."""
+
+    def __init__(self, path: Path, num_rows: int, size: int, resample: str, decoder: str, plan: str) -> None:
+        self.path, self.num_rows, self.size = path, num_rows, size
+        self.resample, self.decoder = resample, decoder
+        self.partial = path.with_name(path.name + ".partial")
+        self._journal_path = path.with_name(path.name + ".journal")
+        self._plan_path = path.with_name(path.name + ".plan")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        bytes_needed = _HEADER_BYTES + num_rows * size * size
+        record_bytes = 1 + _DIGEST_BYTES
+        resumable = (
+            self._plan_path.is_file()
+            and self._plan_path.read_text() == plan
+            and self.partial.is_file()
+            and self.partial.stat().st_size == bytes_needed
+            and self._journal_path.is_file()
+            and self._journal_path.stat().st_size == max(1, num_rows) * record_bytes
+        )
+        if not resumable:
+            self.discard()
+            for file, length in ((self.partial, bytes_needed), (self._journal_path, max(1, num_rows) * record_bytes)):
+                with file.open("wb") as handle:
+                    handle.truncate(length)
+            self._plan_path.write_text(plan)
+        self._journal = np.memmap(
+            self._journal_path, dtype=np.uint8, mode="r+", shape=(max(1, num_rows), record_bytes)
+        )
+
+    def missing_rows(self) -> np.ndarray:
+        """Rows that no earlier run has finished."""
+        return np.flatnonzero(self._journal[: self.num_rows, 0] == 0)
+
+    def commit(self, row: int, digest: bytes) -> None:
+        """Say that row's pixels are in the file, and what its source file was."""
+        self._journal[row, 1:] = np.frombuffer(digest, dtype=np.uint8)
+        self._journal[row, 0] = 1
+
+    def digest(self, row: int) -> bytes:
+        return bytes(self._journal[row, 1:])
+
+    def finish(self, source_hash: str) -> StoreHeader:
+        header = StoreHeader(self.num_rows, self.size, self.resample, self.decoder, source_hash)
+        with self.partial.open("r+b") as file:
+            file.write(header.to_bytes())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(self.partial, self.path)
+        self.discard()
+        return header
+
+    def discard(self) -> None:
+        for file in (self.partial, self._journal_path, self._plan_path):
+            if file.exists():
+                file.unlink()
+
+
+def writable_rows(partial: Path, num_rows: int, size: int) -> np.ndarray:
+    """uint8 (num_rows, size, size) of a store that is being filled."""
+    return np.memmap(partial, dtype=np.uint8, mode="r+", offset=_HEADER_BYTES, shape=(num_rows, size, size))
+
+
+def file_digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=_DIGEST_BYTES).digest()

@@ -1,0 +1,230 @@
+"""From stored pixels to what the model reads: augmentation, normalisation, grayscale to RGB, a whole batch at a time.
+
+Augmentation works on the one gray channel and is a function of (seed, epoch, sample) alone: the same picture on a CPU and
+on a GPU, in any batch, on any worker. Numbers come from a counter-based hash, not from a generator that someone advances.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+
+import numpy as np
+import torch
+import torch.nn.functional as functional
+
+# Pillow's numbers, as preprocessor configs hold them.
+_RESAMPLE_NAMES = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """(pixel / 255 - mean) / std for each of three channels."""
+
+    mean: Tuple[float, ...]
+    std: Tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ValueError(f"mean {self.mean} and std {self.std} must be three numbers each, std above 0.")
+
+    @classmethod
+    def from_processor(cls, processor: Any, size: int, resample: str) -> Normalisation:
+        """Mean and std of a model's image processor.
+
+        Raises ValueError if the processor wants other pixels than those stored: another size, filter or scale.
+        """
+        wanted = _processor_size(processor)
+        if wanted is not None and wanted != (size, size):
+            raise ValueError(
+                f"the model's preprocessor wants {wanted[0]} x {wanted[1]} pixels, the data is prepared at {size} x {size}. "
+                f"Prepare it again with --size {wanted[0]}."
+            )
+        number = getattr(processor, "resample", None)
+        name = resample if number is None else _RESAMPLE_NAMES.get(int(number), str(number))
+        if name != resample:
+            raise ValueError(
+                f"the model's preprocessor resizes with {name}, the data is prepared with {resample}. "
+                f"Prepare it again with --resample {name}."
+            )
+        factor = float(getattr(processor, "rescale_factor", 1 / 255))
+        if getattr(processor, "do_rescale", True) and not math.isclose(factor, 1 / 255, rel_tol=1e-3):
+            raise ValueError(f"the model's preprocessor rescales by {factor}, not by 1/255: such a model is not supported.")
+        if not getattr(processor, "do_normalize", True):
+            return cls((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+        mean, std = processor.image_mean, processor.image_std
+        return cls(_three(mean), _three(std))
+
+    def __call__(self, gray: torch.Tensor) -> torch.Tensor:
+        """float32 (micro_batch, 3, height, width) of gray values in [0, 1], (micro_batch, height, width)."""
+        mean = gray.new_tensor(self.mean).view(1, 3, 1, 1)
+        std = gray.new_tensor(self.std).view(1, 3, 1, 1)
+        return (gray[:, None] - mean) / std
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How far a training picture may be changed. Ranges are symmetric; 0 switches one off.
+
+    scale, aspect, gamma: a factor up to 1 + value or its inverse · shift: share of the side · brightness: share of the
+    gray range · contrast: relative, around the picture's mean · erasing: probability of one gray rectangle ·
+    horizontal_flip: off by default, since the heart's side is a finding (dextrocardia).
+    """
+
+    rotation_degrees: float = 10.0
+    scale: float = 0.1
+    aspect: float = 0.05
+    shift: float = 0.05
+    brightness: float = 0.1
+    contrast: float = 0.2
+    gamma: float = 0.2
+    erasing: float = 0.0
+    horizontal_flip: bool = False
+
+    def __post_init__(self) -> None:
+        limits = {"rotation_degrees": 180.0, "shift": 0.5, "brightness": 1.0, "contrast": 1.0, "erasing": 1.0}
+        for name, value in asdict(self).items():
+            if name == "horizontal_flip":
+                continue
+            limit = limits.get(name, 4.0)
+            if not 0.0 <= value <= limit:
+                raise ValueError(f"augmentation {name} {value} must be from 0 (off) to {limit:g}.")
+
+
+NO_AUGMENTATION = Augmentation(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, False)
+
+
+def augment(
+    pixels: torch.Tensor, epoch: torch.Tensor, index: torch.Tensor, augmentation: Augmentation, seed: int = 0
+) -> torch.Tensor:
+    """Gray values in [0, 1], float32 (micro_batch, height, width), of uint8 pixels of that shape.
+
+    epoch and index, int64 (micro_batch,), name the samples; they and the seed decide everything.
+    """
+    gray = pixels.to(torch.float32) / 255.0
+    a = augmentation
+    if a == NO_AUGMENTATION:
+        return gray
+    random = _uniform(seed, epoch.cpu().numpy(), index.cpu().numpy(), 13)
+    signed = {name: 2.0 * random[:, position] - 1.0 for position, name in enumerate(_SIGNED)}
+    angle = np.deg2rad(a.rotation_degrees) * signed["angle"]
+    height_factor = np.exp(math.log1p(a.scale) * signed["scale"])
+    width_factor = height_factor * np.exp(math.log1p(a.aspect) * signed["aspect"])
+    if a.horizontal_flip:
+        width_factor = np.where(random[:, 8] < 0.5, -width_factor, width_factor)
+    # The grid runs from -1 to 1, so a shift by a share of the side is twice that share.
+    x_shift, y_shift = 2.0 * a.shift * signed["x"], 2.0 * a.shift * signed["y"]
+    affine = np.stack(
+        [
+            np.stack([np.cos(angle) * width_factor, -np.sin(angle) * height_factor, x_shift], axis=1),
+            np.stack([np.sin(angle) * width_factor, np.cos(angle) * height_factor, y_shift], axis=1),
+        ],
+        axis=1,
+    ).astype(np.float32)
+    if a.rotation_degrees or a.scale or a.aspect or a.shift or a.horizontal_flip:
+        grid = functional.affine_grid(
+            torch.from_numpy(affine).to(gray.device), [len(gray), 1, gray.shape[1], gray.shape[2]], align_corners=False
+        )
+        gray = functional.grid_sample(gray[:, None], grid, mode="bilinear", align_corners=False)[:, 0]
+
+    def each(values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(values.astype(np.float32)).to(gray.device)[:, None, None]
+
+    mean = gray.mean(dim=(1, 2), keepdim=True)
+    gray = (gray - mean) * each(1.0 + a.contrast * signed["contrast"]) + mean + each(a.brightness * signed["brightness"])
+    gray = gray.clamp_(0.0, 1.0)
+    if a.gamma:
+        gray = gray.pow(each(np.exp(math.log1p(a.gamma) * signed["gamma"])))
+    if a.erasing:
+        gray = _erase(gray, mean, random[:, 8:], a.erasing)
+    return gray
+
+
+class ChestXrayCollator:
+    """Batches of a ChestXrayDataset, or lists of its samples, as the model's inputs.
+
+    Returns {"pixel_values": float32 (micro_batch, 3, height, width), "labels": float32 (micro_batch, num_findings)}.
+    """
+
+    def __init__(
+        self, normalisation: Normalisation, augmentation: Optional[Augmentation] = None, seed: int = 0
+    ) -> None:
+        self.normalisation = normalisation
+        self.augmentation = augmentation or NO_AUGMENTATION
+        self.seed = seed
+
+    def __call__(
+        self, samples: Union[Mapping[str, torch.Tensor], Sequence[Mapping[str, torch.Tensor]]]
+    ) -> Dict[str, torch.Tensor]:
+        batch = samples if isinstance(samples, Mapping) else _stack(samples)
+        gray = augment(batch["pixels"], batch["epoch"], batch["index"], self.augmentation, self.seed)
+        return {"pixel_values": self.normalisation(gray), "labels": batch["labels"]}
+
+
+def load_normalisation(model: Union[str, Path], size: int, resample: str) -> Normalisation:
+    """The normalisation of the model folder's or Hub repository's own preprocessor config."""
+    from transformers import AutoImageProcessor
+
+    try:
+        processor = AutoImageProcessor.from_pretrained(str(model))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{model} has no usable preprocessor_config.json ({error}). Mean and std are never assumed: "
+            "add the file that the model was trained with."
+        ) from error
+    return Normalisation.from_processor(processor, size, resample)
+
+
+_SIGNED = ("angle", "scale", "aspect", "x", "y", "brightness", "contrast", "gamma")
+
+
+def _uniform(seed: int, epoch: np.ndarray, index: np.ndarray, count: int) -> np.ndarray:
+    """float64 (samples, count) in [0, 1): splitmix64 (Steele et al., OOPSLA 2014) over a counter of seed, epoch, index."""
+    with np.errstate(over="ignore"):
+        state = _mix(np.uint64(seed & (2**64 - 1)) + np.uint64(0x9E3779B97F4A7C15))
+        state = _mix(state ^ _mix(epoch.astype(np.uint64) + np.uint64(0xD1B54A32D192ED03)))
+        state = _mix(state ^ _mix(index.astype(np.uint64) + np.uint64(0x8CB92BA72F3D8DD7)))
+        steps = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        return (_mix(state[:, None] + steps[None, :]) >> np.uint64(11)).astype(np.float64) / 2.0**53
+
+
+def _mix(value: Any) -> Any:
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+def _erase(gray: torch.Tensor, fill: torch.Tensor, random: np.ndarray, probability: float) -> torch.Tensor:
+    """Gray rectangles of 10 to 35 % of a side, at random[:, 0:2] with sides random[:, 2:4], where random[:, 4] says so."""
+    height, width = gray.shape[1:]
+    numbers = torch.from_numpy(random.astype(np.float32)).to(gray.device)[:, :, None, None]
+    tall, wide = (0.1 + 0.25 * numbers[:, 2]) * height, (0.1 + 0.25 * numbers[:, 3]) * width
+    top, left = numbers[:, 0] * (height - tall), numbers[:, 1] * (width - wide)
+    y = torch.arange(height, device=gray.device)[None, :, None]
+    x = torch.arange(width, device=gray.device)[None, None, :]
+    inside = (y >= top) & (y < top + tall) & (x >= left) & (x < left + wide) & (numbers[:, 4] < probability)
+    return torch.where(inside, fill.expand_as(gray), gray)
+
+
+def _stack(samples: Sequence[Mapping[str, torch.Tensor]]) -> Dict[str, torch.Tensor]:
+    return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+
+
+def _processor_size(processor: Any) -> Optional[Tuple[int, int]]:
+    if not getattr(processor, "do_resize", True):
+        return None
+    size = processor.size
+    if isinstance(size, int):
+        return size, size
+    values: Dict[str, Any] = dict(size)
+    if values.get("height") and values.get("width"):
+        return int(values["height"]), int(values["width"])
+    edge = values.get("shortest_edge")
+    return None if edge is None else (int(edge), int(edge))
+
+
+def _three(values: Union[float, Sequence[float]]) -> Tuple[float, ...]:
+    numbers: List[float] = [float(values)] * 3 if isinstance(values, (int, float)) else [float(value) for value in values]
+    return tuple(numbers)
