@@ -1,1 +1,0 @@
-"""Where a run computes: real IPUs, the simulator, or plain PyTorch."""

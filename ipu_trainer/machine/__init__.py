@@ -1,1 +1,0 @@
-"""Facts and schedules of the IPU: standard library only."""

@@ -1,0 +1,41 @@
+"""Every difference between Trainer versions that this package has to know, and nothing else.
+
+Supported: transformers 4.29.2 (the Pod stack) and 5.x. The rest of the package asks here instead of comparing versions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Dict
+
+from transformers import TrainingArguments
+
+_FIELDS = {field.name for field in dataclasses.fields(TrainingArguments)}
+# Name in transformers 5 -> (name in 4.29, or None where it has no counterpart).
+_OLD_NAMES = {"eval_strategy": "evaluation_strategy", "use_cpu": "no_cuda"}
+
+
+def training_defaults(**values: Any) -> Dict[str, Any]:
+    """TrainingArguments values by their names of today, renamed for the installed version."""
+    named = {}
+    for name, value in values.items():
+        if name == "warmup_ratio":
+            # 5.x reads warmup_steps below 1 as a ratio; 4.29 has a field of its own.
+            name = "warmup_ratio" if "warmup_ratio" in _FIELDS else "warmup_steps"
+        elif name not in _FIELDS:
+            name = _OLD_NAMES.get(name, name)
+        named[name] = value
+    unknown = sorted(set(named) - _FIELDS)
+    assert not unknown, f"TrainingArguments of this transformers has no {unknown}"
+    return named
+
+
+def counts_labels(inputs: Any) -> bool:
+    """Whether a loss over inputs can be a sum over label tokens: only for whole-number labels.
+
+    From 4.46 on the Trainer passes the number of labels to the model and then does not divide the loss by the
+    accumulation. Losses over float targets (BCE, MSE) ignore that number and stay means, so with accumulation G stock
+    Trainer's gradient is G times too large for multi-label classification and regression (measured on 5.23.0).
+    """
+    labels = inputs.get("labels") if hasattr(inputs, "get") else None
+    return labels is None or not getattr(labels, "is_floating_point", lambda: False)()

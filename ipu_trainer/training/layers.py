@@ -1,0 +1,58 @@
+"""The repeated layers of a model, found from outside: what layer-wise learning rates and stochastic depth go by."""
+
+from __future__ import annotations
+
+from typing import Dict, List, Tuple
+
+from torch import nn
+
+
+def layer_stacks(model: nn.Module) -> List[Tuple[str, nn.ModuleList]]:
+    """(name, layers) of each outermost ModuleList of at least two layers of one class, in registration order.
+
+    An encoder-decoder has two; a model without repeated layers has none.
+    """
+    stacks: List[Tuple[str, nn.ModuleList]] = []
+    for name, module in model.named_modules():
+        if any(name.startswith(outer + ".") for outer, _ in stacks):
+            continue
+        if isinstance(module, nn.ModuleList) and len(module) > 1 and len({type(layer) for layer in module}) == 1:
+            stacks.append((name, module))
+    return stacks
+
+
+def parameter_depths(model: nn.Module) -> Tuple[Dict[str, int], int]:
+    """Depth of every parameter by name, and the largest depth.
+
+    0 is the stem (what is registered before the first layer), 1 the first layer, ..., the number of layers + 1 whatever
+    follows the last one. Raises ValueError if the model has no repeated layers.
+    """
+    stacks = layer_stacks(model)
+    if not stacks:
+        raise ValueError(
+            f"{type(model).__name__} has no repeated layers (a ModuleList of one class), so layers have no depth. "
+            "Use layer_decay=1 and drop_path=0."
+        )
+    prefixes = {}
+    offset = 0
+    for name, layers in stacks:
+        for position in range(len(layers)):
+            prefixes[f"{name}.{position}."] = offset + position + 1
+        offset += len(layers)
+    depths: Dict[str, int] = {}
+    current = 0
+    for name, _ in model.named_parameters():
+        inside = [depth for prefix, depth in prefixes.items() if name.startswith(prefix)]
+        if inside:
+            depths[name] = current = inside[0]
+        else:
+            depths[name] = 0 if current == 0 else offset + 1
+    return depths, offset + 1
+
+
+def head_parameters(model: nn.Module) -> List[str]:
+    """Names of the parameters outside the pre-trained base model: the task's head."""
+    prefix = getattr(model, "base_model_prefix", "")
+    if not prefix or not hasattr(model, prefix):
+        return []
+    return [name for name, _ in model.named_parameters() if not name.startswith(prefix + ".")]
