@@ -1,7 +1,8 @@
 """A prepared data set as torch sees it: whole micro-batches gathered from the pixel store.
 
 A key is a position in the data set, or a pair (epoch, position): the epoch travels with the sample, so that augmentation
-is a function of (seed, epoch, sample) even in worker processes that outlive an epoch.
+is a function of (seed, epoch, sample) even in worker processes that outlive an epoch. A bare position has epoch -1: it is
+no training sample, and collators leave it as it is.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class ChestXrayDataset(Dataset):  # type: ignore[type-arg]  # Dataset is not gen
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
         if self._pixels is None:
             self._pixels = open_pixels(self._store)
-        pairs = np.array([key if isinstance(key, tuple) else (0, key) for key in keys], dtype=np.int64).reshape(-1, 2)
+        pairs = np.array([key if isinstance(key, tuple) else (-1, key) for key in keys], dtype=np.int64).reshape(-1, 2)
         index = pairs[:, 1]
         return {
             "pixels": torch.from_numpy(self._pixels[self._pixel_rows[index]]),

@@ -101,11 +101,12 @@ def augment(
 ) -> torch.Tensor:
     """Gray values in [0, 1], float32 (micro_batch, height, width), of uint8 pixels of that shape.
 
-    epoch and index, int64 (micro_batch,), name the samples; they and the seed decide everything.
+    epoch and index, int64 (micro_batch,), name the samples; they and the seed decide everything. A batch of epoch -1 is
+    not of training and stays as it is.
     """
     gray = pixels.to(torch.float32) / 255.0
     a = augmentation
-    if a == NO_AUGMENTATION:
+    if a == NO_AUGMENTATION or bool((epoch < 0).all()):
         return gray
     random = _uniform(seed, epoch.cpu().numpy(), index.cpu().numpy(), 13)
     signed = {name: 2.0 * random[:, position] - 1.0 for position, name in enumerate(_SIGNED)}

@@ -1,0 +1,183 @@
+"""The command `ipu-trainer`: parse, call one library function, print.
+
+    ipu-trainer prepare  chest-xray   label CSV and images -> a prepared data set
+    ipu-trainer train    chest-xray   prepared data set and model -> a run
+    ipu-trainer evaluate chest-xray   run and prepared data set -> metrics
+    ipu-trainer phantoms chest-xray   synthetic chests to try all of this with
+    ipu-trainer profiles list | show NAME | check FILE --model PATH
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Dict, List, Optional, Sequence
+
+import ipu_trainer
+from ipu_trainer.config import profiles
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run one command; returns the exit code. What a user can mend ends in one line on stderr and 1."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if words[:1] == ["train"] and len(words) > 1 and not words[1].startswith("-"):
+            return _train(words[1], words[2:])
+        namespace = _parser().parse_args(words)
+        code: int = namespace.run(namespace)
+        return code
+    except (ValueError, FileNotFoundError) as error:
+        print(f"ipu-trainer: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("ipu-trainer: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ipu-trainer", description=ipu_trainer.__doc__)
+    parser.add_argument("--version", action="version", version=ipu_trainer.__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    prepare = _task_command(commands, "prepare", "check, split and decode a data set once")
+    prepare.add_argument("--csv", type=Path, required=True, help="label table, NIH's Data_Entry CSV (.gz) or one like it")
+    prepare.add_argument("--images", type=Path, required=True, help="folder with the image files, flat or as NIH ships it")
+    prepare.add_argument("--output", type=Path, required=True, help="folder for the prepared data set")
+    prepare.add_argument("--train-val-list", type=Path, help="NIH's train_val_list.txt")
+    prepare.add_argument("--test-list", type=Path, help="NIH's test_list.txt")
+    prepare.add_argument("--size", type=int, default=224, help="side in pixels (default 224)")
+    prepare.add_argument("--resample", default="bilinear", help="nearest, bilinear (default), bicubic or lanczos")
+    prepare.add_argument("--workers", type=int, default=0, help="decoding processes (default: one for each core)")
+    prepare.add_argument("--in-place", action="store_true", help="also write metadata.jsonl beside the images")
+    prepare.add_argument("--only-present", action="store_true", help="leave out rows whose image is not there")
+    prepare.add_argument("--skip-bad", action="store_true", help="go on without rejected rows and files")
+    prepare.add_argument("--split", help="official (with the lists), by-patient, or random-images (misleading)")
+    prepare.add_argument("--validation-fraction", type=float, default=0.1, help="share of patients (default 0.1)")
+    prepare.add_argument("--test-fraction", type=float, default=0.1, help="share of patients, without lists (default 0.1)")
+    prepare.add_argument("--seed", type=int, default=0, help="of the split by patient")
+    prepare.add_argument("--findings", help="comma-separated names to accept, or any (default: NIH's fifteen)")
+    prepare.set_defaults(run=_prepare)
+
+    train = _task_command(commands, "train", "fine-tune a model on a prepared data set; see `train chest-xray --help`")
+    train.set_defaults(run=lambda namespace: _train(namespace.task, ["--help"]))
+
+    evaluate = _task_command(commands, "evaluate", "evaluate a finished run")
+    evaluate.add_argument("--run", type=Path, required=True, dest="run_dir", metavar="RUN", help="folder of a finished run")
+    evaluate.add_argument("--data", type=Path, required=True, help="prepared data set")
+    evaluate.add_argument("--split", default="test", choices=("train", "validation", "test", "all"))
+    evaluate.add_argument("--output", type=Path, required=True, help="folder for metrics, predictions and plots")
+    evaluate.add_argument("--num-bootstrap", type=int, default=1000, help="patient-bootstrap replicates")
+    evaluate.set_defaults(run=_evaluate)
+
+    phantoms = _task_command(commands, "phantoms", "write synthetic chest X-rays and a small ViT")
+    phantoms.add_argument("--output", type=Path, required=True, help="folder for images, phantoms.csv and model")
+    phantoms.add_argument("--num-images", type=int, default=1500)
+    phantoms.add_argument("--size", type=int, default=128, help="side of the pictures in pixels")
+    phantoms.add_argument("--model-size", type=int, default=64, help="side that the small ViT reads")
+    phantoms.add_argument("--seed", type=int, default=0)
+    phantoms.set_defaults(run=_phantoms)
+
+    profile = commands.add_parser("profiles", help="ready-made IPUConfigs")
+    actions = profile.add_subparsers(dest="action", required=True, metavar="list|show|check")
+    actions.add_parser("list", help="one line a profile").set_defaults(run=_profiles_list)
+    show = actions.add_parser("show", help="a profile as JSON, with its source")
+    show.add_argument("name", help="profile name, or path of an ipu_config.json")
+    show.set_defaults(run=_profiles_show)
+    check = actions.add_parser("check", help="hold an IPUConfig against a model")
+    check.add_argument("file", help="profile name, or path of a profile or ipu_config.json")
+    check.add_argument("--model", type=Path, required=True, help="model folder or its config.json")
+    check.set_defaults(run=_profiles_check)
+    return parser
+
+
+def _task_command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, help_text: str
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=help_text)
+    parser.add_argument("task", choices=("chest-xray",), help="the task")
+    return parser
+
+
+def _prepare(namespace: argparse.Namespace) -> int:
+    from ipu_trainer.tasks.chest_xray.labels import NIH_FINDINGS
+    from ipu_trainer.tasks.chest_xray.prepare import PrepareSettings, prepare
+
+    values: Dict[str, object] = {
+        name: value for name, value in vars(namespace).items() if name not in ("command", "task", "run", "findings")
+    }
+    if namespace.findings is None:
+        findings = NIH_FINDINGS
+    else:
+        names = [name.strip() for name in namespace.findings.split(",") if name.strip()]
+        findings = () if names == ["any"] else tuple(names)
+    settings = PrepareSettings(findings=findings, **values)  # type: ignore[arg-type]  # argparse made these types
+    if settings.split == "random-images":
+        print(
+            "warning: --split random-images puts most patients into training and evaluation alike (83.7 % of NIH's "
+            "validation images with the usual 95/5 split), so its AUROC says nothing about unseen patients.",
+            file=sys.stderr,
+        )
+    summary = prepare(settings)
+    print(summary.describe(), file=sys.stdout if summary.finished else sys.stderr)
+    return 0 if summary.finished else 1
+
+
+def _train(task: str, words: List[str]) -> int:
+    if task != "chest-xray":
+        raise ValueError(f"task {task!r} is not one of chest-xray.")
+    from ipu_trainer.tasks.chest_xray import report
+    from ipu_trainer.tasks.chest_xray.train import parse_arguments, train
+
+    recipe, args = parse_arguments(words)
+    metrics = train(recipe, args)
+    if metrics:
+        print(f"\n{metrics['split']} split\n{report.metrics_table(metrics)}\n\nmodel, metrics and plots: {args.output_dir}")
+    return 0
+
+
+def _evaluate(namespace: argparse.Namespace) -> int:
+    from ipu_trainer.tasks.chest_xray import report
+    from ipu_trainer.tasks.chest_xray.train import evaluate
+
+    metrics = evaluate(namespace.run_dir, namespace.data, namespace.split, namespace.output, namespace.num_bootstrap)
+    for name in metrics["findings_unknown_to_the_model"]:
+        print(f"warning: the model has no output for {name!r}", file=sys.stderr)
+    print(f"{report.metrics_table(metrics)}\n\nmetrics and plots: {namespace.output}")
+    return 0
+
+
+def _phantoms(namespace: argparse.Namespace) -> int:
+    from ipu_trainer.tasks.chest_xray.phantoms import PhantomSettings, write_phantoms, write_small_vit
+
+    settings = PhantomSettings(namespace.num_images, namespace.size, seed=namespace.seed)
+    csv_path = write_phantoms(namespace.output, settings)
+    model = write_small_vit(namespace.output / "model", namespace.model_size, namespace.seed)
+    print(f"{namespace.num_images} synthetic images: {csv_path.parent / 'images'}, labels {csv_path}, small ViT {model}")
+    return 0
+
+
+def _profiles_list(_: argparse.Namespace) -> int:
+    print(profiles.list_table())
+    return 0
+
+
+def _profiles_show(namespace: argparse.Namespace) -> int:
+    profile = profiles.load_profile(namespace.name)
+    print(json.dumps({"about": dict(profile.about), "config": profile.config.to_dict()}, indent=2))
+    return 0
+
+
+def _profiles_check(namespace: argparse.Namespace) -> int:
+    profile = profiles.load_profile(namespace.file)
+    path = namespace.model / "config.json" if namespace.model.is_dir() else namespace.model
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist. Give a model folder with a config.json, or that file.")
+    problems = profiles.check(profile.config, json.loads(path.read_text(encoding="utf-8")))
+    print("\n".join(problems) if problems else f"{namespace.file} fits {namespace.model}")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
