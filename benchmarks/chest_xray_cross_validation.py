@@ -25,10 +25,11 @@ from ipu_trainer.tasks.chest_xray.transforms import ChestXrayCollator, load_norm
 
 SETTINGS = {
     "recipe": [],
-    "plain fine-tune": (
-        "--num_train_epochs 5 --learning_rate 5e-5 --layer_decay 1 --head_learning_rate_factor 1 --drop_path 0 "
-        "--augment False --ranking_weight 0 --weight_decay 0 --lr_scheduler_type linear --warmup_steps 0"
-    ).split(),
+    "plain fine-tune": [
+        *("--num_train_epochs", "5", "--learning_rate", "5e-5", "--lr_scheduler_type", "linear", "--warmup_steps", "0"),
+        *("--layer_decay", "1", "--head_learning_rate_factor", "1", "--drop_path", "0", "--weight_decay", "0"),
+        *("--augment", "False", "--ranking_weight", "0"),
+    ],
 }
 
 
@@ -38,7 +39,9 @@ def run_fold(data, model, setting, fold, folds, seed):
 
     with tempfile.TemporaryDirectory() as scratch:
         flags = ["--data", str(data.folder), "--model", model, "--output", scratch, "--seed", str(seed), *setting]
-        recipe, args = recipe_module.parse_arguments([*flags, "--eval_strategy", "no", "--save_strategy", "no", "--disable_tqdm", "True"])
+        recipe, args = recipe_module.parse_arguments(
+            [*flags, "--eval_strategy", "no", "--save_strategy", "no", "--disable_tqdm", "True"]
+        )
         everything = data.split("all")
         held_out = np.array([int(patient_position(patient) * folds) == fold for patient in everything.patient_ids])
         train_set = everything.subset(np.flatnonzero(~held_out))
@@ -89,7 +92,9 @@ def main():
     parser.add_argument("--workers", type=int, default=1)
     arguments = parser.parse_args()
     data = load_prepared(arguments.data)
-    jobs = [(name, seed, fold) for seed in range(arguments.seeds) for name in SETTINGS for fold in range(arguments.folds)]
+    jobs = [
+        (name, seed, fold) for seed in range(arguments.seeds) for name in SETTINGS for fold in range(arguments.folds)
+    ]
     predictions, started = {}, time.time()
     for number, (name, seed, fold) in enumerate(jobs):
         if number % arguments.workers != arguments.worker:

@@ -1,10 +1,10 @@
 """The command `ipu-trainer`: parse, call one library function, print.
 
-    ipu-trainer prepare  chest-xray   label CSV and images -> a prepared data set
-    ipu-trainer train    chest-xray   prepared data set and model -> a run
-    ipu-trainer evaluate chest-xray   run and prepared data set -> metrics
-    ipu-trainer phantoms chest-xray   synthetic chests to try all of this with
-    ipu-trainer profiles list | show NAME | check FILE --model PATH
+ipu-trainer prepare  chest-xray   label CSV and images -> a prepared data set
+ipu-trainer train    chest-xray   prepared data set and model -> a run
+ipu-trainer evaluate chest-xray   run and prepared data set -> metrics
+ipu-trainer phantoms chest-xray   synthetic chests to try all of this with
+ipu-trainer profiles list | show NAME | check FILE --model PATH
 """
 
 from __future__ import annotations
@@ -42,8 +42,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     prepare = _task_command(commands, "prepare", "check, split and decode a data set once")
-    prepare.add_argument("--csv", type=Path, required=True, help="label table, NIH's Data_Entry CSV (.gz) or one like it")
-    prepare.add_argument("--images", type=Path, required=True, help="folder with the image files, flat or as NIH ships it")
+    prepare.add_argument(
+        "--csv", type=Path, required=True, help="label table, NIH's Data_Entry CSV (.gz) or one like it"
+    )
+    prepare.add_argument(
+        "--images", type=Path, required=True, help="folder with the image files, flat or as NIH ships it"
+    )
     prepare.add_argument("--output", type=Path, required=True, help="folder for the prepared data set")
     prepare.add_argument("--train-val-list", type=Path, help="NIH's train_val_list.txt")
     prepare.add_argument("--test-list", type=Path, help="NIH's test_list.txt")
@@ -55,7 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--skip-bad", action="store_true", help="go on without rejected rows and files")
     prepare.add_argument("--split", help="official (with the lists), by-patient, or random-images (misleading)")
     prepare.add_argument("--validation-fraction", type=float, default=0.1, help="share of patients (default 0.1)")
-    prepare.add_argument("--test-fraction", type=float, default=0.1, help="share of patients, without lists (default 0.1)")
+    prepare.add_argument(
+        "--test-fraction", type=float, default=0.1, help="share of patients, without lists (default 0.1)"
+    )
     prepare.add_argument("--seed", type=int, default=0, help="of the split by patient")
     prepare.add_argument("--findings", help="comma-separated names to accept, or any (default: NIH's fifteen)")
     prepare.set_defaults(run=_prepare)
@@ -64,7 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(run=lambda namespace: _train(namespace.task, ["--help"]))
 
     evaluate = _task_command(commands, "evaluate", "evaluate a finished run")
-    evaluate.add_argument("--run", type=Path, required=True, dest="run_dir", metavar="RUN", help="folder of a finished run")
+    evaluate.add_argument(
+        "--run", type=Path, required=True, dest="run_dir", metavar="RUN", help="folder of a finished run"
+    )
     evaluate.add_argument("--data", type=Path, required=True, help="prepared data set")
     evaluate.add_argument("--split", default="test", choices=("train", "validation", "test", "all"))
     evaluate.add_argument("--output", type=Path, required=True, help="folder for metrics, predictions and plots")
@@ -133,7 +141,9 @@ def _train(task: str, words: List[str]) -> int:
     recipe, args = parse_arguments(words)
     metrics = train(recipe, args)
     if metrics:
-        print(f"\n{metrics['split']} split\n{report.metrics_table(metrics)}\n\nmodel, metrics and plots: {args.output_dir}")
+        print(
+            f"\n{metrics['split']} split\n{report.metrics_table(metrics)}\n\nmodel, metrics and plots: {args.output_dir}"
+        )
     return 0
 
 
@@ -154,7 +164,9 @@ def _phantoms(namespace: argparse.Namespace) -> int:
     settings = PhantomSettings(namespace.num_images, namespace.size, seed=namespace.seed)
     csv_path = write_phantoms(namespace.output, settings)
     model = write_small_vit(namespace.output / "model", namespace.model_size, namespace.seed)
-    print(f"{namespace.num_images} synthetic images: {csv_path.parent / 'images'}, labels {csv_path}, small ViT {model}")
+    print(
+        f"{namespace.num_images} synthetic images: {csv_path.parent / 'images'}, labels {csv_path}, small ViT {model}"
+    )
     return 0
 
 

@@ -1,7 +1,7 @@
 """The main job from nothing: data, preparation, training, evaluation.
 
-    python scripts/demo_chest_xray.py                      synthetic phantoms and a small ViT, about 4 minutes on 2 cores
-    python scripts/demo_chest_xray.py --csv CSV --images DIR --model PATH_OR_HUB_ID      your own data and model
+python scripts/demo_chest_xray.py                      synthetic phantoms and a small ViT, about 4 minutes on 2 cores
+python scripts/demo_chest_xray.py --csv CSV --images DIR --model PATH_OR_HUB_ID      your own data and model
 """
 
 import argparse
@@ -44,10 +44,21 @@ else:
     # A small ViT that starts from random weights needs a larger rate, and no gentler one for its early layers.
     recipe = ["--learning_rate", 1e-3, "--layer_decay", 1, "--head_learning_rate_factor", 1, "--drop_path", 0]
     recipe += ["--num_train_epochs", 24, "--rotation_degrees", 4, "--dataloader_num_workers", 0]
-step("train", "chest-xray", "--data", output / "prepared", "--model", model, "--output", output / "run", *recipe, *training_flags)
+step(
+    "train",
+    "chest-xray",
+    "--data",
+    output / "prepared",
+    "--model",
+    model,
+    "--output",
+    output / "run",
+    *recipe,
+    *training_flags,
+)
 print(f"""
-{'' if all(given) else 'These were synthetic phantoms: the numbers show that the machinery works, nothing about medicine.'}
-table     {output / 'run' / 'metrics.txt'}
-curves    {output / 'run' / 'plots'} (auroc.png, roc.png, calibration.png, training.png)
-numbers   {output / 'run' / 'metrics.json'}, {output / 'run' / 'predictions.csv'}
-model     {output / 'run'} (a Hugging Face model folder with its model card README.md)""")
+{"" if all(given) else "These were synthetic phantoms: the numbers show that the machinery works, nothing about medicine."}
+table     {output / "run" / "metrics.txt"}
+curves    {output / "run" / "plots"} (auroc.png, roc.png, calibration.png, training.png)
+numbers   {output / "run" / "metrics.json"}, {output / "run" / "predictions.csv"}
+model     {output / "run"} (a Hugging Face model folder with its model card README.md)""")

@@ -194,7 +194,10 @@ class IPUConfig:
         kept = {name: value for name, value in values.items() if name not in _IGNORED_KEYS}
         _refuse_unknown(kept)
         # JSON has lists; this value is hashable.
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()})
+        fields: Dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()
+        }
+        return cls(**fields)
 
     def to_dict(self) -> Dict[str, Any]:
         """All fields, derived ones filled in, as JSON types."""
@@ -230,7 +233,9 @@ class IPUConfig:
         if path.is_dir():
             path = path / CONFIG_FILE
             if not path.is_file():
-                raise FileNotFoundError(f"{path.parent} has no {CONFIG_FILE}. Write one with IPUConfig.save_pretrained().")
+                raise FileNotFoundError(
+                    f"{path.parent} has no {CONFIG_FILE}. Write one with IPUConfig.save_pretrained()."
+                )
         elif not path.is_file():
             from huggingface_hub import hf_hub_download
 
@@ -365,7 +370,11 @@ _DERIVED = (
     "inference_layers_per_ipu",
     "inference_ipus_per_replica",
     "inference_matmul_proportion",
-    *(f"{prefix}{layer}_serialization_factor" for prefix in ("", "inference_") for layer in ("embedding", "projection")),
+    *(
+        f"{prefix}{layer}_serialization_factor"
+        for prefix in ("", "inference_")
+        for layer in ("embedding", "projection")
+    ),
 )
 _HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 
@@ -392,12 +401,16 @@ def _check_integer(name: str, value: Any, minimum: int, optional: bool = False) 
     if optional and value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise IPUConfigError(f"{name} {value!r} must be a whole number of at least {minimum}. Use {name}={minimum} or more.")
+        raise IPUConfigError(
+            f"{name} {value!r} must be a whole number of at least {minimum}. Use {name}={minimum} or more."
+        )
 
 
 def _check_counts(name: str, values: Any, minimum: int) -> None:
     if not isinstance(values, Sequence) or isinstance(values, str) or not values:
-        raise IPUConfigError(f"{name} {values!r} must be a list with one whole number for each IPU, such as [3, 3, 3, 3].")
+        raise IPUConfigError(
+            f"{name} {values!r} must be a list with one whole number for each IPU, such as [3, 3, 3, 3]."
+        )
     for value in values:
         if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
             wildcard = ", or -1 for what remains" if minimum == -1 else ""

@@ -15,7 +15,7 @@ class Precision:
 
 
 def choose_precision(requested: str, use_cpu: bool) -> Precision:
-    """"bf16" or "fp32" for `--precision requested`. Raises ValueError for another word, or bf16 where it cannot be."""
+    """ "bf16" or "fp32" for `--precision requested`. Raises ValueError for another word, or bf16 where it cannot be."""
     if requested not in ("auto", "bf16", "fp32"):
         raise ValueError(f"precision {requested!r} is not one of auto, bf16, fp32.")
     if requested != "auto":

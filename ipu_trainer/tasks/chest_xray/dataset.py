@@ -106,7 +106,7 @@ class PreparedChestXrays:
         return str(self.manifest["fingerprint"])
 
     def split(self, name: str) -> ChestXrayDataset:
-        """"train", "validation", "test", or "all"."""
+        """ "train", "validation", "test", or "all"."""
         if name == "all":
             return self._everything
         if name not in SPLITS:

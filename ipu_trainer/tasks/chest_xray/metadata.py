@@ -87,16 +87,16 @@ def read_metadata(
     for line, record in _read_records(csv_path):
         name = record["file_name"].strip()
         try:
-            path = _locate(name, root, files, by_name)
-            if path is None:
+            located = _locate(name, root, files, by_name)
+            if located is None:
                 if only_present:
                     absent += 1
                     continue
                 raise ValueError("row without image: no such file below the image folder")
-            claimed.add(path)
-            if path in first_line:
-                raise ValueError(f"duplicate row: line {first_line[path]} already describes this image")
-            first_line[path] = line
+            claimed.add(located)
+            if located in first_line:
+                raise ValueError(f"duplicate row: line {first_line[located]} already describes this image")
+            first_line[located] = line
             findings = parse_findings(record["labels"], known)
             patient = record["patient_id"].strip()
             if not patient:
@@ -106,10 +106,11 @@ def read_metadata(
             continue
         age = _age(record.get("age", ""))
         unknown_ages += age is None
+        assert located is not None
         rows.append(
             Row(
                 file_name=name,
-                path=path,
+                path=located,
                 findings=findings,
                 patient_id=_patient(patient),
                 age=age,
@@ -149,7 +150,9 @@ def _read_records(csv_path: Path) -> List[Tuple[int, Dict[str, str]]]:
                     records.append((reader.line_num, {name: cells[position] for name, position in columns.items()}))
             return records
     except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, csv.Error) as error:
-        raise ValueError(f"{csv_path} cannot be read as CSV{' in gzip' if csv_path.suffix == '.gz' else ''}: {error}") from error
+        raise ValueError(
+            f"{csv_path} cannot be read as CSV{' in gzip' if csv_path.suffix == '.gz' else ''}: {error}"
+        ) from error
 
 
 def _match_columns(csv_path: Path, header: Sequence[str]) -> Dict[str, int]:
@@ -214,5 +217,5 @@ def _whole(text: str) -> Optional[int]:
 
 
 def _patient(text: str) -> str:
-    """"00000013" and "13" are one patient."""
+    """ "00000013" and "13" are one patient."""
     return str(int(text)) if text.isdigit() else text

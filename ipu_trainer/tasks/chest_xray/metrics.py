@@ -42,8 +42,8 @@ def evaluate_predictions(
     for column, name in enumerate(findings):
         row = _finding(truth[:, column], probability[:, column])
         for metric in ("auroc", "auprc"):
-            defined = not np.isnan(row[metric])
-            row[f"{metric}_interval"] = _interval(replicates[metric][:, column]) if defined else [float("nan")] * 2
+            has_value = not np.isnan(row[metric])
+            row[f"{metric}_interval"] = _interval(replicates[metric][:, column]) if has_value else [float("nan")] * 2
         if thresholds is not None:
             row.update(_operating_point(truth[:, column], probability[:, column], thresholds.get(name, float("nan"))))
         rows[name] = row

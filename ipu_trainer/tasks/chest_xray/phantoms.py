@@ -148,7 +148,7 @@ class _Canvas:
         return self.blob(side * 0.21, -0.02, self.body.width, self.lung_height, 0.12)
 
     def lungs(self) -> np.ndarray:
-        return np.maximum(self.lung(-1), self.lung(1))
+        return np.asarray(np.maximum(self.lung(-1), self.lung(1)))
 
     def side(self) -> int:
         return -1 if self.random.random() < 0.5 else 1

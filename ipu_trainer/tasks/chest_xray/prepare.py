@@ -68,7 +68,11 @@ class PrepareSettings:
     findings: Tuple[str, ...] = NIH_FINDINGS
 
     def __post_init__(self) -> None:
-        for name, path in (("--csv", self.csv), ("--train-val-list", self.train_val_list), ("--test-list", self.test_list)):
+        for name, path in (
+            ("--csv", self.csv),
+            ("--train-val-list", self.train_val_list),
+            ("--test-list", self.test_list),
+        ):
             if path is not None and not path.is_file():
                 raise ValueError(f"{name} {path} is not a file.")
         if not self.images.is_dir():
@@ -138,9 +142,7 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> PreparedSummary
             raise ValueError(
                 f"{settings.output} was prepared with other settings or another CSV. Give another --output, or remove it."
             )
-        return PreparedSummary(
-            settings.output, True, True, manifest["num_images"], manifest["rejected"], manifest
-        )
+        return PreparedSummary(settings.output, True, True, manifest["num_images"], manifest["rejected"], manifest)
 
     found = read_metadata(settings.csv, settings.images, settings.findings, settings.only_present)
     rejections = list(found.rejections)
@@ -152,7 +154,9 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> PreparedSummary
         raise ValueError(f"{settings.csv} and {settings.images} have no image in common. Are they one data set?")
 
     plan = hashlib.blake2b(
-        json.dumps([settings.size, settings.resample, str(settings.images.resolve()), [row.path for row in rows]]).encode(),
+        json.dumps(
+            [settings.size, settings.resample, str(settings.images.resolve()), [row.path for row in rows]]
+        ).encode(),
         digest_size=16,
     ).hexdigest()
     writer = StoreWriter(
@@ -210,9 +214,7 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> PreparedSummary
 # Decoding -------------------------------------------------------------------------------------------------------
 
 
-def _decode_all(
-    writer: StoreWriter, rows: Sequence[Row], settings: PrepareSettings, progress: bool
-) -> Dict[int, str]:
+def _decode_all(writer: StoreWriter, rows: Sequence[Row], settings: PrepareSettings, progress: bool) -> Dict[int, str]:
     """Fill the store; returns the reason for each row whose file cannot be decoded."""
     missing = [int(row) for row in writer.missing_rows()]
     work = [missing[start : start + _CHUNK] for start in range(0, len(missing), _CHUNK)]

@@ -33,7 +33,9 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
         lines.append(_line(NO_FINDING, metrics["no_finding"], width) + "  (apart)")
     if metrics["undefined_findings"]:
         lines.append(f"undefined (one class only): {', '.join(metrics['undefined_findings'])}")
-    lines.append(f"{metrics['num_images']:,} images of {metrics['num_patients']:,} patients; intervals resample patients")
+    lines.append(
+        f"{metrics['num_images']:,} images of {metrics['num_patients']:,} patients; intervals resample patients"
+    )
     return "\n".join(lines)
 
 
@@ -67,7 +69,14 @@ def plot_evaluation(
         low, high = row["auroc_interval"]
         axes.plot([low, high], [position, position], color="#4878a8", linewidth=2)
         axes.plot(row["auroc"], position, "o", color="#1b3a5c")
-        axes.text(-0.01, position, f"{name} ({row['num_positive']})", ha="right", va="center", transform=axes.get_yaxis_transform())
+        axes.text(
+            -0.01,
+            position,
+            f"{name} ({row['num_positive']})",
+            ha="right",
+            va="center",
+            transform=axes.get_yaxis_transform(),
+        )
     mean = metrics["mean_auroc_14"]
     if np.isfinite(mean):
         axes.axvline(mean, color="#b04a4a", linestyle="--", label=f"macro mean {mean:.3f}")
@@ -116,7 +125,9 @@ def plot_training(file: Path, history: Sequence[Mapping[str, Any]]) -> None:
     axes.set_xlabel("epoch")
     axes.set_ylabel("training loss")
     other = axes.twinx()
-    other.plot([x for x, _ in auroc], [y for _, y in auroc], "o-", color="#b04a4a", markersize=3, label="validation AUROC")
+    other.plot(
+        [x for x, _ in auroc], [y for _, y in auroc], "o-", color="#b04a4a", markersize=3, label="validation AUROC"
+    )
     other.set_ylabel("validation AUROC, macro mean")
     handles = axes.get_legend_handles_labels()[0] + other.get_legend_handles_labels()[0]
     other.legend(handles=handles, frameon=False, loc="center right")

@@ -1,9 +1,9 @@
 """Which samples form which micro-batch, on which process, in which order: a pure function of (seed, epoch, position).
 
-    an epoch    = host steps, one after another, all of them whole (static shapes are what IPUs need)
-    a host step = device iterations x accumulation x replicas micro-batches
-    process p of W takes micro-batches p, p + W, p + 2 W, ... so that every weight update sees the same set of samples,
-    however many processes share it.
+an epoch    = host steps, one after another, all of them whole (static shapes are what IPUs need)
+a host step = device iterations x accumulation x replicas micro-batches
+process p of W takes micro-batches p, p + W, p + 2 W, ... so that every weight update sees the same set of samples,
+however many processes share it.
 """
 
 from __future__ import annotations
@@ -59,8 +59,10 @@ class FindingBatchSampler(Sampler):  # type: ignore[type-arg]  # not generic at 
 
     def __len__(self) -> int:
         """Micro-batches of this process in a whole epoch."""
-        return self.plan.host_steps * self.geometry.samples_per_host_step // (
-            self.geometry.micro_batch * self.num_processes
+        return (
+            self.plan.host_steps
+            * self.geometry.samples_per_host_step
+            // (self.geometry.micro_batch * self.num_processes)
         )
 
     def set_epoch(self, epoch: int) -> None:
@@ -112,4 +114,4 @@ def _balanced(labels: np.ndarray, balance: float) -> np.ndarray:
     frequency = np.maximum(labels.mean(axis=0), 1.0 / len(labels))
     weight = np.maximum((labels / frequency).max(axis=1), 1.0)
     probabilities: np.ndarray = (1.0 - balance) / len(labels) + balance * weight / weight.sum()
-    return probabilities / probabilities.sum()
+    return np.asarray(probabilities / probabilities.sum())

@@ -37,7 +37,9 @@ def official_split(
         in_test = name in test
         if in_test == (name in train_val):
             where = "both split lists" if in_test else "neither split list"
-            raise SplitError(f"{name} is in {where}. Give the lists that belong to this CSV, or use --split by-patient.")
+            raise SplitError(
+                f"{name} is in {where}. Give the lists that belong to this CSV, or use --split by-patient."
+            )
         if side.setdefault(patient, in_test) != in_test:
             raise SplitError(f"patient {patient} has images in both split lists (see {name}): use --split by-patient.")
         is_validation = patient_position(patient, seed) < validation_fraction
@@ -74,7 +76,7 @@ def shared_patients(splits: Sequence[str], patients: Sequence[str]) -> Dict[str,
     where: Dict[str, set[str]] = {}
     for split, patient in zip(splits, patients):
         where.setdefault(patient, set()).add(split)
-    counts: Dict[str, int] = {split: 0 for split in SPLITS}
+    counts: Dict[str, int] = dict.fromkeys(SPLITS, 0)
     for split, patient in zip(splits, patients):
         counts[split] += len(where[patient]) > 1
     return counts

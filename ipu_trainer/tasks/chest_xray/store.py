@@ -113,9 +113,7 @@ class StoreWriter:
                 with file.open("wb") as handle:
                     handle.truncate(length)
             self._plan_path.write_text(plan)
-        self._journal = np.memmap(
-            self._journal_path, dtype=np.uint8, mode="r+", shape=(max(1, num_rows), record_bytes)
-        )
+        self._journal = np.memmap(self._journal_path, dtype=np.uint8, mode="r+", shape=(max(1, num_rows), record_bytes))
 
     def missing_rows(self) -> np.ndarray:
         """Rows that no earlier run has finished."""

@@ -24,7 +24,6 @@ from transformers import HfArgumentParser, TrainerCallback, ViTForImageClassific
 
 import ipu_trainer
 from ipu_trainer.atomic import write_json, write_text
-from ipu_trainer.config.batching import BatchGeometry
 from ipu_trainer.config.ipu_config import IPUConfig
 from ipu_trainer.config.profiles import Profile, load_profile
 from ipu_trainer.tasks.chest_xray import metrics as metric
@@ -78,7 +77,8 @@ class ChestXrayArguments:
     precision: str = field(default="auto", metadata={"help": "auto, bf16 or fp32; auto takes bf16 where it is fast."})
     loss: str = field(default="bce", metadata={"help": "bce or asymmetric."})
     ranking_weight: Optional[float] = field(
-        default=None, metadata={"help": "Share of the pairwise ranking loss; default 0.5, or 0 for micro-batches below 8."}
+        default=None,
+        metadata={"help": "Share of the pairwise ranking loss; default 0.5, or 0 for micro-batches below 8."},
     )
     pos_weight: bool = field(default=False, metadata={"help": "Weigh positives by inverse frequency (at most 20)."})
     balance: float = field(default=0.0, metadata={"help": "0 to 1: how far rare findings are drawn more often."})
@@ -171,8 +171,10 @@ def train(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Dict[str, A
     }
     if trainer.is_world_process_zero():
         print(table)
-        print(f"backend {trainer.backend.name} on {args.device} ({trainer.backend.reason}); "
-              f"precision {record['precision']['name']} ({record['precision']['reason']})")
+        print(
+            f"backend {trainer.backend.name} on {args.device} ({trainer.backend.reason}); "
+            f"precision {record['precision']['name']} ({record['precision']['reason']})"
+        )
         if checkpoint:
             print(f"resuming from {checkpoint}")
         write_json(run_dir / RUN_FILE, record)

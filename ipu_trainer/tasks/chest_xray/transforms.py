@@ -51,7 +51,9 @@ class Normalisation:
             )
         factor = float(getattr(processor, "rescale_factor", 1 / 255))
         if getattr(processor, "do_rescale", True) and not math.isclose(factor, 1 / 255, rel_tol=1e-3):
-            raise ValueError(f"the model's preprocessor rescales by {factor}, not by 1/255: such a model is not supported.")
+            raise ValueError(
+                f"the model's preprocessor rescales by {factor}, not by 1/255: such a model is not supported."
+            )
         if not getattr(processor, "do_normalize", True):
             return cls((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
         mean, std = processor.image_mean, processor.image_std
@@ -134,7 +136,9 @@ def augment(
         return torch.from_numpy(values.astype(np.float32)).to(gray.device)[:, None, None]
 
     mean = gray.mean(dim=(1, 2), keepdim=True)
-    gray = (gray - mean) * each(1.0 + a.contrast * signed["contrast"]) + mean + each(a.brightness * signed["brightness"])
+    gray = (
+        (gray - mean) * each(1.0 + a.contrast * signed["contrast"]) + mean + each(a.brightness * signed["brightness"])
+    )
     gray = gray.clamp_(0.0, 1.0)
     if a.gamma:
         gray = gray.pow(each(np.exp(math.log1p(a.gamma) * signed["gamma"])))
@@ -188,7 +192,8 @@ def _uniform(seed: int, epoch: np.ndarray, index: np.ndarray, count: int) -> np.
         state = _mix(state ^ _mix(epoch.astype(np.uint64) + np.uint64(0xD1B54A32D192ED03)))
         state = _mix(state ^ _mix(index.astype(np.uint64) + np.uint64(0x8CB92BA72F3D8DD7)))
         steps = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        return (_mix(state[:, None] + steps[None, :]) >> np.uint64(11)).astype(np.float64) / 2.0**53
+        bits: np.ndarray = _mix(state[:, None] + steps[None, :]) >> np.uint64(11)
+    return np.asarray(bits.astype(np.float64) / 2.0**53)
 
 
 def _mix(value: Any) -> Any:
@@ -227,5 +232,7 @@ def _processor_size(processor: Any) -> Optional[Tuple[int, int]]:
 
 
 def _three(values: Union[float, Sequence[float]]) -> Tuple[float, ...]:
-    numbers: List[float] = [float(values)] * 3 if isinstance(values, (int, float)) else [float(value) for value in values]
+    numbers: List[float] = (
+        [float(values)] * 3 if isinstance(values, (int, float)) else [float(value) for value in values]
+    )
     return tuple(numbers)
