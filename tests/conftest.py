@@ -57,7 +57,13 @@ def prepared(phantoms, tmp_path_factory):
 
     output = tmp_path_factory.mktemp("prepared") / "data"
     settings = PrepareSettings(
-        phantoms / "phantoms.csv", phantoms / "images", output, size=32, workers=1, validation_fraction=0.2, test_fraction=0.2
+        phantoms / "phantoms.csv",
+        phantoms / "images",
+        output,
+        size=32,
+        workers=1,
+        validation_fraction=0.2,
+        test_fraction=0.2,
     )
     assert prepare(settings, progress=False).finished
     return output

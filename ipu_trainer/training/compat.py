@@ -6,9 +6,13 @@ Supported: transformers 4.29.2 (the Pod stack) and 5.x. The rest of the package 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Dict
+import json
+import os
+from pathlib import Path
+from typing import Any, Dict, Union
 
-from transformers import TrainingArguments
+from safetensors import safe_open
+from transformers import PreTrainedModel, TrainingArguments
 
 _FIELDS = {field.name for field in dataclasses.fields(TrainingArguments)}
 # Name in transformers 5 -> (name in 4.29, or None where it has no counterpart).
@@ -39,3 +43,32 @@ def counts_labels(inputs: Any) -> bool:
     """
     labels = inputs.get("labels") if hasattr(inputs, "get") else None
     return labels is None or not getattr(labels, "is_floating_point", lambda: False)()
+
+
+def load_renamed_weights(model: Any, checkpoint: Union[str, os.PathLike[str]]) -> bool:
+    """Load a checkpoint whose tensors have other names than the model's; False if the names agree (nothing is done).
+
+    transformers 5 renames the layers of some models (ViT's among them) and saves them under their old names. Its Trainer
+    resumes with load_state_dict(strict=False), which then loads next to nothing and warns (seen on 5.23.0): the run would
+    go on from its initial weights. from_pretrained knows the renaming, so it does the reading here.
+    """
+    if not isinstance(model, PreTrainedModel):
+        return False
+    folder = Path(checkpoint)
+    if (folder / "model.safetensors").is_file():
+        with safe_open(str(folder / "model.safetensors"), framework="pt") as opened:
+            stored = set(opened.keys())
+    elif (folder / "model.safetensors.index.json").is_file():
+        stored = set(json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))["weight_map"])
+    else:
+        return False
+    if stored <= set(model.state_dict()):
+        return False
+    read, report = type(model).from_pretrained(str(folder), config=model.config, output_loading_info=True)
+    if report["missing_keys"] or report["mismatched_keys"]:
+        raise ValueError(
+            f"{folder} does not hold the weights of this {type(model).__name__}: missing {sorted(report['missing_keys'])[:5]}, "
+            f"of other shape {sorted(map(str, report['mismatched_keys']))[:5]}. Resume with the model that was trained."
+        )
+    model.load_state_dict(read.state_dict())
+    return True

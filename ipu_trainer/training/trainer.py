@@ -8,7 +8,8 @@ The training loop is the stock one. What this class changes, and why:
     get_batch_samples      means over float labels stay means under accumulation (compat.counts_labels)
     _inner_training_loop   accumulation x replicas of the IPUConfig become this process's accumulation
     call_model_init        stochastic depth for the model of every trial
-    evaluation_loop, _save, _load_best_model    the weight average, if asked for
+    _load_from_checkpoint, _load_best_model    checkpoints with renamed tensors (compat.load_renamed_weights)
+    evaluation_loop, _save the weight average, if asked for
 
 On the host a Trainer step is one weight update; a host step of the IPUConfig is `device_iterations` of them.
 """
@@ -150,7 +151,7 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         add_drop_path(model, getattr(self.args, "drop_path", 0.0))
         return model
 
-    # Weight average ---------------------------------------------------------------------------------------------
+    # Checkpoints and the weight average -------------------------------------------------------------------------
 
     def evaluation_loop(self, *positional: Any, **named: Any) -> Any:
         averaging = self.weight_average is not None and self.is_in_train
@@ -162,8 +163,13 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         if self.weight_average is not None and self.is_in_train:
             self.weight_average.save(output_dir or self.args.output_dir)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if not compat.load_renamed_weights(self.model if model is None else model, resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
     def _load_best_model(self) -> None:
-        super()._load_best_model()
+        if not compat.load_renamed_weights(self.model, self.state.best_model_checkpoint):
+            super()._load_best_model()
         if self.weight_average is not None:
             self.weight_average.load(self.state.best_model_checkpoint, self.model)
 

@@ -20,7 +20,11 @@ def test_every_sample_of_an_epoch_is_used_dropped_or_repeated_and_steps_are_whol
         assert dropped.host_steps * step == dropped.samples_used
         assert dropped.weight_updates == dropped.host_steps * geometry.device_iterations
     partial = geometry.epoch(num_samples, "partial")
-    assert (partial.weight_updates - 1) * geometry.global_batch < num_samples <= partial.weight_updates * geometry.global_batch
+    assert (
+        (partial.weight_updates - 1) * geometry.global_batch
+        < num_samples
+        <= partial.weight_updates * geometry.global_batch
+    )
 
 
 @given(geometries)
@@ -48,7 +52,9 @@ def test_counts_are_whole_numbers(value):
 
 def test_table_of_the_tutorials_job():
     geometry = BatchGeometry.from_config(IPUConfig(gradient_accumulation_steps=128, device_iterations=2), 1)
-    assert batch_table(geometry, geometry.epoch(106514)) == """\
+    assert (
+        batch_table(geometry, geometry.epoch(106514))
+        == """\
 micro-batch                     1  samples in one forward pass of one replica
 gradient accumulation         128  micro-batches per weight update and replica
 replicas                        1  over 1 process
@@ -60,3 +66,4 @@ host steps per epoch          416
 weight updates per epoch      832
 samples dropped                18  per epoch, other ones each time when shuffled
 samples padded                  0  repeated per epoch to fill the last host step"""
+    )

@@ -176,7 +176,9 @@ def test_an_unknown_field_names_the_nearest():
 
 
 def test_batch_size_factor_is_that_of_optimum():
-    config = IPUConfig(replication_factor=2, gradient_accumulation_steps=8, device_iterations=4, inference_device_iterations=3)
+    config = IPUConfig(
+        replication_factor=2, gradient_accumulation_steps=8, device_iterations=4, inference_device_iterations=3
+    )
     assert config.batch_size_factor() == 64
     assert config.batch_size_factor(for_inference=True) == 3
 

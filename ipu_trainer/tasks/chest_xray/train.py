@@ -279,7 +279,7 @@ def evaluate(run_dir: Path, data_dir: Path, split: str, output: Path, num_bootst
         report_to=["none"],
         seed=record["seed"],
     )
-    trainer = IPUTrainer(model=model, args=args, data_collator=ChestXrayCollator(normalisation))
+    trainer = IPUTrainer(model=model, args=args, data_collator=_PicturesOnly(ChestXrayCollator(normalisation)))
     known = [name for name in findings if name in data.findings]
     truth = np.zeros((len(subject), len(findings)), dtype=np.float32)
     for name in known:
@@ -316,6 +316,16 @@ def normalised_processor(model: str) -> Any:
     from transformers import AutoImageProcessor
 
     return AutoImageProcessor.from_pretrained(model)
+
+
+class _PicturesOnly:
+    """Leaves the labels out: those of another data set may be of other findings than the model's outputs."""
+
+    def __init__(self, collator: ChestXrayCollator) -> None:
+        self.collator = collator
+
+    def __call__(self, samples: Any) -> Dict[str, torch.Tensor]:
+        return {"pixel_values": self.collator(samples)["pixel_values"]}
 
 
 class _SamplerEpoch(TrainerCallback):  # type: ignore[misc]

@@ -1,0 +1,83 @@
+"""What a user installs: the wheel holds what it needs, and the documents say commands that exist."""
+
+import re
+import shlex
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from ipu_trainer.cli import _parser
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def test_the_built_wheel_holds_profiles_and_types(tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(REPOSITORY)], check=True, capture_output=True
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "ipu_configs/vit_base_pod4.json" in names
+    assert "ipu_trainer/py.typed" in names
+    assert not any(name.startswith(("tests", "scripts", "benchmarks")) for name in names)
+    site = tmp_path / "site"
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site), str(wheel)], check=True)
+    program = (
+        f"import sys; sys.path.insert(0, {str(site)!r}); import ipu_trainer; "
+        f"assert ipu_trainer.__file__.startswith({str(site)!r}), ipu_trainer.__file__; "
+        "from ipu_trainer.config.profiles import load_profile; print(load_profile('vit_base_pod4').config.num_ipus)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.strip() == "4"
+
+
+DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+
+
+def commands(name):
+    for document in DOCUMENTS:
+        text = document.read_text().replace("\\\n", " ")
+        for line in re.findall(rf"^\s*(?:\$ )?({name} .*)$", text, flags=re.MULTILINE):
+            yield pytest.param(line, id=f"{document.name}: {line[:60]}")
+
+
+@pytest.mark.parametrize("line", commands("ipu-trainer"))
+def test_every_documented_command_is_one_that_is_parsed(line):
+    words = shlex.split(line.split("#")[0])[1:]
+    if words[0] == "train":
+        from ipu_trainer.tasks.chest_xray.train import ChestXrayArguments, IPUTrainingArguments
+
+        flags = [word[2:].replace("-", "_") for word in words if word.startswith("--")]
+        fields = {*ChestXrayArguments.__dataclass_fields__, *IPUTrainingArguments.__dataclass_fields__, "output", "help"}
+        assert set(flags) <= fields
+    else:
+        _parser().parse_args(words)
+
+
+@pytest.mark.parametrize("line", commands("make"))
+def test_every_documented_make_target_exists(line):
+    target = line.split()[1]
+    done = subprocess.run(["make", "-n", target], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_scripts_say_what_they_do():
+    for script in sorted((REPOSITORY / "scripts").glob("*.py")):
+        done = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_demo_runs_from_phantoms_to_a_table(tmp_path):
+    script = REPOSITORY / "scripts" / "demo_chest_xray.py"
+    flags = ["--output", str(tmp_path / "demo"), "--num-images", "80", "--num_train_epochs", "1", "--num_bootstrap", "10"]
+    done = subprocess.run(
+        [sys.executable, str(script), *flags, "--use_cpu", "True"], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "macro mean" in done.stdout and "synthetic" in done.stdout
+    assert (tmp_path / "demo" / "run" / "plots" / "roc.png").exists()
+    half = subprocess.run([sys.executable, str(script), "--csv", "x.csv"], capture_output=True, text=True, timeout=120)
+    assert half.returncode != 0 and "belong together" in half.stderr
