@@ -16,7 +16,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 def test_the_built_wheel_holds_profiles_and_types(tmp_path):
     subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(REPOSITORY)], check=True, capture_output=True
+        [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(REPOSITORY)],
+        check=True,
+        capture_output=True,
     )
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
@@ -24,7 +26,9 @@ def test_the_built_wheel_holds_profiles_and_types(tmp_path):
     assert "ipu_trainer/py.typed" in names
     assert not any(name.startswith(("tests", "scripts", "benchmarks")) for name in names)
     site = tmp_path / "site"
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site), str(wheel)], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site), str(wheel)], check=True
+    )
     program = (
         f"import sys; sys.path.insert(0, {str(site)!r}); import ipu_trainer; "
         f"assert ipu_trainer.__file__.startswith({str(site)!r}), ipu_trainer.__file__; "
@@ -51,7 +55,12 @@ def test_every_documented_command_is_one_that_is_parsed(line):
         from ipu_trainer.tasks.chest_xray.train import ChestXrayArguments, IPUTrainingArguments
 
         flags = [word[2:].replace("-", "_") for word in words if word.startswith("--")]
-        fields = {*ChestXrayArguments.__dataclass_fields__, *IPUTrainingArguments.__dataclass_fields__, "output", "help"}
+        fields = {
+            *ChestXrayArguments.__dataclass_fields__,
+            *IPUTrainingArguments.__dataclass_fields__,
+            "output",
+            "help",
+        }
         assert set(flags) <= fields
     else:
         _parser().parse_args(words)
@@ -72,7 +81,16 @@ def test_scripts_say_what_they_do():
 
 def test_the_demo_runs_from_phantoms_to_a_table(tmp_path):
     script = REPOSITORY / "scripts" / "demo_chest_xray.py"
-    flags = ["--output", str(tmp_path / "demo"), "--num-images", "80", "--num_train_epochs", "1", "--num_bootstrap", "10"]
+    flags = [
+        "--output",
+        str(tmp_path / "demo"),
+        "--num-images",
+        "80",
+        "--num_train_epochs",
+        "1",
+        "--num_bootstrap",
+        "10",
+    ]
     done = subprocess.run(
         [sys.executable, str(script), *flags, "--use_cpu", "True"], capture_output=True, text=True, timeout=300
     )

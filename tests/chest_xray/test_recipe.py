@@ -22,7 +22,18 @@ FLAGS += ["--precision", "fp32", "--num_bootstrap", "30", "--logging_steps", "3"
 
 
 def words(prepared, phantoms, run, *more):
-    return ["train", "chest-xray", "--data", str(prepared), "--model", str(phantoms / "model"), "--output", str(run), *FLAGS, *more]
+    return [
+        "train",
+        "chest-xray",
+        "--data",
+        str(prepared),
+        "--model",
+        str(phantoms / "model"),
+        "--output",
+        str(run),
+        *FLAGS,
+        *more,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +101,12 @@ def test_findings_are_matched_by_name_with_data_that_has_others(run, phantoms, t
 def test_a_killed_run_resumes_to_bit_identical_weights(run, prepared, phantoms, tmp_path):
     folder = tmp_path / "killed"
     program = "import sys; from ipu_trainer.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", "import torch; torch.set_num_threads(1); " + program, *words(prepared, phantoms, folder)]
+    command = [
+        sys.executable,
+        "-c",
+        "import torch; torch.set_num_threads(1); " + program,
+        *words(prepared, phantoms, folder),
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     # The first checkpoint is complete once its last file is there; kill in the middle of what follows.
@@ -102,10 +118,15 @@ def test_a_killed_run_resumes_to_bit_identical_weights(run, prepared, phantoms, 
     assert main(words(prepared, phantoms, folder)) == 0
     whole, resumed = load_file(run / "model.safetensors"), load_file(folder / "model.safetensors")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    assert json.loads((folder / "metrics.json").read_text())["mean_auroc_14"] == json.loads((run / "metrics.json").read_text())["mean_auroc_14"]
+    assert (
+        json.loads((folder / "metrics.json").read_text())["mean_auroc_14"]
+        == json.loads((run / "metrics.json").read_text())["mean_auroc_14"]
+    )
 
 
-def test_a_finished_folder_and_an_interrupted_run_of_other_settings_are_refused(run, prepared, phantoms, tmp_path, capsys):
+def test_a_finished_folder_and_an_interrupted_run_of_other_settings_are_refused(
+    run, prepared, phantoms, tmp_path, capsys
+):
     assert main(words(prepared, phantoms, run)) == 1
     assert "finished run" in capsys.readouterr().err
     record = json.loads((run / "run.json").read_text())
@@ -118,21 +139,37 @@ def test_an_ipu_profile_gives_the_batch_and_equal_global_batches_equal_weights(p
     config = tmp_path / "ipu_config.json"
     config.write_text(json.dumps({"gradient_accumulation_steps": 2, "replication_factor": 2}))
     # No ranking loss: its pairs are those of a micro-batch, so it is not the same with another one.
-    more = ["--num_train_epochs", "1", "--ranking_weight", "0", "--drop_path", "0", "--optim", "sgd", "--learning_rate", "0.5"]
+    more = [
+        "--num_train_epochs",
+        "1",
+        "--ranking_weight",
+        "0",
+        "--drop_path",
+        "0",
+        "--optim",
+        "sgd",
+        "--learning_rate",
+        "0.5",
+    ]
     assert main(words(prepared, phantoms, tmp_path / "whole", *more)) == 0
     spread = [*more, "--ipu-config", str(config), "--per_device_train_batch_size", "2"]
     assert main(words(prepared, phantoms, tmp_path / "spread", *spread)) == 0
     whole, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "spread"))
     # The same samples in another order of summation: float32 rounding over one epoch.
     assert max(float((whole[name] - other[name]).abs().max()) for name in whole) < 1e-5
-    recipe, args = parse_arguments(["--data", str(prepared), "--model", "m", "--output", str(tmp_path / "x"), "--ipu_config", "vit_base_pod4"])
+    recipe, args = parse_arguments(
+        ["--data", str(prepared), "--model", "m", "--output", str(tmp_path / "x"), "--ipu_config", "vit_base_pod4"]
+    )
     assert args.per_device_train_batch_size == 1
 
 
 @pytest.mark.parametrize(
     "more, message",
     [
-        (["--ipu_config", "vit_base_pod4", "--per_device_train_batch_size", "4"], "fewer than the 512 of one host step"),
+        (
+            ["--ipu_config", "vit_base_pod4", "--per_device_train_batch_size", "4"],
+            "fewer than the 512 of one host step",
+        ),
         (["--per_device_train_batch_size", "1", "--ranking_weight", "0.5"], "compares samples of a micro-batch"),
         (["--loss", "hinge"], "not one of bce, asymmetric"),
         (["--rotation_degrees", "400"], "rotation_degrees 400"),
@@ -159,7 +196,18 @@ def test_missing_data_or_output_is_named_with_the_next_move(phantoms, tmp_path, 
 
 def test_options_of_the_loss_and_the_sampler_reach_training(prepared, phantoms, tmp_path):
     run = tmp_path / "run"
-    more = ["--pos_weight", "True", "--ranking_weight", "0", "--balance", "0.5", "--tail", "pad", "--horizontal_flip", "True"]
+    more = [
+        "--pos_weight",
+        "True",
+        "--ranking_weight",
+        "0",
+        "--balance",
+        "0.5",
+        "--tail",
+        "pad",
+        "--horizontal_flip",
+        "True",
+    ]
     flags = words(prepared, phantoms, run, *more, "--num_train_epochs", "1")[2:]
     assert np.isfinite(train(*parse_arguments(flags))["validation_mean_auroc_14"])
     settings = read_run(run)["settings"]
@@ -171,7 +219,16 @@ def test_options_of_the_loss_and_the_sampler_reach_training(prepared, phantoms, 
 def test_two_processes_train_the_recipe_to_the_weights_of_one(prepared, phantoms, tmp_path):
     config = tmp_path / "ipu_config.json"
     config.write_text(json.dumps({"replication_factor": 2}))
-    more = ["--num_train_epochs", "1", "--per_device_train_batch_size", "4", "--ranking_weight", "0", "--drop_path", "0"]
+    more = [
+        "--num_train_epochs",
+        "1",
+        "--per_device_train_batch_size",
+        "4",
+        "--ranking_weight",
+        "0",
+        "--drop_path",
+        "0",
+    ]
     more += ["--optim", "sgd", "--learning_rate", "0.5", "--ema_decay", "0", "--ipu_config", str(config)]
     for processes in (1, 2):
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
