@@ -157,7 +157,7 @@ def test_an_ipu_profile_gives_the_batch_and_equal_global_batches_equal_weights(p
     whole, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "spread"))
     # The same samples in another order of summation: float32 rounding over one epoch.
     assert max(float((whole[name] - other[name]).abs().max()) for name in whole) < 1e-5
-    recipe, args = parse_arguments(
+    _, args = parse_arguments(
         ["--data", str(prepared), "--model", "m", "--output", str(tmp_path / "x"), "--ipu_config", "vit_base_pod4"]
     )
     assert args.per_device_train_batch_size == 1
