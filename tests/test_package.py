@@ -48,7 +48,7 @@ def commands(name):
             yield pytest.param(line, id=f"{document.name}: {line[:60]}")
 
 
-@pytest.mark.parametrize("line", commands("ipu-trainer"))
+@pytest.mark.parametrize("line", list(commands("ipu-trainer")))
 def test_every_documented_command_is_one_that_is_parsed(line):
     words = shlex.split(line.split("#")[0])[1:]
     if words[0] == "train":
@@ -66,7 +66,7 @@ def test_every_documented_command_is_one_that_is_parsed(line):
         _parser().parse_args(words)
 
 
-@pytest.mark.parametrize("line", commands("make"))
+@pytest.mark.parametrize("line", list(commands("make")))
 def test_every_documented_make_target_exists(line):
     target = line.split()[1]
     done = subprocess.run(["make", "-n", target], cwd=REPOSITORY, capture_output=True, text=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import zipfile
 from pathlib import Path
 from typing import Optional, Union
 
@@ -14,8 +15,8 @@ _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.
 def last_complete_checkpoint(output_dir: Union[str, os.PathLike[str]]) -> Optional[str]:
     """The newest `checkpoint-N` folder that was written whole, or None.
 
-    Trainer writes trainer_state.json last, so a folder in which it can be read is complete; one that a kill cut short is
-    passed over and the one before it is taken.
+    A folder that a kill cut short is passed over and the one before it is taken. transformers 5 writes
+    trainer_state.json last, 4.29 the state of the random generators: both must be whole.
     """
     folder = Path(output_dir)
     if not folder.is_dir():
@@ -37,4 +38,6 @@ def _is_complete(path: Path) -> bool:
     except (OSError, json.JSONDecodeError, UnicodeDecodeError):
         return False
     has_weights = any((path / name).is_file() for name in _WEIGHTS)
-    return has_weights and (path / "optimizer.pt").is_file() and (path / "scheduler.pt").is_file()
+    states = [path / "optimizer.pt", path / "scheduler.pt", *(path.glob("rng_state*.pth"))]
+    # torch.save writes zip archives, whose directory comes last: one that was cut short has none.
+    return has_weights and len(states) > 2 and all(zipfile.is_zipfile(file) for file in states)

@@ -15,22 +15,28 @@ from safetensors import safe_open
 from transformers import PreTrainedModel, TrainingArguments
 
 _FIELDS = {field.name for field in dataclasses.fields(TrainingArguments)}
-# Name in transformers 5 -> (name in 4.29, or None where it has no counterpart).
+# Name in transformers 5 -> name in 4.29.
 _OLD_NAMES = {"eval_strategy": "evaluation_strategy", "use_cpu": "no_cuda"}
 
 
+def field_name(name: str) -> str:
+    """What the installed transformers calls a field of TrainingArguments that 5.x calls name.
+
+    "warmup_ratio" is what 4.29 calls it; 5.x reads warmup_steps below 1 as a ratio.
+    """
+    if name == "warmup_ratio":
+        return name if name in _FIELDS else "warmup_steps"
+    return name if name in _FIELDS else _OLD_NAMES.get(name, name)
+
+
 def training_defaults(**values: Any) -> Dict[str, Any]:
-    """TrainingArguments values by their names of today, renamed for the installed version."""
-    named = {}
-    for name, value in values.items():
-        if name == "warmup_ratio":
-            # 5.x reads warmup_steps below 1 as a ratio; 4.29 has a field of its own.
-            name = "warmup_ratio" if "warmup_ratio" in _FIELDS else "warmup_steps"
-        elif name not in _FIELDS:
-            name = _OLD_NAMES.get(name, name)
-        named[name] = value
-    unknown = sorted(set(named) - _FIELDS)
-    assert not unknown, f"TrainingArguments of this transformers has no {unknown}"
+    """TrainingArguments values by their names of today, renamed for the installed version.
+
+    save_safetensors is left out where there is no such choice any more: 5.x always saves so.
+    """
+    named = {field_name(name): value for name, value in values.items()}
+    if "save_safetensors" not in _FIELDS:
+        named.pop("save_safetensors", None)
     return named
 
 

@@ -17,7 +17,7 @@ On the host a Trainer step is one weight update; a host step of the IPUConfig is
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Dict, Optional, Union
+from typing import Any, Dict, Iterator, Optional, Union
 
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -98,7 +98,7 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
 
     def _inner_training_loop(self, *positional: Any, **named: Any) -> Any:
         args = self.args
-        asked = args.gradient_accumulation_steps
+        self._accumulation_given = args.gradient_accumulation_steps
         self._batch_geometry_in_loop = geometry = self.batch_geometry
         logger.info("batches:\n%s", batch_table(geometry, None, self._num_workers()))
         resume = named.get("resume_from_checkpoint") or (positional[2] if len(positional) > 2 else None)
@@ -109,12 +109,23 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         try:
             result = super()._inner_training_loop(*positional, **named)
         finally:
-            args.gradient_accumulation_steps = asked
+            args.gradient_accumulation_steps = self._accumulation_given
             self._batch_geometry_in_loop = None
         best_was_loaded = args.load_best_model_at_end and self.state.best_model_checkpoint is not None
         if self.weight_average is not None and not best_was_loaded:
             self.weight_average.copy_to(self.model)
         return result
+
+    @contextlib.contextmanager
+    def _arguments_as_given(self) -> Iterator[None]:
+        """Inside the block the arguments are the user's, as checkpoints should hold them."""
+        in_loop = self.args.gradient_accumulation_steps
+        if self._batch_geometry_in_loop is not None:
+            self.args.gradient_accumulation_steps = self._accumulation_given
+        try:
+            yield
+        finally:
+            self.args.gradient_accumulation_steps = in_loop
 
     def get_batch_samples(self, *positional: Any, **named: Any) -> Any:
         samples, num_items = super().get_batch_samples(*positional, **named)
@@ -159,7 +170,8 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
             return super().evaluation_loop(*positional, **named)
 
     def _save(self, output_dir: Optional[str] = None, state_dict: Optional[Dict[str, Any]] = None) -> None:
-        super()._save(output_dir, state_dict=state_dict)
+        with self._arguments_as_given():
+            super()._save(output_dir, state_dict=state_dict)
         if self.weight_average is not None and self.is_in_train:
             self.weight_average.save(output_dir or self.args.output_dir)
 

@@ -16,8 +16,10 @@ from transformers import ViTForImageClassification
 from ipu_trainer.cli import main
 from ipu_trainer.tasks.chest_xray.dataset import load_prepared
 from ipu_trainer.tasks.chest_xray.train import parse_arguments, read_run, train
+from ipu_trainer.training import compat
 
-FLAGS = ["--num_train_epochs", "3", "--per_device_train_batch_size", "8", "--use_cpu", "True", "--disable_tqdm", "True"]
+CPU = "--" + compat.field_name("use_cpu")
+FLAGS = ["--num_train_epochs", "3", "--per_device_train_batch_size", "8", CPU, "True", "--disable_tqdm", "True"]
 FLAGS += ["--precision", "fp32", "--num_bootstrap", "30", "--logging_steps", "3", "--ema_decay", "0.9"]
 
 

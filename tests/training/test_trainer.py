@@ -10,6 +10,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, ViTConfig,
 import ipu_trainer
 from ipu_trainer import IPUConfig, IPUTrainer, IPUTrainingArguments
 from ipu_trainer.backends import choose_backend
+from ipu_trainer.training import compat
 from ipu_trainer.training.checkpoints import last_complete_checkpoint
 from ipu_trainer.training.layers import head_parameters, layer_stacks, parameter_depths
 from ipu_trainer.training.optimizer import add_drop_path
@@ -66,7 +67,7 @@ def arguments(folder, cls=IPUTrainingArguments, **changes):
         "dataloader_pin_memory": False,
         "logging_steps": 1,
     }
-    return cls(**{**values, **changes})
+    return cls(**compat.training_defaults(**{**values, **changes}))
 
 
 def trained(
@@ -116,6 +117,7 @@ def test_weight_updates_depend_on_the_global_batch_alone(tmp_path, multi_label, 
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
+@pytest.mark.skipif(not hasattr(Trainer, "get_batch_samples"), reason="this transformers does not count labels")
 def test_stock_trainer_scales_multi_label_gradients_by_the_accumulation(tmp_path):
     """Why get_batch_samples is overridden. When this fails, transformers has mended it and the override can go."""
     whole = trained(tmp_path / "a", trainer_class=Trainer, cls=TrainingArguments)
@@ -148,16 +150,25 @@ def test_the_loop_sees_the_accumulation_and_the_arguments_get_theirs_back(tmp_pa
             seen.append(args.gradient_accumulation_steps)
 
     config = IPUConfig(gradient_accumulation_steps=2, replication_factor=2)
-    args = arguments(tmp_path, per_device_train_batch_size=2)
+    args = arguments(tmp_path, per_device_train_batch_size=2, save_strategy="steps", save_steps=3)
     trainer = IPUTrainer(model=vit(), args=args, train_dataset=Pictures(), ipu_config=config, callbacks=[Look()])
     trainer.train()
     assert set(seen) == {4}
+    saved = torch.load(tmp_path / "checkpoint-3" / "training_args.bin", weights_only=False)
+    assert saved.gradient_accumulation_steps == 1
     assert trainer.args is args and args.gradient_accumulation_steps == 1
 
 
 def test_one_learning_rate_serves_all_updates_of_a_host_step(tmp_path):
-    trainer = trained(tmp_path, IPUConfig(device_iterations=2), max_steps=4, logging_steps=1)
-    rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+    rates = []
+
+    class Look(TrainerCallback):
+        def on_step_begin(self, args, state, control, optimizer=None, **_):
+            rates.append(optimizer.param_groups[0]["lr"])
+
+    args = arguments(tmp_path, max_steps=4)
+    config = IPUConfig(device_iterations=2)
+    IPUTrainer(model=vit(), args=args, train_dataset=Pictures(), ipu_config=config, callbacks=[Look()]).train()
     assert rates[0] == rates[1] != rates[2] == rates[3]
     with pytest.raises(ValueError, match="device_iterations=1"):
         IPUTrainer(
@@ -268,7 +279,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     other = vit()
     other.config.num_hidden_layers = 4
     other = ViTForImageClassification(other.config)
-    with pytest.raises(ValueError, match="does not hold the weights"):
+    with pytest.raises(ValueError, match="does not hold the weights|match the size"):
         trained(tmp_path / "b", model=other).train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-3"))
 
 
@@ -277,7 +288,8 @@ def test_a_checkpoint_that_was_cut_short_is_passed_over(tmp_path):
     state = tmp_path / "checkpoint-4" / "trainer_state.json"
     state.write_text(state.read_text()[:20])
     assert last_complete_checkpoint(tmp_path).endswith("checkpoint-2")
-    (tmp_path / "checkpoint-2" / "optimizer.pt").unlink()
+    random_state = tmp_path / "checkpoint-2" / "rng_state.pth"
+    random_state.write_bytes(random_state.read_bytes()[:-50])
     assert last_complete_checkpoint(tmp_path) is None
     assert last_complete_checkpoint(tmp_path / "nowhere") is None
 
@@ -322,6 +334,10 @@ if trainer.is_world_process_zero():
 """
 
 
+@pytest.mark.skipif(
+    not hasattr(Trainer, "create_accelerator_and_postprocess"),
+    reason="this transformers shuffles differently per process",
+)
 def test_two_processes_share_the_replicas_and_give_the_same_weights(tmp_path):
     script = tmp_path / "run.py"
     script.write_text(TWO_PROCESSES)

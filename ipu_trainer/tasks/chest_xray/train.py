@@ -58,6 +58,7 @@ _RECIPE = compat.training_defaults(
     eval_strategy="epoch",
     save_strategy="epoch",
     save_total_limit=2,
+    save_safetensors=True,
     logging_steps=10,
     per_device_eval_batch_size=64,
     remove_unused_columns=False,
@@ -110,8 +111,8 @@ def parse_arguments(argv: Sequence[str]) -> Tuple[ChestXrayArguments, IPUTrainin
     """
     parser = HfArgumentParser([ChestXrayArguments, IPUTrainingArguments], prog="ipu-trainer train chest-xray")
     parser.set_defaults(**_RECIPE, **_OWN_RECIPE, per_device_train_batch_size=0)
-    renamed = ["--output_dir" + word[len("--output") :] if word.split("=")[0] == "--output" else word for word in argv]
-    if not any(word.split("=")[0] in ("--output_dir", "--output-dir") for word in renamed) and not _asks_help(argv):
+    renamed = [_field_flag(word) for word in argv]
+    if not any(word.split("=")[0] == "--output_dir" for word in renamed) and not _asks_help(argv):
         raise ValueError("--output RUN is missing: the folder for checkpoints and results.")
     namespace, unknown = parser.parse_known_args(renamed)
     if unknown:
@@ -217,9 +218,13 @@ class ChestXrayTrainer(IPUTrainer):
     ) -> None:
         super().__init__(*positional, **named)
         self.finding_loss = finding_loss
+        geometry, copies = self.batch_geometry, max(1, self.args.n_gpu)
         self.train_sampler = FindingBatchSampler(
             self.train_dataset.labels,
-            self.batch_geometry,
+            # Several GPUs of one process (DataParallel) share out one batch: the micro-batches of all of them.
+            dataclasses.replace(
+                geometry, micro_batch=geometry.micro_batch * copies, replicas=geometry.replicas // copies
+            ),
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             balance=balance,
             tail=tail,
@@ -461,6 +466,15 @@ def _sigmoid(logits: np.ndarray) -> np.ndarray:
 
 def _nan_if_none(value: Optional[float]) -> float:
     return float("nan") if value is None else float(value)
+
+
+def _field_flag(word: str) -> str:
+    """--ipu-config and --ipu_config are one flag, --output is Trainer's --output_dir."""
+    if not word.startswith("--"):
+        return word
+    flag, equals, value = word.partition("=")
+    flag = "--" + flag[2:].replace("-", "_")
+    return ("--output_dir" if flag == "--output" else flag) + equals + value
 
 
 def _asks_help(argv: Sequence[str]) -> bool:
