@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence
@@ -20,7 +21,10 @@ from ipu_trainer.config import profiles
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Run one command; returns the exit code. What a user can mend ends in one line on stderr and 1."""
+    """Run one command; returns the exit code. What a user can mend ends in one line on stderr and 1.
+
+    IPU_TRAINER_TRACEBACK=1 shows where the error came from instead.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         if words[:1] == ["train"] and len(words) > 1 and not words[1].startswith("-"):
@@ -28,7 +32,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         namespace = _parser().parse_args(words)
         code: int = namespace.run(namespace)
         return code
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
+        if os.environ.get("IPU_TRAINER_TRACEBACK"):
+            raise
         print(f"ipu-trainer: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from ipu_trainer.atomic import write_text
+from ipu_trainer.machine.placement import resolve_wildcards
 
 CONFIG_FILE = "ipu_config.json"
 OUTPUT_MODES = ("all", "sum", "final", "default")
@@ -140,19 +141,10 @@ class IPUConfig:
                 f"layers_per_ipu {list(given)} has {len(given)} entries, but ipus_per_replica is "
                 f"{self.ipus_per_replica}. Give one entry for each IPU, or [-1] for an even split."
             )
-        wildcards = [position for position, count in enumerate(given) if count == -1]
-        fixed = sum(count for count in given if count != -1)
-        rest = num_layers - fixed
-        if rest < 0 or (rest and not wildcards):
-            example = _even_split(num_layers, len(given))
-            raise IPUConfigError(
-                f"layers_per_ipu {list(given)} places {fixed} layers, but the model has {num_layers}. "
-                f"Use {list(example)}, or -1 where the remainder may go."
-            )
-        resolved = list(given)
-        for position, count in zip(wildcards, _even_split(rest, len(wildcards)) if wildcards else ()):
-            resolved[position] = count
-        return tuple(resolved)
+        try:
+            return resolve_wildcards(given, num_layers)
+        except ValueError as error:
+            raise IPUConfigError(str(error)) from None
 
     def for_inference(self) -> IPUConfig:
         """The configuration that evaluation uses: every field takes its inference twin; nothing is accumulated."""
@@ -377,11 +369,6 @@ _DERIVED = (
     ),
 )
 _HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
-
-
-def _even_split(num_layers: int, num_ipus: int) -> Tuple[int, ...]:
-    quotient, rest = divmod(num_layers, num_ipus)
-    return (quotient,) * (num_ipus - 1) + (quotient + rest,)
 
 
 def _refuse_unknown(values: Mapping[str, Any]) -> None:

@@ -1,0 +1,1 @@
+"""Facts and schedules of the IPU: decided here, obeyed by everything above. Standard library only."""
