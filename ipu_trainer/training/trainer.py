@@ -70,6 +70,11 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         super().__init__(model, args, *positional, **named)
         if self.model_init is None:
             add_drop_path(self.model, getattr(args, "drop_path", 0.0))
+        if self.optimizer is not None and self._scales_by_depth():
+            raise ValueError(
+                "layer_decay and head_learning_rate_factor divide the parameter groups that this trainer makes, but "
+                "optimizers= brings its own. Leave them at 1, or give optimizer_cls_and_kwargs= instead."
+            )
         if self.weight_average is not None:
             self.add_callback(_AverageAfterUpdate(self.weight_average))
         self.batch_geometry.accumulation_per_process(self._num_workers())  # refuses what cannot be spread
@@ -138,11 +143,15 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
     def create_optimizer(self, *positional: Any, **named: Any) -> Any:
         fresh = self.optimizer is None
         optimizer = super().create_optimizer(*positional, **named)
-        layer_decay = getattr(self.args, "layer_decay", 1.0)
-        head_factor = getattr(self.args, "head_learning_rate_factor", 1.0)
-        if fresh and (layer_decay != 1.0 or head_factor != 1.0):
-            optimizer.param_groups = groups_by_depth(self.model, optimizer.param_groups, layer_decay, head_factor)
+        if fresh and self._scales_by_depth():
+            optimizer.param_groups = groups_by_depth(
+                self.model, optimizer.param_groups, self.args.layer_decay, self.args.head_learning_rate_factor
+            )
         return optimizer
+
+    def _scales_by_depth(self) -> bool:
+        names = ("layer_decay", "head_learning_rate_factor")
+        return any(getattr(self.args, name, 1.0) != 1.0 for name in names)
 
     def create_scheduler(self, num_training_steps: int, *positional: Any, **named: Any) -> Any:
         fresh = self.lr_scheduler is None

@@ -177,6 +177,7 @@ def test_an_ipu_profile_gives_the_batch_and_equal_global_batches_equal_weights(p
         (["--rotation_degrees", "400"], "rotation_degrees 400"),
         (["--ipu_config", "vit_bas_pod4"], "vit_base_pod4"),
         (["--precision", "fp8"], "not one of auto"),
+        (["--precision", "fp32", "--bf16", "True"], "contradict each other"),
         (["--no_such_flag", "1"], "unknown flags --no_such_flag"),
         (["--layer_decay", "2"], "layer_decay 2"),
     ],

@@ -307,6 +307,14 @@ def test_what_cannot_work_is_refused_before_work(tmp_path):
         choose_precision("fp8", True)
 
 
+def test_learning_rates_by_depth_and_an_optimizer_of_the_users_own_exclude_each_other(tmp_path):
+    model = vit()
+    own = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="optimizers= brings its own"):
+        IPUTrainer(model=model, args=arguments(tmp_path, layer_decay=0.5), optimizers=(own, None))
+    assert IPUTrainer(model=model, args=arguments(tmp_path), optimizers=(own, None)).optimizer is own
+
+
 def test_a_profile_by_name_and_plain_training_arguments_are_taken(tmp_path):
     trainer = IPUTrainer(model=vit(), args=arguments(tmp_path, TrainingArguments), ipu_config="vit_base_pod4")
     assert trainer.batch_geometry.gradient_accumulation == 128

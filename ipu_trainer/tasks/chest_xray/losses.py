@@ -53,6 +53,11 @@ class FindingLoss:
             loss = (1.0 - self.ranking_weight) * loss + self.ranking_weight * ranking_loss(logits, labels)
         return loss
 
+    def describe(self) -> str:
+        parts = [f"{1.0 - self.ranking_weight:g} x {self.kind}"]
+        parts += [f"{self.ranking_weight:g} x pairwise ranking"] if self.ranking_weight else []
+        return " + ".join(parts) + (", positives weighted" if self.pos_weight is not None else "")
+
     def _asymmetric(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         probability = torch.sigmoid(logits)
         shifted = (probability - self.margin).clamp(min=0.0)

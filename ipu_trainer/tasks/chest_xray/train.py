@@ -14,7 +14,7 @@ import platform
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -122,8 +122,7 @@ def parse_arguments(argv: Sequence[str]) -> Tuple[ChestXrayArguments, IPUTrainin
     recipe = ChestXrayArguments(**{name: value for name, value in values.items() if name in names})
     if not values["per_device_train_batch_size"]:
         values["per_device_train_batch_size"] = _default_micro_batch(recipe)
-    precision = choose_precision(recipe.precision, bool(values.get("use_cpu") or values.get("no_cuda")))
-    values["bf16"] = values.get("bf16") or precision.name == "bf16"
+    values["bf16"] = _takes_bf16(recipe.precision, values)
     args_names = {item.name for item in dataclasses.fields(IPUTrainingArguments) if item.init}
     args = IPUTrainingArguments(**{name: value for name, value in values.items() if name in args_names})
     return recipe, args
@@ -172,10 +171,9 @@ def train(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Dict[str, A
     }
     if trainer.is_world_process_zero():
         print(table)
-        print(
-            f"backend {trainer.backend.name} on {args.device} ({trainer.backend.reason}); "
-            f"precision {record['precision']['name']} ({record['precision']['reason']})"
-        )
+        print(f"backend    {trainer.backend.name} on {args.device} ({trainer.backend.reason})")
+        print(f"precision  {record['precision']['name']} ({record['precision']['reason']})")
+        print(f"loss       {loss.describe()}")
         if checkpoint:
             print(f"resuming from {checkpoint}")
         write_json(run_dir / RUN_FILE, record)
@@ -447,9 +445,20 @@ def _resolved(
     }
 
 
+def _takes_bf16(requested: str, values: Mapping[str, Any]) -> bool:
+    """Whether to set Trainer's bf16. Its own flags --bf16 and --fp16 stand in for --precision auto."""
+    flags = [name for name in ("bf16", "fp16") if values.get(name)]
+    if flags and requested not in ("auto", flags[0]):
+        raise ValueError(f"--precision {requested} and --{flags[0]} contradict each other. Give one of them.")
+    if flags:
+        return "bf16" in flags
+    return choose_precision(requested, bool(values.get(compat.field_name("use_cpu")))).name == "bf16"
+
+
 def _precision(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Precision:
     chosen = choose_precision(recipe.precision, args.device.type == "cpu")
-    return chosen if (chosen.name == "bf16") == bool(args.bf16) else Precision("bf16", "--bf16")
+    used = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
+    return chosen if chosen.name == used else Precision(used, f"--{used}")
 
 
 def _watch(findings: Sequence[str]) -> Any:
