@@ -151,6 +151,20 @@ def test_bad_files_stop_everything_unless_skipped(settings, phantoms, tmp_path):
     assert np.array_equal(kept[last]["pixels"].numpy(), images.load_gray(folder / names[-1], 32))
 
 
+def test_a_table_of_nothing_but_bad_rows_is_listed_too(settings, tmp_path):
+    table = tmp_path / "bad.csv"
+    table.write_text("Image Index,Finding Labels,Patient ID\nnowhere.png,Mass,1\n")
+    empty = tmp_path / "images"
+    empty.mkdir()
+    summary = prepare(replace(settings, csv=table, images=empty), progress=False)
+    assert (summary.finished, summary.rejected) == (False, 1)
+    with pytest.raises(ValueError, match="no image in common"):
+        prepare(replace(settings, csv=table, images=empty, only_present=True), progress=False)
+    with pytest.raises(ValueError, match="leaves no training image"):
+        prepare(replace(settings, csv=table, images=empty, skip_bad=True), progress=False)
+    assert [path.name for path in settings.output.iterdir()] == ["rejected.csv"]
+
+
 def test_a_killed_preparation_goes_on_where_it_was(settings, phantoms, tmp_path, monkeypatch):
     reference = tmp_path / "reference"
     prepare(replace(settings, output=reference), progress=False)

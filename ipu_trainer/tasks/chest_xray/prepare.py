@@ -241,6 +241,8 @@ _Result = List[Tuple[int, bytes, Optional[str]]]
 def _run(
     tasks: Sequence[Sequence[Tuple[int, str]]], context: Tuple[str, int, int, str], num_workers: int
 ) -> Iterator[_Result]:
+    if not tasks:
+        return
     if num_workers == 1:
         decode = _Decoder(*context)
         for task in tasks:
