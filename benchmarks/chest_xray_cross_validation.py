@@ -17,10 +17,12 @@ import numpy as np
 import torch
 
 from ipu_trainer.atomic import write_json
-from ipu_trainer.tasks.chest_xray import train as recipe_module
+from ipu_trainer.tasks.chest_xray.arguments import finding_loss, parse_arguments
 from ipu_trainer.tasks.chest_xray.dataset import load_prepared
 from ipu_trainer.tasks.chest_xray.metrics import mean_auroc
+from ipu_trainer.tasks.chest_xray.model import load_model
 from ipu_trainer.tasks.chest_xray.splits import patient_position
+from ipu_trainer.tasks.chest_xray.trainer import ChestXrayTrainer
 from ipu_trainer.tasks.chest_xray.transforms import ChestXrayCollator, load_normalisation
 
 SETTINGS = {
@@ -39,21 +41,21 @@ def run_fold(data, model, setting, fold, folds, seed):
 
     with tempfile.TemporaryDirectory() as scratch:
         flags = ["--data", str(data.folder), "--model", model, "--output", scratch, "--seed", str(seed), *setting]
-        recipe, args = recipe_module.parse_arguments(
+        recipe, args = parse_arguments(
             [*flags, "--eval_strategy", "no", "--save_strategy", "no", "--disable_tqdm", "True"]
         )
         everything = data.split("all")
         held_out = np.array([int(patient_position(patient) * folds) == fold for patient in everything.patient_ids])
         train_set = everything.subset(np.flatnonzero(~held_out))
         transformers.set_seed(seed)
-        trainer = recipe_module.ChestXrayTrainer(
-            model=recipe_module._load_model(model, data.findings, train_set.labels.mean(axis=0)),
+        trainer = ChestXrayTrainer(
+            model=load_model(model, data.findings, train_set.labels.mean(axis=0)),
             args=args,
             train_dataset=train_set,
             data_collator=ChestXrayCollator(
                 load_normalisation(model, data.size, data.manifest["resample"]), recipe.augmentation, seed
             ),
-            finding_loss=recipe_module._loss(recipe, args, train_set),
+            finding_loss=finding_loss(recipe, args, train_set),
             balance=recipe.balance,
         )
         trainer.train()

@@ -15,8 +15,10 @@ from pathlib import Path
 import torch
 
 from ipu_trainer.atomic import write_json
-from ipu_trainer.tasks.chest_xray import train as recipe_module
+from ipu_trainer.tasks.chest_xray.arguments import finding_loss, parse_arguments
 from ipu_trainer.tasks.chest_xray.dataset import load_prepared
+from ipu_trainer.tasks.chest_xray.model import load_model
+from ipu_trainer.tasks.chest_xray.trainer import ChestXrayTrainer
 from ipu_trainer.tasks.chest_xray.transforms import ChestXrayCollator, load_normalisation
 
 
@@ -43,16 +45,16 @@ def setting(data, model_path, num_micro_batches, scratch):
         "--logging_strategy",
         "no",
     ]
-    recipe, args = recipe_module.parse_arguments(flags)
+    recipe, args = parse_arguments(flags)
     train_set = data.split("train")
-    model = recipe_module._load_model(model_path, data.findings, train_set.labels.mean(axis=0))
+    model = load_model(model_path, data.findings, train_set.labels.mean(axis=0))
     normalisation = load_normalisation(model_path, data.size, data.manifest["resample"])
-    trainer = recipe_module.ChestXrayTrainer(
+    trainer = ChestXrayTrainer(
         model=model,
         args=args,
         train_dataset=train_set,
         data_collator=ChestXrayCollator(normalisation, recipe.augmentation, args.seed),
-        finding_loss=recipe_module._loss(recipe, args, train_set),
+        finding_loss=finding_loss(recipe, args, train_set),
     )
     return trainer, args
 

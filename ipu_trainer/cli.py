@@ -142,7 +142,8 @@ def _train(task: str, words: List[str]) -> int:
     if task != "chest-xray":
         raise ValueError(f"task {task!r} is not one of chest-xray.")
     from ipu_trainer.tasks.chest_xray import report
-    from ipu_trainer.tasks.chest_xray.train import parse_arguments, train
+    from ipu_trainer.tasks.chest_xray.arguments import parse_arguments
+    from ipu_trainer.tasks.chest_xray.train import train
 
     recipe, args = parse_arguments(words)
     metrics = train(recipe, args)
@@ -155,7 +156,7 @@ def _train(task: str, words: List[str]) -> int:
 
 def _evaluate(namespace: argparse.Namespace) -> int:
     from ipu_trainer.tasks.chest_xray import report
-    from ipu_trainer.tasks.chest_xray.train import evaluate
+    from ipu_trainer.tasks.chest_xray.evaluate import evaluate
 
     metrics = evaluate(namespace.run_dir, namespace.data, namespace.split, namespace.output, namespace.num_bootstrap)
     for name in metrics["findings_unknown_to_the_model"]:

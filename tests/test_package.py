@@ -52,7 +52,8 @@ def commands(name):
 def test_every_documented_command_is_one_that_is_parsed(line):
     words = shlex.split(line.split("#")[0])[1:]
     if words[0] == "train":
-        from ipu_trainer.tasks.chest_xray.train import ChestXrayArguments, IPUTrainingArguments
+        from ipu_trainer.tasks.chest_xray.arguments import ChestXrayArguments
+        from ipu_trainer.training.arguments import IPUTrainingArguments
 
         flags = [word[2:].replace("-", "_") for word in words if word.startswith("--")]
         fields = {

@@ -1,0 +1,69 @@
+"""A finished run on any prepared data set: thresholds from its validation, findings matched by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+import numpy as np
+import torch
+from transformers import ViTForImageClassification
+
+from ipu_trainer.tasks.chest_xray import metrics as metric
+from ipu_trainer.tasks.chest_xray import report
+from ipu_trainer.tasks.chest_xray.dataset import load_prepared
+from ipu_trainer.tasks.chest_xray.record import read_run
+from ipu_trainer.tasks.chest_xray.splits import SPLITS
+from ipu_trainer.tasks.chest_xray.trainer import PicturesOnly, sigmoid
+from ipu_trainer.tasks.chest_xray.transforms import ChestXrayCollator, load_normalisation
+from ipu_trainer.training.arguments import IPUTrainingArguments
+from ipu_trainer.training.precision import choose_precision
+from ipu_trainer.training.trainer import IPUTrainer
+
+
+def evaluate(run_dir: Path, data_dir: Path, split: str, output: Path, num_bootstrap: int = 1000) -> Dict[str, Any]:
+    """Evaluate a finished run on a split of any prepared data set; findings are matched by name.
+
+    Findings that the model does not know are named in the result; those that the data never shows are undefined.
+    """
+    record = read_run(run_dir)
+    data = load_prepared(data_dir)
+    subject = data.split(split)
+    if not len(subject):
+        raise ValueError(f"the {split} split of {data_dir} is empty. Evaluate another of {', '.join(SPLITS)}, all.")
+    findings: List[str] = record["findings"]
+    normalisation = load_normalisation(run_dir, data.size, data.manifest["resample"])
+    model = ViTForImageClassification.from_pretrained(str(run_dir))
+    precision = choose_precision(record["settings"]["recipe"]["precision"], False)
+    args = IPUTrainingArguments(
+        output_dir=str(output),
+        per_device_eval_batch_size=64,
+        bf16=precision.name == "bf16",
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        report_to=["none"],
+        seed=record["seed"],
+    )
+    trainer = IPUTrainer(model=model, args=args, data_collator=PicturesOnly(ChestXrayCollator(normalisation)))
+    known = [name for name in findings if name in data.findings]
+    truth = np.zeros((len(subject), len(findings)), dtype=np.float32)
+    for name in known:
+        truth[:, findings.index(name)] = subject.labels[:, data.findings.index(name)]
+    logits = trainer.predict(subject).predictions
+    probability = sigmoid(np.asarray(logits, dtype=np.float64))
+    thresholds = {name: _nan_if_none(value) for name, value in record["thresholds"].items()}
+    result = {
+        "split": split,
+        "run": str(run_dir),
+        "data_fingerprint": data.fingerprint,
+        "findings_unknown_to_the_model": [name for name in data.findings if name not in findings],
+        **metric.evaluate_predictions(
+            truth, probability, findings, subject.table, thresholds, num_bootstrap, record["seed"]
+        ),
+    }
+    report.write_evaluation(output, result, truth, probability, findings, subject.table)
+    return result
+
+
+def _nan_if_none(value: Optional[float]) -> float:
+    return float("nan") if value is None else float(value)
