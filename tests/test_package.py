@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ipu_trainer.cli import _parser
+from ipu_trainer.training import compat
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -93,7 +94,10 @@ def test_the_demo_runs_from_phantoms_to_a_table(tmp_path):
         "10",
     ]
     done = subprocess.run(
-        [sys.executable, str(script), *flags, "--use_cpu", "True"], capture_output=True, text=True, timeout=300
+        [sys.executable, str(script), *flags, "--" + compat.field_name("use_cpu"), "True"],
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "macro mean" in done.stdout and "synthetic" in done.stdout
