@@ -246,6 +246,19 @@ def test_a_damaged_store_is_refused_with_its_name(prepared, tmp_path):
     store.unlink()
     with pytest.raises(StoreError, match="missing"):
         load_prepared(folder)
+    store.write_bytes(whole)
+    (folder / "metadata" / "state.json").write_text("{")
+    with pytest.raises(PreparedError, match="is damaged"):
+        load_prepared(folder)
+
+
+def test_metadata_is_a_datasets_folder(prepared):
+    import datasets
+
+    rows = datasets.load_from_disk(str(prepared / "metadata"))
+    data = load_prepared(prepared).split("all")
+    assert list(rows["file_name"]) == data.table["file_name"]
+    assert np.array_equal(np.asarray(rows["labels"], dtype=np.float32), data.labels)
 
 
 def test_header_says_what_the_store_holds(prepared):

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
+import pyarrow
+import pyarrow.ipc
 import torch
 from torch.utils.data import Dataset
 
@@ -117,8 +119,6 @@ class PreparedChestXrays:
 
 def load_prepared(folder: Union[str, Path]) -> PreparedChestXrays:
     """Open a folder made by `ipu-trainer prepare chest-xray`. Raises PreparedError or StoreError if it is damaged."""
-    import datasets
-
     folder = Path(folder)
     path = folder / MANIFEST
     if not path.is_file():
@@ -135,13 +135,30 @@ def load_prepared(folder: Union[str, Path]) -> PreparedChestXrays:
     header = read_header(folder / STORE_FILE)
     if header.source_hash != manifest["fingerprint"]:
         raise PreparedError(f"{folder}: {STORE_FILE} and {MANIFEST} are of different runs. Prepare the data again.")
-    rows = datasets.load_from_disk(str(folder / "metadata")).with_format("numpy")
+    rows = _read_arrow(folder / "metadata")
     columns: Dict[str, List[Any]] = {
-        name: list(rows.with_format(None)[name]) for name in rows.column_names if name not in ("labels", "pixel_row")
+        name: rows.column(name).to_pylist() for name in rows.column_names if name not in ("labels", "pixel_row")
     }
-    labels = np.asarray(rows["labels"], dtype=np.float32).reshape(len(rows), len(manifest["findings"]))
-    pixel_rows = np.asarray(rows["pixel_row"], dtype=np.int64)
+    flat = rows.column("labels").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    labels = np.array(flat, dtype=np.float32).reshape(len(rows), len(manifest["findings"]))
+    pixel_rows = np.array(rows.column("pixel_row").to_pylist(), dtype=np.int64)
     if len(rows) != manifest["num_images"] or (len(rows) and int(pixel_rows.max()) >= header.num_rows):
         raise PreparedError(f"{folder}: metadata and pixel store disagree on the number of images. Prepare it again.")
     everything = ChestXrayDataset(folder / STORE_FILE, pixel_rows, labels, columns, list(manifest["findings"]))
     return PreparedChestXrays(folder, manifest, everything)
+
+
+def _read_arrow(folder: Path) -> pyarrow.Table:
+    """The rows of a `datasets` folder.
+
+    Read by pyarrow alone: datasets 2 refuses the names that datasets 4 and later give to the types of columns, and a
+    prepared folder has to travel between the two stacks.
+    """
+    try:
+        names = [
+            item["filename"] for item in json.loads((folder / "state.json").read_text(encoding="utf-8"))["_data_files"]
+        ]
+        tables = [pyarrow.ipc.open_stream(pyarrow.memory_map(str(folder / name))).read_all() for name in names]
+    except (OSError, KeyError, json.JSONDecodeError, pyarrow.ArrowInvalid) as error:
+        raise PreparedError(f"{folder} is damaged ({error}). Prepare the data again into a new folder.") from error
+    return pyarrow.concat_tables(tables)
