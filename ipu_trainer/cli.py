@@ -4,6 +4,7 @@ ipu-trainer prepare  chest-xray   label CSV and images -> a prepared data set
 ipu-trainer train    chest-xray   prepared data set and model -> a run
 ipu-trainer evaluate chest-xray   run and prepared data set -> metrics
 ipu-trainer phantoms chest-xray   synthetic chests to try all of this with
+ipu-trainer simulate [--trace DIR] SCRIPT [ARGS...]   a program written for IPUs, on the simulator
 ipu-trainer profiles list | show NAME | check FILE --model PATH
 """
 
@@ -93,6 +94,16 @@ def _parser() -> argparse.ArgumentParser:
     phantoms.add_argument("--seed", type=int, default=0)
     phantoms.set_defaults(run=_phantoms)
 
+    simulate = commands.add_parser(
+        "simulate",
+        help="run a program that imports poptorch, on the simulator: ipu-trainer simulate train.py --epochs 1",
+    )
+    simulate.add_argument("--trace", metavar="DIR", help="measure the stages: timeline and memory of every executor")
+    simulate.add_argument("--device", default="cpu", help="where the simulator computes: cpu (default) or cuda")
+    simulate.add_argument("script", help="Python file")
+    simulate.add_argument("arguments", nargs=argparse.REMAINDER, help="the script's own arguments")
+    simulate.set_defaults(run=_simulate)
+
     profile = commands.add_parser("profiles", help="ready-made IPUConfigs")
     actions = profile.add_subparsers(dest="action", required=True, metavar="list|show|check")
     actions.add_parser("list", help="one line a profile").set_defaults(run=_profiles_list)
@@ -174,6 +185,30 @@ def _phantoms(namespace: argparse.Namespace) -> int:
     print(
         f"{namespace.num_images} synthetic images: {csv_path.parent / 'images'}, labels {csv_path}, small ViT {model}"
     )
+    return 0
+
+
+def _simulate(namespace: argparse.Namespace) -> int:
+    import contextlib
+    import traceback
+
+    from ipu_trainer import simulator
+    from ipu_trainer.simulator import trace
+
+    simulator.use_torch_device(namespace.device)
+    simulator.install()
+    if not Path(namespace.script).is_file():
+        raise FileNotFoundError(f"{namespace.script} is not a file; give the Python script to simulate.")
+    with contextlib.ExitStack() as stack:
+        recorder = stack.enter_context(trace.recording(namespace.trace)) if namespace.trace else None
+        try:
+            simulator.run_script(namespace.script, namespace.arguments)
+        except Exception:  # the script's own, whatever it is: shown in full, as Python would
+            traceback.print_exc()
+            return 1
+    if recorder is not None:
+        for path in recorder.written:
+            print(path, file=sys.stderr)
     return 0
 
 

@@ -1,0 +1,165 @@
+"""Standing in for the SDK: programs that say `import poptorch` and `import popart` get the simulator.
+
+Nothing is written to disk and nothing shadows a real installation: install() refuses where the real poptorch can be
+imported. It lasts for the process and for those that it spawns.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import importlib.metadata
+import importlib.util
+import multiprocessing.spawn
+import os
+import runpy
+import sys
+import types
+from typing import Any, Dict, Iterator, List, Sequence
+
+VERSION = "3.4.0"
+
+
+class AlreadyInstalledError(ValueError):
+    """The real poptorch is there, and will not be replaced."""
+
+
+def install() -> None:
+    """Let `poptorch` and `popart` be the simulator in this process. Calling it again changes nothing.
+
+    Raises AlreadyInstalledError if the real poptorch is importable.
+    """
+    import ipu_trainer.simulator as simulator
+
+    if sys.modules.get("poptorch") is simulator:
+        return
+    spec = importlib.util.find_spec("poptorch") if "poptorch" not in sys.modules else sys.modules["poptorch"].__spec__
+    if spec is not None or "poptorch" in sys.modules:
+        where = getattr(spec, "origin", None) or "the running program"
+        raise AlreadyInstalledError(
+            f"the real poptorch is importable ({where}); the simulator does not take its place. Use an environment "
+            "without the SDK, or `import ipu_trainer.simulator as poptorch`."
+        )
+    from . import (
+        enums,
+        executor,
+        hooks,
+        logs,
+        ops,
+        optim,
+        optimum_extensions,
+        options,
+        popart_enums,
+        poptorch_core,
+        profiling,
+        sdk_internals,
+        structure,
+        testing,
+        unavailable,
+    )
+
+    sys.modules.update(
+        {
+            "poptorch": simulator,
+            "poptorch.enums": enums,
+            "poptorch.ops": ops,
+            "poptorch.optim": optim,
+            "poptorch.options": options,
+            "poptorch.profiling": profiling,
+            "poptorch.testing": testing,
+            "poptorch.poptorch_core": poptorch_core,
+            "poptorch._impl": sdk_internals,
+            "poptorch._logging": logs,
+            "poptorch._poplar_executor": _view("poptorch._poplar_executor", executor, hooks),
+            "poptorch._utils": _view("poptorch._utils", structure, unavailable),
+            "popart": _view("popart", popart_enums),
+        }
+    )
+    for replaced, functions in optimum_extensions.REPLACED.items():
+        module = types.ModuleType(replaced, optimum_extensions.__doc__)
+        module.__dict__.update({function: getattr(optimum_extensions, function) for function in functions})
+        sys.modules[replaced] = module
+    for name in ("_impl", "_logging", "_poplar_executor", "_utils"):
+        setattr(simulator, name, sys.modules[f"poptorch.{name}"])
+    sys.meta_path.append(_Metadata())
+    multiprocessing.spawn.get_preparation_data = _preparation_data
+    logs.console()
+    level = os.environ.get("POPTORCH_LOG_LEVEL")
+    if level:
+        logs.setLogLevel(level)
+
+
+class _InstallingName(str):
+    """The name of a process. A new interpreter that unpickles it installs the simulator first of all.
+
+    It is the first thing that a spawned process reads: before it imports the main module, and before it unpickles
+    data sets, whose modules may say `import poptorch`.
+    """
+
+    def __reduce__(self) -> Any:
+        return (_install_and_name, (str(self),))
+
+
+def _install_and_name(name: str) -> str:
+    install()
+    return name
+
+
+_plain_preparation_data = multiprocessing.spawn.get_preparation_data
+
+
+def _preparation_data(name: str) -> Dict[str, Any]:
+    data = _plain_preparation_data(name)
+    data["name"] = _InstallingName(data["name"])
+    return data
+
+
+def _view(name: str, *modules: types.ModuleType) -> types.ModuleType:
+    """A module of that name with everything public from others."""
+    view = types.ModuleType(name, modules[0].__doc__)
+    for module in modules:
+        view.__dict__.update({k: v for k, v in vars(module).items() if not k.startswith("__")})
+    view.__spec__ = importlib.machinery.ModuleSpec(name, None, origin=modules[0].__file__)
+    return view
+
+
+class _Distribution(importlib.metadata.Distribution):
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def read_text(self, filename: str) -> Any:
+        if filename != "METADATA":
+            return None
+        return f"Metadata-Version: 2.1\nName: {self._name}\nVersion: {VERSION}\nSummary: simulated\n"
+
+    def locate_file(self, path: Any) -> Any:
+        raise FileNotFoundError(f"{self._name} is simulated and has no files")
+
+
+class _Metadata(importlib.metadata.DistributionFinder):
+    """Answers importlib.metadata.version("poptorch")."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
+        return None
+
+    def find_distributions(self, context: Any = None) -> Iterator[importlib.metadata.Distribution]:  # type: ignore[override]
+        if context is not None and context.name in ("poptorch", "popart"):
+            yield _Distribution(context.name)
+
+
+def run_script(path: str, arguments: Sequence[str] = ()) -> Dict[str, Any]:
+    """Run a Python file as the main program, with the simulator in place of the SDK. Returns its global names.
+
+    Raises FileNotFoundError for a path that is no file.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path} is not a file; give the Python script to simulate")
+    install()
+    before: List[str] = sys.argv
+    sys.argv = [path, *arguments]
+    sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
+    try:
+        return runpy.run_path(path, run_name="__main__")
+    finally:
+        sys.argv = before
+        sys.path.remove(os.path.dirname(os.path.abspath(path)))
