@@ -52,7 +52,7 @@ test-pod: .venv-pod/.tested
 	$(PYTHON38) -m venv .venv-pod
 	$(POD)/pip install -q --upgrade pip setuptools wheel
 	$(POD)/pip install -q -c constraints-pod.txt torch
-	$(POD)/pip install -q -c constraints-pod.txt -e ".[test]"
+	$(POD)/pip install -q -c constraints-pod.txt -e ".[test]" optimum-graphcore
 	touch $@
 
 clean:
