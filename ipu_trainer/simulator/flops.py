@@ -63,6 +63,12 @@ _COUNTS: Dict[str, Callable[[Sequence[Any], Any], int]] = {
 }
 
 
-def num_bytes(tensor: torch.Tensor) -> int:
-    """Bytes of the tensor's elements."""
-    return tensor.numel() * tensor.element_size()
+# 64-bit types are 32-bit ones on the device.
+_ELEMENT_BYTES = {torch.int64: 4, torch.float64: 4}
+
+
+def device_bytes(tensor: torch.Tensor) -> int:
+    """Bytes that the tensor's elements take on the device. An expanded tensor counts what is behind it."""
+    size = _ELEMENT_BYTES.get(tensor.dtype, tensor.element_size())
+    behind = tensor.untyped_storage().nbytes() // tensor.element_size()
+    return min(tensor.numel(), behind) * size

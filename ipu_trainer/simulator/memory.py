@@ -85,7 +85,8 @@ def memory_report(
     """The report for one replica.
 
     schedule has one row per stage. state_bytes_per_parameter counts what is on the chip (8 for Adam in float32).
-    With recompute a stage stashes its inputs and what the model marked as checkpoints, else its whole activations.
+    With recompute a stage stashes its inputs and what the model marked as checkpoints, and makes the longest segment
+    between them again; without, it stashes its whole activations. Frozen parameters have neither gradient nor state.
     Raises ValueError if schedule and stages differ in length.
     """
     if schedule.num_ipus != len(stages):
@@ -96,18 +97,18 @@ def memory_report(
     for stage, depth in zip(stages, depths):
         use = totals.setdefault(stage.ipu_id, dict.fromkeys(PURPOSES, 0))
         largest.setdefault(stage.ipu_id, []).extend(stage.largest)
-        use["weights"] += stage.parameter_bytes
+        use["weights"] += stage.parameter_bytes + stage.buffer_bytes
         if not training:
             continue
-        use["gradients"] += stage.num_parameters * accumulator_bytes_per_parameter
-        use["optimizer state"] += stage.num_parameters * state_bytes_per_parameter
+        use["gradients"] += stage.num_trained * accumulator_bytes_per_parameter
+        use["optimizer state"] += stage.num_trained * state_bytes_per_parameter
         recomputes = recompute and depth > 0
         kept = stage.input_bytes + stage.checkpoint_bytes if recomputes else stage.saved_bytes
         use["stash"] += depth * kept
-        if recomputes:
-            use["recomputation"] += stage.saved_bytes
+        if recomputes:  # of the stages on one IPU, one works at a time
+            use["recomputation"] = max(use["recomputation"], stage.segment_bytes)
         elif depth == 0:
-            use["activations"] += stage.saved_bytes
+            use["activations"] = max(use["activations"], stage.saved_bytes)
     return MemoryReport(
         tuple(
             IpuMemory(ipu_id, totals[ipu_id], tuple(sorted(largest[ipu_id], reverse=True)[:3]))

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .blocks import BlockObserver, ExecutedBlock
 from .device_weights import DeviceWeights
-from .flops import flops_of, num_bytes
+from .flops import device_bytes, flops_of
 
 _NUM_LARGEST = 3
 
@@ -26,7 +26,7 @@ class Stage:
     """One stage, for one micro-batch.
 
     input_bytes is what comes from other stages and from outside, saved_bytes what autograd keeps for backward without
-    parameters, checkpoint_bytes what the model marked with
+    parameters, segment_bytes the most of that between two checkpoints, checkpoint_bytes what the model marked with
     recomputationCheckpoint. largest: (bytes, shape and type) of the largest saved tensors.
     """
 
@@ -35,10 +35,13 @@ class Stage:
     blocks: List[str] = dataclasses.field(default_factory=list)
     forward_flops: int = 0
     num_parameters: int = 0
+    num_trained: int = 0
     parameter_bytes: int = 0
+    buffer_bytes: int = 0
     input_bytes: int = 0
     saved_bytes: int = 0
     checkpoint_bytes: int = 0
+    segment_bytes: int = 0
     largest: List[Tuple[int, str]] = dataclasses.field(default_factory=list)
 
 
@@ -52,14 +55,18 @@ class StageMeter(BlockObserver):
         self.stages: List[Stage] = []
         self.finished = False
         self._in_backward = False
-        self._parameters = {
-            copy.untyped_storage().data_ptr(): (copy.numel(), num_bytes(copy))
-            for variable in weights.parameters
-            for copy in variable.copies[:1]
+        self._variables = {
+            variable.copies[0].untyped_storage().data_ptr(): (
+                variable.copies[0],
+                variable.is_parameter,
+                variable.is_parameter and variable.host().requires_grad,
+            )
+            for variable in weights.variables
         }
         self._not_saved = {copy.untyped_storage().data_ptr() for v in weights.variables for copy in v.copies}
         self._placed: Set[int] = set()
-        self._saved: Set[int] = set()
+        self._saved: Dict[Tuple[int, int], int] = {}  # (IPU, address) -> bytes counted there
+        self._segment_bytes = 0  # saved since the last checkpoint
         self._made_by: Dict[int, int] = {}  # address of a tensor -> the stage that has it
 
     @contextlib.contextmanager
@@ -81,12 +88,14 @@ class StageMeter(BlockObserver):
             if len(self.stages) == 1 and not self._has_work(self.stages[0]):
                 self.stages.pop()  # nothing ran before the first annotation
             self.stages.append(Stage(len(self.stages), block.ipu_id))
+            self._segment_bytes = 0
         if block.user_id is not None:
             self.stages[-1].blocks.append(str(block.user_id))
 
     def recomputation_checkpoint(self, tensors: Sequence[torch.Tensor]) -> None:
         if not self.finished and self.stages:
-            self.stages[-1].checkpoint_bytes += sum(num_bytes(tensor) for tensor in tensors)
+            self.stages[-1].checkpoint_bytes += sum(device_bytes(tensor) for tensor in tensors)
+            self._segment_bytes = 0
 
     def loss_found(self, loss: torch.Tensor) -> None:
         self._in_backward = True
@@ -103,34 +112,43 @@ class StageMeter(BlockObserver):
         stage.forward_flops += flops_of(function, args, result)
         for argument in _tensors(args):
             address = argument.untyped_storage().data_ptr()
-            if address in self._parameters and address not in self._placed:
+            if address in self._variables and address not in self._placed:
                 self._place(stage, address)
             elif address not in self._not_saved and self._made_by.get(address, -1) != stage.index:
-                stage.input_bytes += num_bytes(argument)
+                stage.input_bytes += device_bytes(argument)
                 self._made_by[address] = stage.index  # it has arrived, and is here from now on
         for tensor in _tensors(result if isinstance(result, (tuple, list)) else (result,)):
             self._made_by[tensor.untyped_storage().data_ptr()] = stage.index
 
     def _place(self, stage: Stage, address: int) -> None:
         self._placed.add(address)
-        number, size = self._parameters[address]
-        stage.num_parameters += number
-        stage.parameter_bytes += size
+        tensor, is_parameter, is_trained = self._variables[address]
+        if not is_parameter:
+            stage.buffer_bytes += device_bytes(tensor)
+            return
+        stage.num_parameters += tensor.numel()
+        stage.num_trained += tensor.numel() if is_trained else 0
+        stage.parameter_bytes += device_bytes(tensor)
 
     def _place_the_rest(self) -> None:
-        for address in self._parameters:
+        for address in self._variables:
             if address not in self._placed and self.stages:
                 self._place(self.stages[0], address)
 
     def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        address = storage.data_ptr()
-        if self.stages and address not in self._saved and address not in self._not_saved:
-            self._saved.add(address)
-            stage = self.stages[-1]
-            stage.saved_bytes += storage.nbytes()
+        tensor = tensor.detach()  # else an operator that saves its own result would keep itself alive
+        if not self.stages or tensor.untyped_storage().data_ptr() in self._not_saved:
+            return tensor
+        stage = self.stages[-1]
+        size, key = device_bytes(tensor), (stage.ipu_id, tensor.data_ptr())
+        new = size - self._saved.get(key, 0)  # views of the same memory count once
+        if new > 0:
+            self._saved[key] = size
+            stage.saved_bytes += new
+            self._segment_bytes += new
+            stage.segment_bytes = max(stage.segment_bytes, self._segment_bytes)
             shape = "x".join(str(n) for n in tensor.shape) or "scalar"
-            stage.largest.append((storage.nbytes(), f"{shape} {str(tensor.dtype).split('.')[1]}"))
+            stage.largest.append((size, f"{shape} {str(tensor.dtype).split('.')[1]}"))
             stage.largest = sorted(stage.largest, reverse=True)[:_NUM_LARGEST]
         return tensor
 

@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import tempfile
 from typing import Any, Dict, Iterator, List, Sequence, Tuple
 from xml.sax.saxutils import escape
 
@@ -50,12 +49,14 @@ def timeline(stages: Sequence[Stage], schedule: Schedule) -> Tuple[Span, ...]:
     spans, now = [], 0.0
     for cycle in schedule.cycles:
         longest = 0.0
+        free: Dict[int, float] = {}  # stages on one IPU take turns
         for index, actions in enumerate(cycle):
-            begin = now
+            begin = max(now, free.get(stages[index].ipu_id, now))
             for action in actions:
                 duration = costs[index] * _DURATION[action.kind]
                 spans.append(Span(index, action.kind, action.micro_batch, begin, duration))
                 begin += duration
+            free[stages[index].ipu_id] = begin
             longest = max(longest, begin - now)
         now += longest
     return tuple(spans)
@@ -145,10 +146,15 @@ def write_trace(
 
 
 def _write(path: str, text: str) -> str:
-    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".trace-")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(temporary, path)
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except OSError:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+        raise
     return path
 
 
