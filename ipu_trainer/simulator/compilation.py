@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import logging
 import time
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
@@ -25,6 +26,7 @@ from .errors import compiler_error
 from .logs import logger
 from .numerics import FloatingPointChecks, HalfInFloat
 from .options import Options
+from .placement_log import PlacementLog
 from .random_state import DeviceRandom
 from .readiness import Finding
 from .strategies import PipelinedExecution, ShardedExecution
@@ -108,7 +110,8 @@ def compile_model(
     versions = [tensor._version for tensor in tensors]
     tracker = BlockTracker(options._execution_strategy._stages_manager)
     has_half = any(t.dtype == torch.float16 for t in [*tensors, *(v.copies[0] for v in weights.variables)])
-    watch = CompilationWatch(device, tensors)
+    placement = PlacementLog(_mode(options)) if logger.isEnabledFor(logging.DEBUG) else None
+    watch = CompilationWatch(device, tensors, placement)
     compilation = Compilation(
         structure=None,
         blocks=(),
@@ -131,7 +134,8 @@ def compile_model(
                     hook()
                 tracker.start()
                 args, kwargs = bound.with_tensors(tensors)
-                result = model(*args, **kwargs)
+                with contextlib.nullcontext() if placement is None else placement.following(model):
+                    result = model(*args, **kwargs)
                 tracker.finish()
         finally:
             for hook in after:
@@ -185,6 +189,7 @@ def _judge(
     if training:
         compilation.num_losses = len(watch.losses)
         compilation.loss_index = final_loss(watch.losses)
+    logger.debug("enablePipelining set to value %d", _is_pipelined(options) and compilation.num_ipus > 1)
     _check_overlap(watch, outputs, options)
     _check_num_ipus(compilation.num_ipus * int(options.replication_factor), options)
     _check_pipeline(compilation.num_stages, training, options)
@@ -202,6 +207,12 @@ def _stages_and_ipus(blocks: Sequence[ExecutedBlock]) -> Tuple[int, int]:
 def _is_pipelined(options: Options) -> bool:
     strategy = options._execution_strategy
     return isinstance(strategy, PipelinedExecution) and not isinstance(strategy, ShardedExecution)
+
+
+def _mode(options: Options) -> str:
+    if _is_pipelined(options):
+        return "Pipelined"
+    return "Sharded" if isinstance(options._execution_strategy, ShardedExecution) else "Phased"
 
 
 def _check_pipeline(num_stages: int, training: bool, options: Options) -> None:

@@ -8,7 +8,7 @@ numbers that plain PyTorch draws after the same torch.manual_seed().
 from __future__ import annotations
 
 import contextlib
-from typing import Iterator, List, Optional
+from typing import Any, Dict, Iterator, List, Optional
 
 import torch
 
@@ -83,6 +83,14 @@ class DeviceRandom:
         self.rounding.set_state(states[1])
         if self._on_cuda:
             self._cuda_state = states[2]
+
+    def __getstate__(self) -> Dict[str, Any]:
+        return {**self.__dict__, "rounding": self.rounding.get_state()}
+
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.rounding = torch.Generator(self._device)
+        self.rounding.set_state(state["rounding"])
 
     def _states(self) -> List[torch.Tensor]:
         states = [self._cpu_state, self.rounding.get_state()]

@@ -16,7 +16,7 @@ from .context import context
 from .errors import createPoptorchError
 from .printing import format_tensor
 from .structure import tensors_of, with_tensors
-from .watch import CompilationWatch
+from .watch import CompilationWatch, check_slice_size
 
 
 def identity_loss(x: torch.Tensor, reduction: str) -> torch.Tensor:
@@ -126,7 +126,10 @@ def serializedMatMul(
 
 
 def dynamic_slice(tensor: torch.Tensor, dim: int, start: torch.Tensor, size: int, step: int) -> torch.Tensor:
-    """`size` elements along `dim`, the first at `start`, which is a tensor of one integer, taking every step-th."""
+    """`size` elements along `dim`, the first at `start`, which is a tensor of one integer, taking every step-th.
+
+    On the device `size` must be a factor of the dimension: Error otherwise.
+    """
     _require(tensor, torch.Tensor, f"dynamic_slice must take a torch.tensor input. {type(tensor)} is not supported.")
     _require(dim, int, "Dimension must be an integer.")
     _require(
@@ -138,8 +141,9 @@ def dynamic_slice(tensor: torch.Tensor, dim: int, start: torch.Tensor, size: int
     _require(step, int, "Step must be an integer.")
     if step < 1:
         raise createPoptorchError("Slicing step must be at least 1")
+    check_slice_size(size, tensor.shape[dim])
     offsets = torch.arange(0, size, step, device=tensor.device)
-    return torch.index_select(tensor, dim, start.reshape(()).to(offsets.dtype) + offsets)
+    return torch.index_select(tensor, dim, _positions(start, offsets, tensor.shape[dim]))
 
 
 def dynamic_update(input: torch.Tensor, src: torch.Tensor, dim: int, start: torch.Tensor, size: int) -> torch.Tensor:
@@ -159,8 +163,15 @@ def dynamic_update(input: torch.Tensor, src: torch.Tensor, dim: int, start: torc
         )
     if input.dtype != src.dtype:
         raise createPoptorchError(f"input and src tensor must have same dtype. ({_shown(input)} vs {_shown(src)})")
+    check_slice_size(size)
     offsets = torch.arange(size, device=input.device)
-    return input.index_copy(dim, start.reshape(()).to(offsets.dtype) + offsets, src)
+    return input.index_copy(dim, _positions(start, offsets, input.shape[dim]), src)
+
+
+def _positions(start: torch.Tensor, offsets: torch.Tensor, size: int) -> torch.Tensor:
+    """Where a slice lies. On the device it wraps around: no index can be checked while a graph is built."""
+    positions = start.reshape(()).to(offsets.dtype) + offsets
+    return positions % size if context.on_ipu else positions
 
 
 def _require(value: Any, kind: Any, message: str) -> None:

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from . import mixed_types, readiness, torch_faults
 from .context import context
 from .errors import compiler_error
+from .placement_log import PlacementLog
 
 _LOSS_NAMES = (
     "nll_loss",
@@ -89,8 +90,11 @@ class CompilationWatch(Watch):
     overlapped_*: what set_overlap_for_* was called with, and for outputs what it returned.
     """
 
-    def __init__(self, device: torch.device, inputs: Sequence[torch.Tensor]) -> None:
+    def __init__(
+        self, device: torch.device, inputs: Sequence[torch.Tensor], placement: Optional[PlacementLog] = None
+    ) -> None:
         super().__init__(device, mixed=True)
+        self._placement = placement
         self.saw_half = False
         self.inputs = list(inputs)
         self.findings: List[readiness.Finding] = []
@@ -126,6 +130,11 @@ class CompilationWatch(Watch):
             raise compiler_error(f"interpolate: mode {kwargs['mode']!r}: only 'nearest' is supported and 'bicubic'")
         if name == "one_hot" and kwargs.get("num_classes", args[1] if len(args) > 1 else -1) == -1:
             raise compiler_error("OneHot num classes must be specified and must be constant.")
+        if name == "bincount" and not kwargs.get("minlength", args[2] if len(args) > 2 else 0):
+            raise compiler_error(
+                "Bincount `minlength` must be specified and must be a constant. On the IPU MK2 platform the minimum "
+                "length is also the maximum length"
+            )
         if name == "ctc_loss" and kwargs.get("reduction") == "none":
             raise compiler_error('CTCLoss with reduction="none" is currently not supported')
         if name.startswith("conv") and name[4:5] in ("1", "2", "3", "_"):
@@ -136,6 +145,8 @@ class CompilationWatch(Watch):
             self.findings.append(finding)
         if isinstance(result, torch.Tensor) and name != "__get__":
             self.saw_half = self.saw_half or result.dtype == torch.float16
+            if self._placement is not None and context.blocks is not None and context.blocks.active is not None:
+                self._placement.note(name, context.blocks.active)
             if context.blocks is not None and context.blocks.ended:
                 raise compiler_error(
                     f"No active Block, all the ops must belong to a Block: {name} runs after the end of a "
@@ -181,14 +192,17 @@ def _check_dynamic_slices(tensor: torch.Tensor, index: Any) -> None:
         if not isinstance(item, slice) or not all(isinstance(end, torch.Tensor) for end in (item.start, item.stop)):
             continue
         size = int(item.stop) - int(item.start)
-        if size == 0:
-            raise compiler_error("The start and end of a slice must be different.")
-        if size < 0:
-            raise compiler_error("Taking a slice of a tensor with the end less than the start is not supported.")
-        if dim < tensor.dim() and tensor.shape[dim] % size != 0:
-            raise compiler_error(
-                f"The size of the slice ({size}) must be a factor of the slicing dimension ({tensor.shape[dim]})."
-            )
+        check_slice_size(size, tensor.shape[dim] if dim < tensor.dim() else size)
+
+
+def check_slice_size(size: int, dimension: int = 0) -> None:
+    """Raise Error for a dynamic slice that is empty or reversed, or that on the device does not divide `dimension`."""
+    if size == 0:
+        raise compiler_error("The start and end of a slice must be different.")
+    if size < 0:
+        raise compiler_error("Taking a slice of a tensor with the end less than the start is not supported.")
+    if context.on_ipu and dimension % size != 0:
+        raise compiler_error(f"The size of the slice ({size}) must be a factor of the slicing dimension ({dimension}).")
 
 
 def _is_ipu(device: Any) -> bool:

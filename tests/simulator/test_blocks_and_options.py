@@ -61,6 +61,32 @@ def test_blocks_are_recorded_in_the_order_of_execution(poptorch):
     assert [(b.user_id, b.ipu_id) for b in executor.compilation.blocks if b.user_id] == [("layer0", 0), ("layer1", 1)]
 
 
+def test_the_debug_log_says_where_every_operator_runs(poptorch, caplog):
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = torch.nn.ModuleList(torch.nn.ReLU() for _ in range(2))
+            for ipu, layer in enumerate(self.layers):
+                poptorch.BeginBlock(layer, ipu_id=ipu)
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = layer(x * 2)
+            return x
+
+    caplog.set_level("DEBUG", logger="poptorch::python")
+    model = Model()
+    poptorch.inferenceModel(model, poptorch.Options().deviceIterations(2))(torch.ones(2, 1))
+    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("Op ")]
+    assert lines == [
+        "Op Mul:0 mode(Pipelined), ipu(0), stage(0)",
+        "Op 0/Relu:0 mode(Pipelined), ipu(0), stage(0)",
+        "Op Mul:0/1 mode(Pipelined), ipu(0), stage(0)",
+        "Op 1/Relu:0 mode(Pipelined), ipu(1), stage(1)",
+    ]
+    assert not any(layer._forward_hooks for layer in model.layers)
+
+
 def test_named_stages_refuse_blocks_that_they_do_not_name(poptorch):
     opts = poptorch.Options().setExecutionStrategy(poptorch.PipelinedExecution("layer0", "layer1"))
     with pytest.raises(AssertionError, match="Unknown Block 'layer2'"):
@@ -172,6 +198,27 @@ def test_slices_and_products_have_the_values_of_their_names(poptorch):
     assert updated[:, 1:3].abs().sum() == 0 and torch.equal(updated[:, 0], x[:, 0])
     mode = poptorch.MatMulSerializationMode.OutputChannels
     assert torch.equal(poptorch.serializedMatMul(x, x.t(), mode, 3), x @ x.t())
+
+
+def test_a_dynamic_slice_divides_its_dimension_and_wraps_on_the_device(poptorch):
+    class Model(torch.nn.Module):
+        def __init__(self, size):
+            super().__init__()
+            self.size = size
+
+        def forward(self, x, start):
+            return poptorch.dynamic_slice(x, 0, start, self.size, 1)
+
+    x = torch.arange(6.0)
+    executor = poptorch.inferenceModel(Model(3))
+    executor.compile(x, torch.tensor([50]))  # values are not known while a graph is built
+    assert executor(x, torch.tensor([2])).tolist() == [2, 3, 4] and executor(x, torch.tensor([5])).tolist() == [5, 0, 1]
+    with pytest.raises(
+        poptorch.Error, match=r"size of the slice \(4\) must be a factor of the slicing dimension \(6\)"
+    ):
+        poptorch.inferenceModel(Model(4))(x, torch.tensor([0]))
+    with pytest.raises(poptorch.Error, match="must be different"):
+        poptorch.dynamic_slice(x, 0, torch.tensor([0]), 0, 1)
 
 
 def test_a_custom_operator_is_a_registered_function(poptorch):

@@ -372,3 +372,9 @@ def test_a_tensor_that_only_the_sdk_has_a_name_for_cannot_be_anchored(poptorch):
     opts.anchorTensor("x", "Relu:0/1")
     with pytest.raises(poptorch.Error, match=r"anchorTensor\('x', 'Relu:0/1'\).*It knows scale, Gradient___scale"):
         poptorch.trainingModel(WithLoss(), opts)(torch.ones(1))
+
+
+def test_an_executor_that_is_not_compiled_can_be_saved(poptorch, tmp_path):
+    executor = poptorch.inferenceModel(torch.nn.Linear(2, 1), poptorch.Options().deviceIterations(2))
+    restored = pickle.loads(pickle.dumps(executor))
+    assert torch.equal(restored(torch.ones(4, 2)), executor(torch.ones(4, 2)))
