@@ -1,15 +1,14 @@
 """PoplarExecutor: one model on one simulated device.
 
 An executor ties one model to one simulated device. It keeps the life cycle (compiled, attached, destroyed), knows
-which copy of the weights, of the optimizer's state and of the generators is newer, the host's or the device's, and
-copies them when the other side needs them. The work itself is compilation.py's and engine.py's.
+whether the host's or the device's copy of the weights is newer, and copies them when the other side needs them. The
+work itself is compilation.py's and engine.py's, the optimizer optimizer_link.py's.
 """
 
 from __future__ import annotations
 
 import datetime
 import os
-from types import MethodType
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
@@ -19,23 +18,19 @@ from .anchors import tensor_names
 from .arguments import ArgumentBinder, BoundArguments, micro_batch_of, micro_batches_per_host_step
 from .blocks import BlockObserver
 from .compilation import Compilation, compile_model
-from .device_optimizer import DeviceOptimizer
 from .device_pool import acquire, release
 from .device_weights import DeviceWeights, ReplicaGrouping
 from .engine import Engine, enter_device, require_process_group
 from .enums import (
     CommGroupType,
     ConnectionType,
-    MeanReductionStrategy,
     OutputMode,
-    ReductionType,
     VariableRetrievalMode,
 )
 from .errors import Error, createPoptorchError
 from .hooks import post_compile_hooks, pre_compile_hooks
-from .hyperparameters import AttributeTracker, HyperParameters, read
 from .logs import logger
-from .loss_scaling import AutomaticLossScaling
+from .optimizer_link import OptimizerLink
 from .options import Options
 from .outputs import forbid_backward
 from .random_state import DeviceRandom
@@ -96,11 +91,9 @@ class PoplarExecutor:
         self._host_weights_version = 0
         self._observers: List[BlockObserver] = []
         self._groupings: Dict[str, ReplicaGrouping] = {}
-        self._device_optimizer_is_stale = False
-        self._hyper: Optional[HyperParameters] = None
-        self._optimizer: Optional[torch.optim.Optimizer] = None
+        self._link: Optional[OptimizerLink] = None
         if training:
-            self._tracker = AttributeTracker(self._options._relax_optimizer_checks)
+            self._link = OptimizerLink(self._options, self)
             self.setOptimizer(optim.SGD(self._user_model.parameters(), lr=0.01) if optimizer is None else optimizer)
         self._options._freeze()
         if training:
@@ -198,14 +191,7 @@ class PoplarExecutor:
         compilation = compile_model(
             self._model, inputs, bound, self._options, self._weights, self._random, self._device, self._training, hooks
         )
-        device_optimizer = None
-        if self._hyper is not None:
-            stochastic = bool(self._options._Popart.options.get("enableStochasticRounding", False))
-            popart = self._options._Popart.options
-            wants_scaling = popart.get("automaticLossScalingSettings.enabled", False)
-            automatic = AutomaticLossScaling(popart) if wants_scaling else None
-            device_optimizer = DeviceOptimizer(self._weights, self._hyper, stochastic, automatic)
-            self._device_optimizer_is_stale = False
+        device_optimizer = None if self._link is None else self._link.compile(self._weights)
         self._compiled_arguments = bound.copy()
         self._engine = Engine(
             self._model, self._options, compilation, self._weights, device_optimizer, self._random, self._device
@@ -218,6 +204,8 @@ class PoplarExecutor:
             try:
                 self._attach()
             except Error:
+                if self._link is not None:
+                    self._link.device = None
                 self._compilation = self._engine = self._weights = self._compiled_arguments = None
                 raise
 
@@ -236,11 +224,12 @@ class PoplarExecutor:
             self._follow_training()
         assert self._engine is not None and self._compilation is not None and self._compiled_arguments is not None
         self._compiled_arguments.check_same(bound)
-        self._write_optimizer_state()
+        if self._link is not None:
+            self._link.write_state()
         outputs = self._engine.run(bound, self._compiled_arguments)
         self._dirty_host_weights = self._dirty_host_weights or self._training
-        if isinstance(self._optimizer, optim.Optimizer):
-            self._optimizer.host_state_is_dirty = True
+        if self._link is not None:
+            self._link.has_run()
         for output in outputs:
             forbid_backward(output)
         return None if self._compilation.structure is None else with_tensors(self._compilation.structure, outputs)
@@ -263,12 +252,7 @@ class PoplarExecutor:
 
     def bytes_per_parameter(self) -> Tuple[int, int]:
         """Bytes on the chip for each element of a parameter: optimizer state, and the sum of gradients."""
-        if self._hyper is None:
-            return (0, 0)
-        location = self.options.TensorLocations
-        off_chip = location.exists("location_optimizer") and location.location_optimizer.get("onChip", 1) == 0
-        state = 0 if off_chip else self._hyper.state_bytes_per_parameter
-        return state, self._hyper.accumulator_bytes_per_parameter
+        return (0, 0) if self._link is None else self._link.bytes_per_parameter()
 
     def observe(self, observer: BlockObserver) -> None:
         """Let the observer follow every block of every micro-batch from now on."""
@@ -280,10 +264,9 @@ class PoplarExecutor:
         """Fetch weights and optimizer state, drop the executable and unwrap the model."""
         if not self.isCompiled():
             return
-        if self._training:
+        if self._link is not None:
             self.copyWeightsToHostIfNeeded()
-            self._read_optimizer_state()
-            self._release_optimizer()
+            self._link.destroy()
         self._compilation = self._engine = self._weights = self._compiled_arguments = None
         self._is_attached = False
         release(self)
@@ -319,9 +302,9 @@ class PoplarExecutor:
         self._require_compiled()
         if not self._is_attached:
             raise createPoptorchError("Device is not attached")
-        if self._training:
+        if self._link is not None:
             self.copyWeightsToHostIfNeeded()
-            self._read_optimizer_state()
+            self._link.read_state()
         self._is_attached = False
         release(self)
 
@@ -329,15 +312,8 @@ class PoplarExecutor:
         if self._options.exists("random_seed"):
             logger.debug("Setting random seed to %d", self._random.seed)
         self.copyWeightsToDevice()
-        self._update_device_optimizer()
-        if isinstance(self._optimizer, optim.Optimizer):
-            if self._optimizer.has_state():
-                self._optimizer.ipu_state_is_dirty = True
-                self._optimizer.host_state_is_dirty = False
-                self._write_optimizer_state()
-            else:
-                self._optimizer.host_state_is_dirty = True
-                self._optimizer.ipu_state_is_dirty = False
+        if self._link is not None:
+            self._link.attached()
 
     def _require_compiled(self) -> None:
         if not self.isCompiled():
@@ -372,7 +348,8 @@ class PoplarExecutor:
         """Send the program's weights and buffers to the device. Changes that are not fetched yet are lost."""
         self._require_compiled()
         self._dirty_host_weights = False
-        self._read_optimizer_state()
+        if self._link is not None:
+            self._link.read_state()
         self.device_weights.upload()
         logger.debug("Writing weights from host to IPU memory.")
 
@@ -397,88 +374,12 @@ class PoplarExecutor:
 
     def setOptimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Read the optimizer's numbers now, and use them from the next run on."""
-        replaced = self._optimizer is not None and optimizer is not self._optimizer
-        if self.isCompiled() and replaced:
-            self._read_optimizer_state()
-            self._release_optimizer()
-            if isinstance(optimizer, optim.Optimizer):
-                optimizer.ipu_state_is_dirty = True
-        if isinstance(optimizer, optim.Optimizer):
-            optimizer.state_dict = MethodType(_state_dict_of, self)  # type: ignore[method-assign]
-        self._optimizer = optimizer
-        automatic = bool(self._options._Popart.options.get("automaticLossScalingSettings.enabled", False))
-        hyper = read(optimizer, self._tracker, automatic)
-        self._pick_mean_strategy(hyper)
-        if self._hyper is not None and self.isCompiled():
-            self._refuse_changed_constants(hyper, self._hyper)
-        if hyper != self._hyper or replaced:
-            self._hyper = hyper
-            self._device_optimizer_is_stale = True
+        if self._link is None:
+            raise createPoptorchError("setOptimizer: an inferenceModel has no optimizer; use a trainingModel instead.")
+        self._link.set(optimizer)
         if self.isAttachedToDevice():
-            self._update_device_optimizer()
-            self._write_optimizer_state()
-
-    def _pick_mean_strategy(self, hyper: HyperParameters) -> None:
-        """Sums in half would overflow: such an optimizer takes a running mean, which is fixed when compiling."""
-        training = self._options.Training
-        post = training.meanAccumulationAndReplicationReductionStrategy == MeanReductionStrategy.Post
-        is_mean = training.accumulation_and_replication_reduction_type == ReductionType.Mean
-        combined = hyper.kind == "SGD1"  # one tensor for velocity and sum: there is no running mean of that
-        if hyper.accum_type != torch.float16 or combined or not (post and is_mean):
-            return
-        if self.isCompiled():
-            raise ValueError(
-                "The optimizer accumulates in float16 now, for which the mean reduction strategy must be Running, but "
-                "the model is already compiled with Post. Call destroy() on the executor first."
-            )
-        self._options._unfreeze()
-        training.setMeanAccumulationAndReplicationReductionStrategy(MeanReductionStrategy.Running)
-        self._options._freeze()
-
-    def _refuse_changed_constants(self, hyper: HyperParameters, before: HyperParameters) -> None:
-        changed = hyper.changed_constants(before)
-        if changed:
-            raise createPoptorchError(
-                f"{', '.join(changed)} of the optimizer changed, and was compiled in as a constant. Pass it to the "
-                "poptorch.optim constructor or call optimizer.variable_attrs.markAsVariable() before compiling."
-            )
-
-    def _update_device_optimizer(self) -> None:
-        self._require_compiled()
-        if self._device_optimizer_is_stale and self._engine is not None and self._engine.optimizer is not None:
-            assert self._hyper is not None
-            self._engine.optimizer.set(self._hyper)
-            self._device_optimizer_is_stale = False
-
-    def _release_optimizer(self) -> None:
-        if isinstance(self._optimizer, optim.Optimizer):
-            self._optimizer.__dict__.pop("state_dict", None)
-
-    def _read_optimizer_state(self) -> None:
-        """Bring the optimizer's state to the host if the device has a newer one."""
-        optimizer = self._optimizer
-        if not isinstance(optimizer, optim.Optimizer):
-            return
-        if not optimizer.host_state_is_dirty:
-            logger.debug("Using cached optimiser state dict")
-            return
-        self._require_compiled()
-        assert self._engine is not None and self._engine.optimizer is not None
-        logger.debug("Writing optimiser state tensors from IPU to host.")
-        on_host = torch.optim.Optimizer.state_dict(optimizer)  # type: ignore[arg-type]  # every subclass is one
-        optimizer.set_state_dict({**self._engine.optimizer.read(), **on_host})
-        optimizer.ipu_state_is_dirty = False
-
-    def _write_optimizer_state(self) -> None:
-        """Send a loaded state to the device."""
-        optimizer = self._optimizer
-        if not isinstance(optimizer, optim.Optimizer) or not optimizer.ipu_state_is_dirty:
-            return
-        assert self._engine is not None and self._engine.optimizer is not None
-        if optimizer.has_state():
-            self._engine.optimizer.write(optimizer.get_state_dict())
-            logger.debug("Writing optimiser state tensors from host to IPU memory")
-        optimizer.ipu_state_is_dirty = False
+            self._link.update_device()
+            self._link.write_state()
 
     # Generators.
 
@@ -507,7 +408,7 @@ class PoplarExecutor:
             )
             filename = os.path.join(filename, "model.poptorch")
         assert self._compiled_arguments is not None
-        optimizer = self._optimizer if export_model else None
+        optimizer = self._link.optimizer if export_model and self._link is not None else None
         write_executable(
             filename,
             ExecutableFile(
@@ -575,14 +476,6 @@ class PoplarExecutor:
         values = {} if self._engine is None else self._engine.anchors.values
         assert short_name in values, f"No tensor with name {short_name} found."
         return values[short_name]
-
-
-def _state_dict_of(executor: PoplarExecutor) -> Dict[str, Any]:
-    """The state_dict() of an optimizer while an executor has it."""
-    executor._read_optimizer_state()
-    optimizer = executor._optimizer
-    assert isinstance(optimizer, optim.Optimizer)
-    return optimizer.get_state_dict()
 
 
 class _Groupable:
