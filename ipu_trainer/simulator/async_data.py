@@ -32,6 +32,8 @@ _CONTEXTS = {
     SharingStrategy.ForkServer: "forkserver",
 }
 _ITEM, _END, _LAYOUT, _FAILED = "item", "end", "layout", "failed"
+# How often somebody who waits for data looks whether the process that brings it is alive.
+_LOOK_EVERY_S = 0.5
 _accessors: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
@@ -50,6 +52,8 @@ class AsynchronousDataAccessor:
     ) -> None:
         """buffer_size: how many items the process may be ahead. load_indefinitely: begin the next epoch before it is
         asked for. early_preload: begin before the first iter(). rebatched_size: cut the items anew, to this size.
+        miss_sleep_time_in_ms: how long the SDK's library sleeps between two looks at its buffers; here nobody sleeps, a
+        wait ends when there is data.
 
         Raises Error if the DataLoader is asynchronous already, if the data set is empty or its process fails to
         start, AssertionError for settings that exclude each other.
@@ -69,7 +73,6 @@ class AsynchronousDataAccessor:
         assert rebatched_size is None or rebatched_size > 1, "rebatched_size must be None or greater than 1"
         self._dataset = dataset
         self.rebatched_size = rebatched_size
-        self._wait_s = max(miss_sleep_time_in_ms, 0.0) / 1000
         loader = _Loader(
             dataset,
             buffer_size,
@@ -114,7 +117,7 @@ class AsynchronousDataAccessor:
     def _next_message(self) -> Tuple[str, Any]:
         while True:
             try:
-                return self._filled.get(timeout=max(self._wait_s, 0.5))  # type: ignore[no-any-return]
+                return self._filled.get(timeout=_LOOK_EVERY_S)  # type: ignore[no-any-return]
             except queue.Empty:
                 if not self._process.is_alive():
                     with contextlib.suppress(queue.Empty):  # it may have spoken last

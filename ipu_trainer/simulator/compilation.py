@@ -12,7 +12,7 @@ import dataclasses
 import datetime
 import logging
 import time
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
 
 import torch
 
@@ -310,8 +310,3 @@ def _restore(buffers: Sequence[Tuple[Any, List[torch.Tensor]]]) -> List[str]:
 
 def _both_nan(a: torch.Tensor, b: torch.Tensor) -> bool:
     return bool(a.is_floating_point() and torch.equal(a.nan_to_num(), b.nan_to_num()))
-
-
-def last_ipu(compilation: Optional[Compilation]) -> int:
-    """The highest IPU that a compiled model uses."""
-    return 0 if compilation is None else max((block.ipu_id for block in compilation.blocks), default=0)

@@ -179,7 +179,7 @@ class DeviceOptimizer:
             if self.hyper.use_tf_variant:
                 self._tf_rmsprop()
             else:
-                _torch_step(self._torch)
+                self._torch.step()
         finally:
             for group, values in undone:
                 group.update(values)
@@ -190,7 +190,10 @@ class DeviceOptimizer:
         self._round_state(generator)
 
     def _with_own_values(self) -> List[Tuple[Dict[str, Any], Dict[str, Any]]]:
-        """Put values that were loaded with the state in place of the groups'. Returns what restores them."""
+        """Put values that were loaded with the state in place of the groups'. Returns what restores them.
+
+        A group has one value here: where the loaded ones differ within it, its first tensor's counts.
+        """
         if not self._loaded_params:
             return []
         undo = []
@@ -347,10 +350,6 @@ class DeviceOptimizer:
         if "weightDecayScaleFactor0" in loaded and undamped and changed["lr"]:
             changed["weight_decay"] = (1 - loaded["weightDecayScaleFactor0"]) / (changed["lr"] * undamped)
         return changed
-
-
-def _torch_step(optimizer: torch.optim.Optimizer) -> None:
-    optimizer.step()
 
 
 def _variables(slots: Sequence[Sequence[Slot]]) -> List[List[int]]:

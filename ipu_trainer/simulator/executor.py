@@ -35,11 +35,11 @@ from .options import Options
 from .outputs import forbid_backward
 from .random_state import DeviceRandom
 from .readiness import Finding
-from .saved_executables import ExecutableFile, read_executable, write_executable
+from .saved_executables import ExecutableFile, read_executable, without_values, write_executable
 from .strategies import PipelinedExecution, ShardedExecution
 from .structure import with_tensors
 from .torch_device import torch_device
-from .wrapping import is_wrapped, unwrap_model, wrap_model
+from .wrapping import unwrap_model, wrap_model
 
 _NO_EXECUTABLE = "Model has not been compiled or has been destroyed."
 _EVENTS = ("input", "input_complete", "output", "output_complete")
@@ -261,18 +261,16 @@ class PoplarExecutor:
             self._engine.observers = list(self._observers)
 
     def destroy(self) -> None:
-        """Fetch weights and optimizer state, drop the executable and unwrap the model."""
-        if not self.isCompiled():
-            return
+        """Fetch weights and optimizer state, drop the executable and unwrap the model, also after a failed compiling."""
         if self._link is not None:
-            self.copyWeightsToHostIfNeeded()
+            if self.isCompiled():
+                self.copyWeightsToHostIfNeeded()
+                self._link.read_state()
             self._link.destroy()
         self._compilation = self._engine = self._weights = self._compiled_arguments = None
         self._is_attached = False
         release(self)
         if self._training:
-            if not is_wrapped(self._user_model):
-                raise createPoptorchError("model was never wrapped")
             unwrap_model(self._user_model)
 
     # Attaching.
@@ -412,7 +410,7 @@ class PoplarExecutor:
         write_executable(
             filename,
             ExecutableFile(
-                inputs=self._compiled_arguments,
+                inputs=without_values(self._compiled_arguments),
                 options=self._options,
                 training=self._training if export_model else None,
                 model=self.model if export_model else None,

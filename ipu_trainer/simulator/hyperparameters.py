@@ -157,6 +157,8 @@ def read(optimizer: torch.optim.Optimizer, tracker: AttributeTracker, automatic_
         variable.markAsVariable("loss_scaling")
     defaults = {name: _value(optimizer.defaults, name) for name in group_vars}
     groups = tuple({name: _value(group, name) for name in group_vars} for group in optimizer.param_groups)
+    if any(group.get("maximize") for group in optimizer.param_groups):
+        raise ValueError("maximize=True: the device's optimizers minimise. Negate the loss instead.")
     loss_scaling = getattr(optimizer, "loss_scaling", 1.0)
     _require_number(loss_scaling, "loss_scaling")
 

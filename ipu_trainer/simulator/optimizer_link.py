@@ -112,8 +112,7 @@ class OptimizerLink:
         return self.device
 
     def destroy(self) -> None:
-        """Fetch the state and drop the device's optimizer."""
-        self.read_state()
+        """Drop the device's optimizer. What only it knows is lost: read_state() first."""
         self.release()
         self.device = None
 

@@ -82,7 +82,7 @@ def read_executable(filename: str) -> ExecutableFile:
 
 
 def without_values(bound: BoundArguments) -> BoundArguments:
-    """The same arguments around uninitialised tensors of the same shapes: all that compiling again needs."""
+    """The same arguments around zeros: compiling again needs shapes, and a file of a model should hold no data."""
     bare = bound.copy()
     empty = [torch.zeros_like(tensor) for tensor in bound.tensors()]
     bare.args, bare.kwargs = with_tensors((bound.args, bound.kwargs), empty)

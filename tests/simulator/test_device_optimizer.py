@@ -65,6 +65,7 @@ def test_a_number_that_was_passed_to_a_poptorch_optimizer_can(poptorch):
     "optimizer_of, message",
     [
         (lambda m: torch.optim.Adam(m.parameters(), amsgrad=True), "Only non-amsgrad"),
+        (lambda m: torch.optim.SGD(m.parameters(), lr=0.1, maximize=True), "the device's optimizers minimise"),
         (lambda m: torch.optim.Adagrad(m.parameters()), "Unsupported optimizer type Adagrad"),
     ],
 )

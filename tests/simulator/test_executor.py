@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from simulated_models import batch, new_model
 
 import ipu_trainer.simulator as simulator
+from ipu_trainer.simulator.saved_executables import read_executable
 
 SMALL = st.integers(1, 3)
 
@@ -310,6 +311,7 @@ def test_a_saved_executable_goes_on_where_it_stopped(poptorch, tmp_path):
     executor = poptorch.trainingModel(model, optimizer=poptorch.optim.Adam(model.parameters(), lr=0.01))
     executor(*batch(4))
     executor.save(str(tmp_path / "run" / "training.poptorch"))
+    assert not any(t.any() for t in read_executable(str(tmp_path / "run" / "training.poptorch")).inputs.tensors())
     loaded = poptorch.load(str(tmp_path / "run" / "training.poptorch"))
     for _ in range(2):
         assert torch.equal(executor(*batch(4))[0], loaded(*batch(4))[0])
@@ -378,3 +380,14 @@ def test_an_executor_that_is_not_compiled_can_be_saved(poptorch, tmp_path):
     executor = poptorch.inferenceModel(torch.nn.Linear(2, 1), poptorch.Options().deviceIterations(2))
     restored = pickle.loads(pickle.dumps(executor))
     assert torch.equal(restored(torch.ones(4, 2)), executor(torch.ones(4, 2)))
+
+
+def test_after_a_failed_compiling_the_model_can_be_wrapped_again(poptorch):
+    model = Losses(lambda x: x.sum())
+    executor = poptorch.trainingModel(model)
+    with pytest.raises(poptorch.Error, match="find a loss"):
+        executor(torch.ones(1, 2))
+    executor.destroy()
+    assert type(model) is Losses
+    model.losses = mse
+    poptorch.trainingModel(model)(torch.ones(1, 2))
