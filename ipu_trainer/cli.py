@@ -5,6 +5,7 @@ ipu-trainer train    chest-xray   prepared data set and model -> a run
 ipu-trainer evaluate chest-xray   run and prepared data set -> metrics
 ipu-trainer phantoms chest-xray   synthetic chests to try all of this with
 ipu-trainer simulate [--trace DIR] SCRIPT [ARGS...]   a program written for IPUs, on the simulator
+ipu-trainer doctor                                what is there to compute with, and which backend `auto` takes
 ipu-trainer profiles list | show NAME | check FILE --model PATH
 """
 
@@ -103,6 +104,9 @@ def _parser() -> argparse.ArgumentParser:
     simulate.add_argument("script", help="Python file")
     simulate.add_argument("arguments", nargs=argparse.REMAINDER, help="the script's own arguments")
     simulate.set_defaults(run=_simulate)
+
+    doctor = commands.add_parser("doctor", help="what this machine has to compute with, and which backend auto takes")
+    doctor.set_defaults(run=_doctor)
 
     profile = commands.add_parser("profiles", help="ready-made IPUConfigs")
     actions = profile.add_subparsers(dest="action", required=True, metavar="list|show|check")
@@ -209,6 +213,13 @@ def _simulate(namespace: argparse.Namespace) -> int:
     if recorder is not None:
         for path in recorder.written:
             print(path, file=sys.stderr)
+    return 0
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    from ipu_trainer.backends.doctor import report
+
+    print(report())
     return 0
 
 

@@ -1,0 +1,78 @@
+"""What this machine has to compute with, which backend `auto` takes here, and what is missing for the others."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+from typing import List, Tuple
+
+import torch
+
+from ipu_trainer.backends import sdk
+from ipu_trainer.backends.select import choose_backend
+
+# The releases that Poplar SDK 3.3 and 3.4 go with: poptorch asserts its torch at import.
+_POD_TORCH = "2.0.1"
+_PACKAGES = ("transformers", "accelerate", "datasets", "optimum-graphcore", "poptorch", "optuna", "kornia_rs")
+_VARIABLES = (
+    "POPLAR_EXECUTABLE_CACHE_DIR",
+    "POPTORCH_CACHE_DIR",
+    "POPTORCH_WAIT_FOR_IPU",
+    "IPUOF_VIPU_API_PARTITION_ID",
+    "NUM_AVAILABLE_IPU",
+    "OMPI_COMM_WORLD_SIZE",
+)
+
+
+def report() -> str:
+    """The table that `ipu-trainer doctor` prints. Looks, and changes nothing."""
+    found = sdk.probe()
+    choice = choose_backend("auto")
+    rows: List[Tuple[str, str]] = [
+        ("python", platform.python_version()),
+        ("torch", torch.__version__),
+        *((name, _version(name)) for name in _PACKAGES),
+        ("CPU", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()}"),
+        ("GPU", _gpus()),
+        ("IPU", found.obstacle or f"hardware version {found.hardware_version}"),
+        ("poprun", _poprun()),
+        *((name, os.environ[name]) for name in _VARIABLES if name in os.environ),
+        ("", ""),
+        ("backend sdk", "usable" if found.is_usable else f"not usable: {found.obstacle}"),
+        ("backend simulated", "usable (never chosen by auto)"),
+        ("backend host", "usable"),
+        ("auto takes", f"{choice.name} ({choice.reason})"),
+    ]
+    rows += [("missing", text) for text in _missing(found)]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}".rstrip() for name, value in rows)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "-"
+
+
+def _gpus() -> str:
+    if not torch.cuda.is_available():
+        return "none that torch sees"
+    return ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+
+
+def _poprun() -> str:
+    if importlib.util.find_spec("popdist") is None:
+        return "popdist is not installed (it comes with the Poplar SDK)"
+    return f"popdist {_version('popdist')}"
+
+
+def _missing(found: sdk.SdkProbe) -> List[str]:
+    if found.is_usable:
+        return []
+    lines = [f"for IPUs: {found.obstacle}"]
+    if not torch.__version__.startswith(_POD_TORCH):
+        lines.append(f"for IPUs: torch {_POD_TORCH} (SDK 3.3 and 3.4); here is {torch.__version__}")
+    return lines

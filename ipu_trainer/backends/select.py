@@ -1,0 +1,42 @@
+"""Which backend a run takes, and why."""
+
+from __future__ import annotations
+
+from ipu_trainer.backends import sdk
+from ipu_trainer.backends.base import Backend
+from ipu_trainer.backends.host import host_backend
+from ipu_trainer.backends.simulated import simulated_backend
+
+BACKENDS = ("sdk", "simulated", "host")
+
+
+def check_name(requested: str) -> None:
+    """Raise ValueError for a name that is no backend's."""
+    if requested != "auto" and requested not in BACKENDS:
+        raise ValueError(f"backend {requested!r} is not one of auto, {', '.join(BACKENDS)}. Use --backend auto.")
+
+
+def choose_backend(requested: str = "auto", simulator_device: str = "", compile_only: bool = False) -> Backend:
+    """The backend for `--backend requested`.
+
+    auto takes the SDK if an IPU answers, else the host; the simulator only where a program runs under
+    `ipu-trainer simulate`, which asked for it. compile_only needs poptorch, but no IPU.
+    Raises ValueError for an unknown name, or `sdk` where that cannot work, with what is missing.
+    """
+    check_name(requested)
+    if requested == "host":
+        return host_backend("asked for")
+    if requested == "simulated":
+        return simulated_backend("asked for", simulator_device)
+    found = sdk.probe()
+    if found.is_usable or (compile_only and found.poptorch is not None):
+        why = "asked for" if requested == "sdk" else f"auto: an IPU answers (poptorch {found.version})"
+        return sdk.sdk_backend(why, found)
+    if sdk._simulator_stands_in():
+        return simulated_backend("this program runs under `ipu-trainer simulate`", simulator_device)
+    if requested == "sdk":
+        raise ValueError(
+            f"backend sdk cannot be used: {found.obstacle}. Use --backend simulated to try the same run here, or "
+            "--backend host to compute on this machine; `ipu-trainer doctor` shows what is there."
+        )
+    return host_backend(f"auto: {found.obstacle}")
