@@ -1,0 +1,56 @@
+"""What cannot be seen from outside a model: one row per `model_type` of its config.
+
+Most models need no row. A row says in which order stacks run where that is not the order of registration, which
+layers are one layer that runs several times, and which settings draw random numbers in Python: a device compiles
+forward once, so such a draw would be the same forever.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Dict, Mapping, Tuple
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """stack_order: ends of the stacks' names in the order in which they run. needs: config values a device can have.
+
+    shares_layers: why layers cannot be placed on several IPUs, or "". not_head: ends of names of modules that are
+    registered after the layers, but run before them.
+    """
+
+    stack_order: Tuple[str, ...] = ()
+    needs: Mapping[str, Any] = None  # type: ignore[assignment]  # set below
+    shares_layers: str = ""
+    not_head: Tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.needs is None:
+            object.__setattr__(self, "needs", {})
+
+
+_NO_LAYER_DROP: Dict[str, Any] = {"layerdrop": 0.0, "encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0}
+_SPEECH: Dict[str, Any] = {**_NO_LAYER_DROP, "apply_spec_augment": False}
+
+ARCHITECTURES: Dict[str, Architecture] = {
+    "albert": Architecture(
+        shares_layers="ALBERT runs the layers of a group num_hidden_layers / num_hidden_groups times with the same "
+        "weights, and a weight lives on one IPU"
+    ),
+    **{
+        name: Architecture(needs=_NO_LAYER_DROP, not_head=("layernorm_embedding",))
+        for name in ("bart", "mbart", "plbart", "mvp", "blenderbot", "blenderbot-small")
+    },
+    "clip": Architecture(stack_order=("vision_model.encoder.layers", "text_model.encoder.layers")),
+    "lxmert": Architecture(stack_order=("encoder.layer", "encoder.r_layers", "encoder.x_layers")),
+    "wav2vec2": Architecture(needs=_SPEECH),
+    "hubert": Architecture(needs=_SPEECH),
+    "wavlm": Architecture(needs=_SPEECH),
+    "whisper": Architecture(needs=_SPEECH),
+}
+_DEFAULT = Architecture(needs=_NO_LAYER_DROP)
+
+
+def architecture_of(model: Any) -> Architecture:
+    """The row of a model's type, or what holds for every other one."""
+    return ARCHITECTURES.get(getattr(getattr(model, "config", None), "model_type", ""), _DEFAULT)
