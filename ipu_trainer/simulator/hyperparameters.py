@@ -162,7 +162,13 @@ def read(optimizer: torch.optim.Optimizer, tracker: AttributeTracker, automatic_
     loss_scaling = getattr(optimizer, "loss_scaling", 1.0)
     _require_number(loss_scaling, "loss_scaling")
 
-    not_attributes = ("defaults", "state", "param_groups", "variable_attrs")
+    not_attributes = (
+        "defaults",
+        "state",
+        "param_groups",
+        "variable_attrs",
+        "state_dict",
+    )  # an executor sets the last one
     own = [name for name in vars(optimizer) if name not in not_attributes]
     tracker.check(kind, "default group variable", "group", list(optimizer.defaults))
     tracker.check(kind, "optimizer attribute", "optimizer", own)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import Any, Optional
 
 from transformers import TrainingArguments
 
-from ipu_trainer.backends import choose_backend
+from ipu_trainer.backends import check_name, choose_backend
+from ipu_trainer.pipelining.pipeline import PIPELININGS
+from ipu_trainer.training import compat
 
 
 @dataclass
@@ -18,7 +20,18 @@ class IPUTrainingArguments(TrainingArguments):
     IPUConfig's, as in optimum-graphcore; left at 1, the IPUConfig's counts.
     """
 
-    backend: str = field(default="auto", metadata={"help": "Where to compute: auto or host."})
+    backend: str = field(default="auto", metadata={"help": "Where to compute: auto, sdk (IPUs), simulated or host."})
+    pipelining: str = field(
+        default="generic", metadata={"help": "How a model is cut: generic, optimum (its own classes) or none."}
+    )
+    half: bool = field(default=False, metadata={"help": "float16 weights and arithmetic, on a device."})
+    loss_scaling: float = field(default=1.0, metadata={"help": "Factor of the loss in backward, on a device."})
+    compile_only: bool = field(
+        default=False, metadata={"help": "Compile into the executable cache and stop; needs poptorch, but no IPU."}
+    )
+    simulator_device: str = field(
+        default="", metadata={"help": "Where the simulator computes: cpu (also if empty) or cuda."}
+    )
     ipu_config_overrides: Optional[str] = field(
         default=None, metadata={"help": "IPUConfig fields to change: replication_factor=2,layers_per_ipu=[1 3 -1 3]."}
     )
@@ -36,8 +49,21 @@ class IPUTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        check_name(self.backend)
+        if self.pipelining not in PIPELININGS:
+            raise ValueError(f"pipelining {self.pipelining!r} is not one of {', '.join(PIPELININGS)}.")
+        if self.loss_scaling <= 0:
+            raise ValueError(f"loss_scaling {self.loss_scaling} must be above 0. Use 1 for float32.")
+        on_device = choose_backend(self.backend, self.simulator_device, self.compile_only).has_executors
+        if on_device:  # batches wait in the host's memory, whatever else this machine has
+            setattr(self, compat.field_name("use_cpu"), True)
+        for name, value in (("half", self.half), ("compile_only", self.compile_only)):
+            if value and not on_device:
+                raise ValueError(
+                    f"{name} is for a device, and --backend {self.backend} computes on the host here. Use --bf16 or "
+                    "--fp16 on a GPU, or --backend sdk or simulated."
+                )
         super().__post_init__()
-        choose_backend(self.backend)
         for name, low, high in (
             ("layer_decay", 0.0, 1.0),
             ("head_learning_rate_factor", 0.0, float("inf")),
@@ -49,3 +75,28 @@ class IPUTrainingArguments(TrainingArguments):
             value = getattr(self, name)
             if not 0.0 <= value < 1.0:
                 raise ValueError(f"{name} {value} must be at least 0 (off) and below 1.")
+
+
+# Settings that change how the host computes, and what does their work on a device.
+_HOST_ONLY = {
+    "fp16": "--half (with --loss_scaling, or auto_loss_scaling in the IPUConfig)",
+    "bf16": "--half: IPUs have no bfloat16",
+    "bf16_full_eval": "--half: IPUs have no bfloat16",
+    "deepspeed": "replicated_tensor_sharding and optimizer_state_offchip in the IPUConfig",
+    "fsdp": "replicated_tensor_sharding in the IPUConfig",
+    "ema_decay": "ema_decay=0: a weight average would copy all weights from the device at every step",
+    "use_liger_kernel": "nothing: its kernels are for GPUs",
+}
+
+
+def refuse_on_device(args: Any) -> None:
+    """Raise ValueError for arguments that a device cannot honour, with what does their work there."""
+    for name, instead in _HOST_ONLY.items():
+        value = getattr(args, name, None)
+        if value:
+            raise ValueError(f"{name}={value} is for the host, and this run is on a device. Instead: {instead}.")
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"{args.n_gpu} GPUs of one process cannot share a device run. Set CUDA_VISIBLE_DEVICES to one of them, or "
+            "use --backend host."
+        )

@@ -6,13 +6,14 @@ Supported: transformers 4.29.2 (the Pod stack) and 5.x. The rest of the package 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import os
 from pathlib import Path
 from typing import Any, Dict, Union
 
 from safetensors import safe_open
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 _FIELDS = {field.name for field in dataclasses.fields(TrainingArguments)}
 # Name in transformers 5 -> name in 4.29.
@@ -49,6 +50,57 @@ def counts_labels(inputs: Any) -> bool:
     """
     labels = inputs.get("labels") if hasattr(inputs, "get") else None
     return labels is None or not getattr(labels, "is_floating_point", lambda: False)()
+
+
+def wants_gradient_checkpointing(args: TrainingArguments) -> bool:
+    """5.x calls it activation_checkpointing."""
+    name = "activation_checkpointing" if "activation_checkpointing" in _FIELDS else "gradient_checkpointing"
+    return bool(getattr(args, name))
+
+
+def renamed_arguments(named: Dict[str, Any]) -> Dict[str, Any]:
+    """Trainer's keyword arguments by the installed version's names: `tokenizer` became `processing_class` in 5.0."""
+    known = inspect.signature(Trainer.__init__).parameters
+    new, old = "processing_class", "tokenizer"
+    renamed = dict(named)
+    for given, wanted in ((old, new), (new, old)):
+        if given in renamed and given not in known and wanted in known and wanted not in renamed:
+            renamed[wanted] = renamed.pop(given)
+    return renamed
+
+
+# Methods that got arguments since 4.29, which overrides of that time do not take: name -> positions that they had.
+_GREW = {"compute_loss": 3, "training_step": 2, "log": 1, "get_batch_samples": 2}
+
+
+def adapt_old_overrides(trainer: Any, base: type) -> None:
+    """Let methods that a subclass of `base` overrode with the signatures of 4.29 be called by today's loop.
+
+    What they do not take is left out: the number of labels (compute_loss, training_step) and the start time (log).
+    A compute_loss that does not know the number of labels returns means, so labels are not counted for it.
+    """
+    for name, positions in _GREW.items():
+        method = getattr(type(trainer), name, None)
+        if method is None or method is getattr(base, name, None):
+            continue
+        parameters = list(inspect.signature(method).parameters.values())[1:]
+        kinds = {parameter.kind for parameter in parameters}
+        if inspect.Parameter.VAR_POSITIONAL in kinds or inspect.Parameter.VAR_KEYWORD in kinds:
+            continue
+        if len(parameters) <= positions:
+            setattr(trainer, name, _without_new_arguments(getattr(trainer, name), parameters))
+            if name == "compute_loss":
+                trainer.model_accepts_loss_kwargs = False
+
+
+def _without_new_arguments(method: Any, parameters: Any) -> Any:
+    names = {parameter.name for parameter in parameters}
+
+    def adapted(*positional: Any, **named: Any) -> Any:
+        known = {name: value for name, value in named.items() if name in names}
+        return method(*positional[: len(parameters)], **known)
+
+    return adapted
 
 
 def load_renamed_weights(model: Any, checkpoint: Union[str, os.PathLike[str]]) -> bool:

@@ -1,34 +1,57 @@
-"""IPUTrainer: transformers.Trainer with an IPUConfig.
+"""IPUTrainer: transformers.Trainer with an IPUConfig, on the host or on a device (real or simulated IPUs).
 
 The training loop is the stock one. What this class changes, and why:
 
-    __init__               takes `ipu_config`, chooses the backend, adds stochastic depth
+    __init__               takes `ipu_config`, chooses the backend, adds stochastic depth, adapts old subclasses
     create_optimizer       learning rates by depth, if asked for
     create_scheduler       one learning rate for all updates of a host step, as a device has it
     get_batch_samples      means over float labels stay means under accumulation (compat.counts_labels)
-    _inner_training_loop   accumulation x replicas of the IPUConfig become this process's accumulation
+    _inner_training_loop   accumulation x replicas of the IPUConfig become this process's accumulation, or a host step
     call_model_init        stochastic depth for the model of every trial
     _load_from_checkpoint, _load_best_model    checkpoints with renamed tensors (compat.load_renamed_weights)
-    evaluation_loop, _save the weight average, if asked for
+    evaluation_loop, _save the weight average, if asked for; weights that are on the device
 
-On the host a Trainer step is one weight update; a host step of the IPUConfig is `device_iterations` of them.
+On the host a Trainer step is one weight update; a host step of the IPUConfig is `device_iterations` of them. On a
+device a Trainer step is one host step: it trains on a whole batch of micro-batch x accumulation x replicas x device
+iterations samples, and steps of the arguments (max_steps, save_steps, ...) count host steps. There it also changes
+
+    get_train_dataloader   batches are whole host steps
+    get_eval_dataloader, get_test_dataloader   batches are what one inference call takes
+    _wrap_model            the loop gets DeviceModel and DeviceOptimizer (device.py says why)
+    training_step          one call of the training executor; compute_loss runs inside of it
+    prediction_step        whole micro-batches on the device, what is left of the last one on the host: exact
+    _prepare_inputs        inside of the device nothing is moved
+    floating_point_ops     without reading weights, which would copy them
+    log                    no gradient norm, which stays on the device; weight updates; compile time kept out of rates
 """
 
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Dict, Iterator, Optional, Union
+from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
 
 import torch
+from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
-from ipu_trainer.backends import choose_backend
+from ipu_trainer.backends import Backend, choose_backend
 from ipu_trainer.config.batching import BatchGeometry, EpochPlan, batch_table
 from ipu_trainer.config.ipu_config import IPUConfig
 from ipu_trainer.config.profiles import load_profile
 from ipu_trainer.training import compat
-from ipu_trainer.training.arguments import IPUTrainingArguments
+from ipu_trainer.training.arguments import IPUTrainingArguments, refuse_on_device
+from ipu_trainer.training.device import (
+    NUM_ITEMS,
+    DeviceModel,
+    DeviceRun,
+    filled_up,
+    num_items_of,
+    usable_rows,
+    usable_samples,
+)
+from ipu_trainer.training.device_prediction import predict_in_pieces
 from ipu_trainer.training.optimizer import add_drop_path, groups_by_depth
 from ipu_trainer.training.weight_average import WeightAverage
 
@@ -39,8 +62,11 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
     """Takes everything that Trainer takes, and `ipu_config`: an IPUConfig, a profile's name, or a path.
 
     args may be plain TrainingArguments. Raises ValueError before any work where the IPUConfig and the processes that were
-    started do not go together.
+    started do not go together, or the backend cannot honour an argument.
     """
+
+    optimizer: Any
+    _train_batch_size: int
 
     def __init__(
         self,
@@ -59,15 +85,26 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
                 f"ipu_config is a {type(ipu_config).__name__}. Give an IPUConfig, a profile's name such as "
                 "'vit_base_pod4', or the path of an ipu_config.json."
             )
-        config = ipu_config or IPUConfig()
+        # Nobody chose an output mode: "sum" makes the logged loss the mean over all micro-batches.
+        config = ipu_config or IPUConfig(output_mode="sum")
         overrides = getattr(args, "ipu_config_overrides", None)
         self.ipu_config: IPUConfig = config.updated_from_string(overrides) if overrides else config
-        self.backend = choose_backend(getattr(args, "backend", "auto"))
+        self.backend: Backend = choose_backend(
+            getattr(args, "backend", "auto"),
+            getattr(args, "simulator_device", ""),
+            getattr(args, "compile_only", False),
+        )
+        if self.backend.has_executors:
+            refuse_on_device(args)
+        self._device_run: Optional[DeviceRun] = None
+        self._micro_batch_found: Optional[int] = None
+        self._num_parameters = 0
         self.weight_average: Optional[WeightAverage] = None
         if getattr(args, "ema_decay", 0.0):
             self.weight_average = WeightAverage(args.ema_decay)
         self._batch_geometry_in_loop: Optional[BatchGeometry] = None
-        super().__init__(model, args, *positional, **named)
+        super().__init__(model, args, *positional, **compat.renamed_arguments(named))
+        compat.adapt_old_overrides(self, IPUTrainer)
         if self.model_init is None:
             add_drop_path(self.model, getattr(args, "drop_path", 0.0))
         if self.optimizer is not None and self._scales_by_depth():
@@ -92,7 +129,11 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         if accumulation == 1:
             accumulation = config.gradient_accumulation_steps
         replicas = config.replication_factor if config.replication_factor > 1 else self._num_workers()
-        return BatchGeometry(args.per_device_train_batch_size, accumulation, replicas, config.device_iterations)
+        micro_batch = args.per_device_train_batch_size
+        if self._micro_batch_found is not None:
+            accumulation = accumulation * micro_batch // self._micro_batch_found
+            micro_batch = self._micro_batch_found
+        return BatchGeometry(micro_batch, accumulation, replicas, config.device_iterations)
 
     def batch_table(self, epoch: Optional[EpochPlan] = None) -> str:
         return batch_table(self.batch_geometry, epoch, self._num_workers())
@@ -101,25 +142,59 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         """Model copies that compute side by side: processes, or GPUs of one process under DataParallel."""
         return int(self.args.world_size) * max(1, int(self.args.n_gpu))
 
-    def _inner_training_loop(self, *positional: Any, **named: Any) -> Any:
+    def _inner_training_loop(self, batch_size: Any = None, *positional: Any, **named: Any) -> Any:
         args = self.args
         self._accumulation_given = args.gradient_accumulation_steps
+        self._shrink_micro_batch(batch_size)
         self._batch_geometry_in_loop = geometry = self.batch_geometry
-        logger.info("batches:\n%s", batch_table(geometry, None, self._num_workers()))
-        resume = named.get("resume_from_checkpoint") or (positional[2] if len(positional) > 2 else None)
+        logger.info("batches:\n%s", self.batch_table(self._epoch_plan()))
+        resume = named.get("resume_from_checkpoint") or (positional[1] if len(positional) > 1 else None)
         if self.weight_average is not None:
             self.weight_average.start(self.model, resume)
+        batch_given: int = self._train_batch_size
         # In place rather than on a copy of args: callbacks keep their hold on the arguments that the loop reads.
-        args.gradient_accumulation_steps = geometry.accumulation_per_process(self._num_workers())
+        if self.backend.has_executors:
+            self._check_epoch(geometry)
+            args.gradient_accumulation_steps = 1
+            self._train_batch_size = self._samples_per_batch(geometry)
+        else:
+            args.gradient_accumulation_steps = geometry.accumulation_per_process(self._num_workers())
+            self._train_batch_size = geometry.micro_batch * max(1, args.n_gpu)
         try:
-            result = super()._inner_training_loop(*positional, **named)
+            if getattr(args, "compile_only", False):
+                return self._compile_only()
+            result = super()._inner_training_loop(self._train_batch_size, *positional, **named)
+            if self._device_run is not None:
+                result.metrics["train_compile_seconds"] = self._device_run.compile_seconds
+                self._device_run.compile_seconds = 0.0
         finally:
+            if self._device_run is not None:
+                self._device_run.release()
             args.gradient_accumulation_steps = self._accumulation_given
+            self._train_batch_size = batch_given if self._micro_batch_found is None else geometry.micro_batch
             self._batch_geometry_in_loop = None
         best_was_loaded = args.load_best_model_at_end and self.state.best_model_checkpoint is not None
         if self.weight_average is not None and not best_was_loaded:
             self.weight_average.copy_to(self.model)
         return result
+
+    def _shrink_micro_batch(self, batch_size: Any) -> None:
+        """auto_find_batch_size asks for a smaller batch: a smaller micro-batch, accumulated more often, it shall be."""
+        self._micro_batch_found = None
+        given, copies = self.args.per_device_train_batch_size, max(1, self.args.n_gpu)
+        wanted = given if batch_size is None else int(batch_size) // copies
+        if not self.args.auto_find_batch_size or wanted >= given:
+            return
+        per_replica = given * self.batch_geometry.gradient_accumulation
+        self._micro_batch_found = max(size for size in range(1, max(wanted, 1) + 1) if per_replica % size == 0)
+        logger.warning(
+            "out of memory: micro-batch %d x accumulation %d instead of %d x %d; the global batch stays %d",
+            self._micro_batch_found,
+            per_replica // self._micro_batch_found,
+            given,
+            per_replica // given,
+            self.batch_geometry.global_batch,
+        )
 
     @contextlib.contextmanager
     def _arguments_as_given(self) -> Iterator[None]:
@@ -138,6 +213,225 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
             num_items = None
         return samples, num_items
 
+    # On a device ------------------------------------------------------------------------------------------------
+
+    @property
+    def _run(self) -> DeviceRun:
+        """The model's executors, made anew for another model (model_init) or another micro-batch."""
+        local = self._local_geometry()
+        run = self._device_run
+        if run is None or run.model is not self.model or (self.is_in_train and run.geometry != local):
+            if run is not None:
+                run.release()
+            config = self.ipu_config.updated(gradient_accumulation_steps=local.gradient_accumulation)
+            recompute = compat.wants_gradient_checkpointing(self.args)
+            if recompute:
+                config = config.updated(recompute_checkpoint_every_layer=True)
+            inference_replicas = config.inference_replication_factor
+            run = self._device_run = DeviceRun(
+                self.model,
+                self.backend,
+                config,
+                local,
+                self._loss_of_micro_batch,
+                pipelining=getattr(self.args, "pipelining", "generic"),
+                seed=self.args.seed,
+                half=getattr(self.args, "half", False),
+                compile_only=getattr(self.args, "compile_only", False),
+                inference_replicas=max(1, inference_replicas // self._num_workers()),
+                recompute=recompute,
+                process=(int(self.args.process_index), int(self.args.world_size)),
+            )
+        return run
+
+    def _local_geometry(self) -> BatchGeometry:
+        """The batch geometry with the replicas of this process alone."""
+        geometry = self.batch_geometry
+        replicas = geometry.replicas // self._num_workers()
+        return BatchGeometry(geometry.micro_batch, geometry.gradient_accumulation, replicas, geometry.device_iterations)
+
+    def _samples_per_batch(self, geometry: BatchGeometry) -> int:
+        return geometry.samples_per_host_step // self._num_workers()
+
+    def _epoch_plan(self) -> Optional[EpochPlan]:
+        """What one epoch does on a device, where the data set says how long it is."""
+        dataset = self.train_dataset
+        if not self.backend.has_executors or dataset is None or not hasattr(dataset, "__len__"):
+            return None
+        samples, step = len(dataset), self.batch_geometry.samples_per_host_step
+        return self.batch_geometry.epoch(samples, "pad" if self._fills_up else "drop") if samples >= step else None
+
+    def _check_epoch(self, geometry: BatchGeometry) -> None:
+        """Refuse a data set that does not fill one host step. A subclass with its own data loader checks itself."""
+        dataset = self.train_dataset
+        stock = type(self).get_train_dataloader is IPUTrainer.get_train_dataloader
+        if stock and dataset is not None and hasattr(dataset, "__len__"):
+            plan = geometry.epoch(len(dataset))
+            left_out = plan.samples_dropped
+            if self._fills_up:
+                left_out -= usable_samples(plan.samples_dropped, geometry)
+            if left_out:
+                logger.warning(
+                    "%d samples are not whole host steps of %d (%s): %d are left out of each epoch, other ones each "
+                    "time when shuffled",
+                    plan.num_samples,
+                    geometry.samples_per_host_step,
+                    geometry.describe(),
+                    left_out,
+                )
+
+    def get_train_dataloader(self) -> Any:
+        if not self.backend.has_executors:
+            return super().get_train_dataloader()
+        given, batch = self.args.dataloader_drop_last, self._train_batch_size
+        self.args.dataloader_drop_last = not self._fills_up  # shapes are fixed
+        self._train_batch_size = self._samples_per_batch(self.batch_geometry)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.args.dataloader_drop_last, self._train_batch_size = given, batch
+
+    _eval_micro_batch: Optional[int] = None
+
+    def get_eval_dataloader(self, *positional: Any, **named: Any) -> Any:
+        with self._inference_batches():
+            return super().get_eval_dataloader(*positional, **named)
+
+    def get_test_dataloader(self, *positional: Any, **named: Any) -> Any:
+        with self._inference_batches():
+            return super().get_test_dataloader(*positional, **named)
+
+    @contextlib.contextmanager
+    def _inference_batches(self) -> Iterator[None]:
+        """Inside the block the batch size of evaluation is what one inference call takes."""
+        given = self.args.per_device_eval_batch_size
+        if self.backend.has_executors and self._eval_micro_batch is None:
+            self._eval_micro_batch = given
+            self.args.per_device_eval_batch_size = given * self._run.inference_samples_per_call[0]
+            try:
+                yield
+            finally:
+                self.args.per_device_eval_batch_size, self._eval_micro_batch = given, None
+        else:
+            yield
+
+    def _wrap_model(self, model: nn.Module, training: bool = True, *positional: Any, **named: Any) -> nn.Module:
+        if not self.backend.has_executors:
+            wrapped: nn.Module = super()._wrap_model(model, training, *positional, **named)
+            return wrapped
+        run = self._run
+        if not training:
+            return run.inference_model
+        if hasattr(self.state, "train_batch_size"):  # what resuming compares with the arguments
+            self.state.train_batch_size = self.batch_geometry.micro_batch
+        if compat.wants_gradient_checkpointing(self.args):  # the device recomputes instead
+            self.model.gradient_checkpointing_disable()
+        if hasattr(self.model, "num_parameters"):  # counted now: later it would copy the weights from the device
+            self._num_parameters = int(self.model.num_parameters(exclude_embeddings=True))
+        scaling = float(getattr(self.args, "loss_scaling", 1.0))
+        self.optimizer = run.optimizer_for(self.optimizer, float(self.args.max_grad_norm or 0.0), scaling)
+        return run.training_model
+
+    def training_step(self, model: nn.Module, inputs: Any, *positional: Any, **named: Any) -> torch.Tensor:
+        if not isinstance(model, DeviceModel):
+            loss: torch.Tensor = super().training_step(model, inputs, *positional, **named)
+            return loss
+        return self._run.train_step(self._host_step_of(inputs)).to(self.args.device)
+
+    def _host_step_of(self, inputs: Any) -> Dict[str, Any]:
+        """What the training executor takes: the batch, a last one filled up, with what losses are weighted by."""
+        given = dict(self._prepare_inputs(inputs))
+        geometry = self._run.geometry
+        if not self._fills_up:
+            return self._with_num_items(given)
+        return filled_up(self._with_num_items(usable_rows(given, geometry)), geometry)
+
+    @property
+    def _fills_up(self) -> bool:
+        """Whether the last batch of an epoch is filled up, rather than left out: where that is exact and was not refused."""
+        dataset = self.train_dataset
+        if self.args.dataloader_drop_last or self.args.world_size > 1 or self.ipu_config.device_iterations > 1:
+            return False
+        if not hasattr(dataset, "__len__") or type(self).get_train_dataloader is not IPUTrainer.get_train_dataloader:
+            return False
+        return len(dataset) % self.batch_geometry.samples_per_host_step != 0
+
+    def _with_num_items(self, given: Dict[str, Any]) -> Dict[str, Any]:
+        """The batch and, for losses that are sums over labels, how many labels each weight update has."""
+        num_items = num_items_of(given, self._run.geometry, self._count_labels) if compat.counts_labels(given) else None
+        return given if num_items is None else {**given, NUM_ITEMS: num_items}
+
+    def _count_labels(self, batches: List[Dict[str, Any]]) -> Any:
+        count = getattr(self, "_get_num_items_in_batch", None)
+        return None if count is None else count(batches, self.args.device)
+
+    def _loss_of_micro_batch(self, model: nn.Module, inputs: Dict[str, Any], num_items: Any) -> torch.Tensor:
+        extra = {} if num_items is None else {"num_items_in_batch": num_items}
+        with self.compute_loss_context_manager():
+            loss: torch.Tensor = self.compute_loss(model, inputs, **extra)
+        return loss
+
+    def _compile_only(self) -> TrainOutput:
+        """Compile for the first batch and stop: what a Pod does without IPUs, into the executable cache."""
+        loader = self.get_train_dataloader()
+        self.create_optimizer()
+        self._wrap_model(self.model)
+        given = self._host_step_of(next(iter(loader)))
+        self._run.compile_training(given)
+        seconds = self._run.compile_seconds
+        logger.warning("compiled in %.1f s; nothing was trained (compile_only)", seconds)
+        return TrainOutput(0, 0.0, {"train_compile_seconds": seconds})
+
+    def prediction_step(
+        self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: Optional[List[str]] = None
+    ) -> Any:
+        if not isinstance(model, DeviceModel):
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys=ignore_keys)
+        given = dict(self._prepare_inputs(inputs))
+        stock = super().prediction_step
+
+        def of_micro_batch(inner: nn.Module, part: Dict[str, Any]) -> Tuple[Any, Any]:
+            loss, logits, _ = stock(inner, part, prediction_loss_only, ignore_keys=ignore_keys)
+            return loss, logits
+
+        micro_batch = self._eval_micro_batch or self.args.per_device_eval_batch_size
+        key = ("prediction_step", prediction_loss_only, tuple(ignore_keys or ()), ignore_keys is None)
+        loss, logits = predict_in_pieces(
+            self._run, of_micro_batch, given, micro_batch, key, self._has_loss(given), not prediction_loss_only
+        )
+        labels: Any = None
+        if self._has_loss(given):
+            labels = tuple(given.get(name) for name in self.label_names)
+            labels = labels[0] if len(labels) == 1 else labels
+        return (loss, None, None) if prediction_loss_only else (loss, logits, labels)
+
+    def _has_loss(self, inputs: Dict[str, Any]) -> bool:
+        if len(self.label_names) == 0:
+            return bool(inputs.get("return_loss", self.can_return_loss))
+        return all(inputs.get(name) is not None for name in self.label_names)
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        if self._device_run is not None and self._device_run.in_graph:
+            return inputs
+        return super()._prepare_inputs(inputs)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        if not self.backend.has_executors:
+            return int(super().floating_point_ops(inputs))
+        main_input = inputs.get(getattr(self.model, "main_input_name", "input_ids"))
+        return 0 if main_input is None else 6 * main_input.numel() * self._num_parameters
+
+    def log(self, logs: Dict[str, float], *positional: Any, **named: Any) -> None:
+        run = self._device_run
+        if self.backend.has_executors:
+            logs.pop("grad_norm", None)
+            updates = self.ipu_config.device_iterations
+            if updates > 1 and "loss" in logs:
+                logs["weight_updates"] = self.state.global_step * updates
+            if run is not None and run.compile_seconds and "train_runtime" in logs:
+                _keep_compile_time_out(logs, run.compile_seconds)
+        super().log(logs, *positional, **named)
+
     # Optimizer --------------------------------------------------------------------------------------------------
 
     def create_optimizer(self, *positional: Any, **named: Any) -> Any:
@@ -155,15 +449,18 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
 
     def create_scheduler(self, num_training_steps: int, *positional: Any, **named: Any) -> Any:
         fresh = self.lr_scheduler is None
-        scheduler = super().create_scheduler(num_training_steps, *positional, **named)
         updates = self.ipu_config.device_iterations
+        on_device = self.backend.has_executors
+        total = num_training_steps * updates if on_device else num_training_steps
+        scheduler = super().create_scheduler(total, *positional, **named)
         if fresh and updates > 1:
             if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
                 raise ValueError(
                     f"lr_scheduler_type {self.args.lr_scheduler_type} changes the learning rate between the {updates} "
                     "updates of a host step, which a device cannot. Use device_iterations=1, or linear or cosine."
                 )
-            scheduler.lr_lambdas = [_held(function, updates) for function in scheduler.lr_lambdas]
+            held = _of_host_step if on_device else _held
+            scheduler.lr_lambdas = [held(function, updates) for function in scheduler.lr_lambdas]
         return scheduler
 
     def call_model_init(self, *positional: Any, **named: Any) -> Any:
@@ -171,14 +468,34 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         add_drop_path(model, getattr(self.args, "drop_path", 0.0))
         return model
 
+    def _load_optimizer_and_scheduler(self, checkpoint: Optional[str]) -> None:
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except KeyError as error:
+            if self.backend.has_executors or str(error) not in ("'state'", "'params'"):
+                raise
+            raise ValueError(
+                f"the optimizer state in {checkpoint} was written on a device, and the host keeps it in another form. "
+                "Resume with the backend that it was trained on, or start from its weights: --model CHECKPOINT."
+            ) from error
+
     # Checkpoints and the weight average -------------------------------------------------------------------------
 
     def evaluation_loop(self, *positional: Any, **named: Any) -> Any:
         averaging = self.weight_average is not None and self.is_in_train
         with self.weight_average.applied(self.model) if averaging else contextlib.nullcontext():  # type: ignore[union-attr]
-            return super().evaluation_loop(*positional, **named)
+            if not self.backend.has_executors:
+                return super().evaluation_loop(*positional, **named)
+            self._run.begin_inference()
+            try:
+                with self._inference_batches():
+                    return super().evaluation_loop(*positional, **named)
+            finally:
+                self._run.end_inference()
 
     def _save(self, output_dir: Optional[str] = None, state_dict: Optional[Dict[str, Any]] = None) -> None:
+        if state_dict is None and self._device_run is not None and self._device_run.model is self.model:
+            state_dict = self._device_run.state_dict()
         with self._arguments_as_given():
             super()._save(output_dir, state_dict=state_dict)
         if self.weight_average is not None and self.is_in_train:
@@ -189,6 +506,8 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
+        if self._device_run is not None:
+            self._device_run.release()
         if not compat.load_renamed_weights(self.model, self.state.best_model_checkpoint):
             super()._load_best_model()
         if self.weight_average is not None:
@@ -205,3 +524,16 @@ class _AverageAfterUpdate(TrainerCallback):  # type: ignore[misc]
 
 def _held(function: Any, updates: int) -> Any:
     return lambda update: function(update // updates * updates)
+
+
+def _of_host_step(function: Any, updates: int) -> Any:
+    return lambda host_step: function(host_step * updates)
+
+
+def _keep_compile_time_out(logs: Dict[str, float], compile_seconds: float) -> None:
+    """Throughput of the work alone."""
+    runtime = logs["train_runtime"]
+    left = max(runtime - compile_seconds, 1e-9)
+    for name in ("train_samples_per_second", "train_steps_per_second"):
+        if name in logs:
+            logs[name] = round(logs[name] * runtime / left, 3)

@@ -297,7 +297,7 @@ def test_a_checkpoint_that_was_cut_short_is_passed_over(tmp_path):
 def test_what_cannot_work_is_refused_before_work(tmp_path):
     with pytest.raises(ValueError, match="Give an IPUConfig"):
         IPUTrainer(model=vit(), args=arguments(tmp_path), ipu_config={"replication_factor": 2})
-    with pytest.raises(ValueError, match="not one of auto, host"):
+    with pytest.raises(ValueError, match="not one of auto, sdk, simulated, host"):
         arguments(tmp_path, backend="tpu")
     with pytest.raises(ValueError, match="layer_decay"):
         arguments(tmp_path, layer_decay=0.0)
