@@ -9,6 +9,7 @@ from typing import Any, Mapping, Optional, Sequence, Tuple
 import torch
 from transformers import HfArgumentParser
 
+from ipu_trainer.backends import choose_backend
 from ipu_trainer.config.profiles import Profile, load_profile
 from ipu_trainer.tasks.chest_xray.dataset import ChestXrayDataset, load_prepared
 from ipu_trainer.tasks.chest_xray.losses import FindingLoss, inverse_frequency
@@ -113,6 +114,10 @@ def finding_loss(recipe: ChestXrayArguments, args: IPUTrainingArguments, train_s
 
 
 def used_precision(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Precision:
+    if args.half:
+        return Precision("fp16", "--half")
+    if choose_backend(args.backend, "", args.compile_only).has_executors:
+        return Precision("fp32", "a device computes in float32 unless --half is given")
     chosen = choose_precision(recipe.precision, args.device.type == "cpu")
     used = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
     return chosen if chosen.name == used else Precision(used, f"--{used}")
@@ -120,6 +125,12 @@ def used_precision(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Pr
 
 def _takes_bf16(requested: str, values: Mapping[str, Any]) -> bool:
     """Whether to set Trainer's bf16. Its own flags --bf16 and --fp16 stand in for --precision auto."""
+    if choose_backend(values["backend"], "", bool(values.get("compile_only"))).has_executors:
+        if requested == "bf16":
+            raise ValueError(
+                "--precision bf16 is for the host: IPUs have no bfloat16. Use --half, or --precision fp32."
+            )
+        return bool(values.get("bf16"))
     flags = [name for name in ("bf16", "fp16") if values.get(name)]
     if flags and requested not in ("auto", flags[0]):
         raise ValueError(f"--precision {requested} and --{flags[0]} contradict each other. Give one of them.")

@@ -61,18 +61,19 @@ def train(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Dict[str, A
         balance=recipe.balance,
         tail=recipe.tail,
     )
-    table = trainer.batch_table(trainer.train_sampler.plan)
+    table = trainer.batch_table(trainer.epoch_plan)
     record = {
         "status": "running",
         **settings,
-        "backend": {"name": trainer.backend.name, "reason": trainer.backend.reason, "device": str(args.device)},
+        "backend": {**trainer.backend.describe(), "torch_device": str(args.device)},
         "precision": dataclasses.asdict(used_precision(recipe, args)),
         "versions": versions(),
         "batch_table": table,
     }
     if trainer.is_world_process_zero():
         print(table)
-        print(f"backend    {trainer.backend.name} on {args.device} ({trainer.backend.reason})")
+        where = trainer.backend.device if trainer.backend.has_executors else args.device
+        print(f"backend    {trainer.backend.name} on {where} ({trainer.backend.reason})")
         print(f"precision  {record['precision']['name']} ({record['precision']['reason']})")
         print(f"loss       {loss.describe()}")
         if checkpoint:

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
+from ipu_trainer.config.batching import BatchGeometry
 from ipu_trainer.tasks.chest_xray.dataset import ChestXrayDataset
 from ipu_trainer.tasks.chest_xray.losses import FindingLoss
 from ipu_trainer.tasks.chest_xray.sampler import FindingBatchSampler
@@ -29,20 +30,29 @@ class ChestXrayTrainer(IPUTrainer):
     ) -> None:
         super().__init__(*positional, **named)
         self.finding_loss = finding_loss
-        geometry, copies = self.batch_geometry, max(1, self.args.n_gpu)
         self.train_sampler = FindingBatchSampler(
             self.train_dataset.labels,
-            # Several GPUs of one process (DataParallel) share out one batch: the micro-batches of all of them.
-            dataclasses.replace(
-                geometry, micro_batch=geometry.micro_batch * copies, replicas=geometry.replicas // copies
-            ),
+            self._loader_geometry(),
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             balance=balance,
             tail=tail,
             process_index=self.args.process_index,
             num_processes=self.args.world_size,
         )
+        self.epoch_plan = self.batch_geometry.epoch(len(self.train_dataset), tail)
         self.add_callback(_SamplerEpoch(self.train_sampler))
+
+    def _loader_geometry(self) -> BatchGeometry:
+        """What the data loader groups: micro-batches, or on a device whole host steps of each process."""
+        geometry = self.batch_geometry
+        if self.backend.has_executors:
+            processes = self.args.world_size
+            return BatchGeometry(geometry.samples_per_host_step // processes, replicas=processes)
+        # Several GPUs of one process (DataParallel) share out one batch: the micro-batches of all of them.
+        copies = max(1, self.args.n_gpu)
+        return dataclasses.replace(
+            geometry, micro_batch=geometry.micro_batch * copies, replicas=geometry.replicas // copies
+        )
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, *_: Any, **__: Any) -> Any:
         labels = inputs["labels"]
