@@ -64,10 +64,11 @@ class DeviceOptimizer(torch.optim.Optimizer):
             self.device = self._brought
         else:
             self.device = self._make(replaced)
+        self._pushed = self._numbers()
         if self._saved is not None and self._saved.get("ipu_state") is not None:
             self.device.load_state_dict(self._saved)
+            self._pushed = None  # the saved state holds the learning rates of its time
         self._saved = None
-        self._pushed = self._numbers()
 
     def stop(self) -> None:
         """Keep the state for the next start."""

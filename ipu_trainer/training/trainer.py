@@ -32,6 +32,7 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
 
 import torch
 from torch import nn
+from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
@@ -53,6 +54,7 @@ from ipu_trainer.training.device import (
 )
 from ipu_trainer.training.device_prediction import predict_in_pieces
 from ipu_trainer.training.optimizer import add_drop_path, groups_by_depth
+from ipu_trainer.training.streams import WholeHostSteps
 from ipu_trainer.training.weight_average import WeightAverage
 
 logger = logging.get_logger(__name__)
@@ -283,13 +285,15 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
     def get_train_dataloader(self) -> Any:
         if not self.backend.has_executors:
             return super().get_train_dataloader()
-        given, batch = self.args.dataloader_drop_last, self._train_batch_size
+        given, batch, dataset = self.args.dataloader_drop_last, self._train_batch_size, self.train_dataset
         self.args.dataloader_drop_last = not self._fills_up  # shapes are fixed
         self._train_batch_size = self._samples_per_batch(self.batch_geometry)
+        if isinstance(dataset, IterableDataset):
+            self.train_dataset = WholeHostSteps(dataset, self.batch_geometry.samples_per_host_step)
         try:
             return super().get_train_dataloader()
         finally:
-            self.args.dataloader_drop_last, self._train_batch_size = given, batch
+            self.args.dataloader_drop_last, self._train_batch_size, self.train_dataset = given, batch, dataset
 
     _eval_micro_batch: Optional[int] = None
 

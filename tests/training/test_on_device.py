@@ -484,3 +484,48 @@ def test_samples_that_cannot_be_used_exactly_are_left_out_and_counted(tmp_path, 
     trainer.train()
     assert trainer.state.global_step == 1
     assert "samples dropped" in trainer.batch_table(trainer._epoch_plan())
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __init__(self, samples):
+        self.samples, self.length = samples, len(samples)
+
+    def __iter__(self):
+        return (self.samples[index] for index in range(self.length))
+
+
+def test_a_data_set_without_length_trains_as_on_the_host(tmp_path, caplog):
+    """The host would carry what is left at the end into the next epoch's first update, so there the stream ends before."""
+    trained = {}
+    for backend, num_samples in (("host", 128), ("simulated", 138)):
+        trainer = trainer_of("gpt2", tmp_path / backend, backend, learning_rate=0.1, max_steps=3, optim="sgd")
+        trainer.train_dataset, trainer.eval_dataset = Stream(Samples("gpt2", 138)), Stream(Samples("gpt2", 21))
+        trainer.train_dataset.length = num_samples
+        before = weights(trainer)
+        trainer.train()
+        assert any(not torch.equal(before[name], value) for name, value in weights(trainer).items())
+        trained[backend] = trainer
+    assert_same_weights(trained["host"], trained["simulated"], ROUNDING)
+    losses = [trainer.evaluate()["eval_loss"] for trainer in trained.values()]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert "10 samples at the end" in caplog.text
+
+
+def test_a_stream_that_does_not_fill_a_host_step_is_refused(tmp_path):
+    trainer = trainer_of("gpt2", tmp_path, "simulated", max_steps=2, dataloader_drop_last=True)
+    trainer.train_dataset = Stream(Samples("gpt2", 10))
+    with pytest.raises(ValueError, match="ended after 10 samples, but a host step takes 64"):
+        trainer.train()
+
+
+def test_training_twice_starts_the_schedule_again_as_on_the_host(tmp_path):
+    """The device's saved optimizer state once brought the last learning rate of the first run into the second."""
+    trained = {}
+    for backend in ("host", "simulated"):
+        trainer = trained[backend] = trainer_of("vit", tmp_path / backend, backend, optim="sgd", learning_rate=0.1)
+        trainer.train()
+        first = weights(trainer)
+        trainer.evaluate()
+        trainer.train()
+        assert any(not torch.equal(first[name], value) for name, value in weights(trainer).items())
+    assert_same_weights(trained["host"], trained["simulated"], 1e-6)
