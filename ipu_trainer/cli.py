@@ -12,14 +12,18 @@ ipu-trainer profiles list | show NAME | check FILE --model PATH
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import sys
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence
 
 import ipu_trainer
 from ipu_trainer.config import profiles
+
+# Name on the command line -> package in ipu_trainer.tasks, whose train.py has run(words).
+_TASKS = {"chest-xray": "chest_xray"}
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -74,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--findings", help="comma-separated names to accept, or any (default: NIH's fifteen)")
     prepare.set_defaults(run=_prepare)
 
-    train = _task_command(commands, "train", "fine-tune a model on a prepared data set; see `train chest-xray --help`")
+    train = _task_command(commands, "train", "train a model; see `ipu-trainer train TASK --help`", tuple(_TASKS))
     train.set_defaults(run=lambda namespace: _train(namespace.task, ["--help"]))
 
     evaluate = _task_command(commands, "evaluate", "evaluate a finished run")
@@ -122,10 +126,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _task_command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, help_text: str
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    help_text: str,
+    tasks: Sequence[str] = ("chest-xray",),
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=help_text)
-    parser.add_argument("task", choices=("chest-xray",), help="the task")
+    parser.add_argument("task", choices=tasks, help="the task")
     return parser
 
 
@@ -154,19 +161,14 @@ def _prepare(namespace: argparse.Namespace) -> int:
 
 
 def _train(task: str, words: List[str]) -> int:
-    if task != "chest-xray":
-        raise ValueError(f"task {task!r} is not one of chest-xray.")
-    from ipu_trainer.tasks.chest_xray import report
-    from ipu_trainer.tasks.chest_xray.arguments import parse_arguments
-    from ipu_trainer.tasks.chest_xray.train import train
-
-    recipe, args = parse_arguments(words)
-    metrics = train(recipe, args)
-    if metrics:
-        print(
-            f"\n{metrics['split']} split\n{report.metrics_table(metrics)}\n\nmodel, metrics and plots: {args.output_dir}"
-        )
+    _task_module(task, "train").run(words)
     return 0
+
+
+def _task_module(task: str, name: str) -> Any:
+    if task not in _TASKS:
+        raise ValueError(f"task {task!r} is not one of {', '.join(_TASKS)}.")
+    return importlib.import_module(f"ipu_trainer.tasks.{_TASKS[task]}.{name}")
 
 
 def _evaluate(namespace: argparse.Namespace) -> int:

@@ -110,7 +110,7 @@ class DeviceOptimizer(torch.optim.Optimizer):
             )
         if len(state_dict["param_groups"]) != len(self.host.param_groups):
             raise ValueError(
-                f"this checkpoint has {len(state_dict['groups'])} parameter groups and the optimizer "
+                f"this checkpoint has {len(state_dict['param_groups'])} parameter groups and the optimizer "
                 f"{len(self.host.param_groups)}. Resume with the settings that it was trained with."
             )
         for group, saved in zip(self.host.param_groups, state_dict["param_groups"]):

@@ -68,6 +68,7 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
     """
 
     optimizer: Any
+    train_dataset: Any
     _train_batch_size: int
 
     def __init__(

@@ -17,8 +17,8 @@ from transformers import ViTConfig, ViTForImageClassification
 from ipu_trainer.cli import main
 from ipu_trainer.tasks.chest_xray.arguments import parse_arguments
 from ipu_trainer.tasks.chest_xray.dataset import load_prepared
-from ipu_trainer.tasks.chest_xray.record import read_run
 from ipu_trainer.tasks.chest_xray.train import train
+from ipu_trainer.tasks.record import read_run
 from ipu_trainer.training import compat
 
 CPU = "--" + compat.field_name("use_cpu")

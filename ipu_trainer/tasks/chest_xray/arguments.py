@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any, Mapping, Optional, Sequence, Tuple
 
 import torch
-from transformers import HfArgumentParser
 
 from ipu_trainer.backends import choose_backend
 from ipu_trainer.config.profiles import Profile, load_profile
 from ipu_trainer.tasks.chest_xray.dataset import ChestXrayDataset, load_prepared
 from ipu_trainer.tasks.chest_xray.losses import FindingLoss, inverse_frequency
 from ipu_trainer.tasks.chest_xray.transforms import NO_AUGMENTATION, Augmentation
+from ipu_trainer.tasks.flags import parse_flags
 from ipu_trainer.training import compat
 from ipu_trainer.training.arguments import IPUTrainingArguments
 from ipu_trainer.training.precision import Precision, choose_precision
@@ -80,23 +80,12 @@ def parse_arguments(argv: Sequence[str]) -> Tuple[ChestXrayArguments, IPUTrainin
 
     The micro-batch, unless given, is the profile's published one, or 32, or what a smaller training set allows.
     """
-    parser = HfArgumentParser([ChestXrayArguments, IPUTrainingArguments], prog="ipu-trainer train chest-xray")
-    parser.set_defaults(**_RECIPE, **_OWN_RECIPE, per_device_train_batch_size=0)
-    renamed = [_field_flag(word) for word in argv]
-    if not any(word.split("=")[0] == "--output_dir" for word in renamed) and not _asks_help(argv):
-        raise ValueError("--output RUN is missing: the folder for checkpoints and results.")
-    namespace, unknown = parser.parse_known_args(renamed)
-    if unknown:
-        raise ValueError(f"unknown flags {' '.join(unknown)}. `ipu-trainer train chest-xray --help` lists them.")
-    values = vars(namespace)
-    names = {item.name for item in dataclasses.fields(ChestXrayArguments)}
-    recipe = ChestXrayArguments(**{name: value for name, value in values.items() if name in names})
+    defaults = {**_RECIPE, **_OWN_RECIPE, "per_device_train_batch_size": 0}
+    recipe, values = parse_flags("chest-xray", ChestXrayArguments, argv, defaults)
     if not values["per_device_train_batch_size"]:
         values["per_device_train_batch_size"] = _default_micro_batch(recipe)
     values["bf16"] = _takes_bf16(recipe.precision, values)
-    args_names = {item.name for item in dataclasses.fields(IPUTrainingArguments) if item.init}
-    args = IPUTrainingArguments(**{name: value for name, value in values.items() if name in args_names})
-    return recipe, args
+    return recipe, IPUTrainingArguments(**values)
 
 
 def finding_loss(recipe: ChestXrayArguments, args: IPUTrainingArguments, train_set: ChestXrayDataset) -> FindingLoss:
@@ -145,16 +134,3 @@ def _default_micro_batch(recipe: ChestXrayArguments) -> int:
         return profile.micro_batch
     num_samples = len(load_prepared(recipe.data).split("train"))
     return min(32, 1 << max(0, num_samples.bit_length() - 1))
-
-
-def _field_flag(word: str) -> str:
-    """--ipu-config and --ipu_config are one flag, --output is Trainer's --output_dir."""
-    if not word.startswith("--"):
-        return word
-    flag, equals, value = word.partition("=")
-    flag = "--" + flag[2:].replace("-", "_")
-    return ("--output_dir" if flag == "--output" else flag) + equals + value
-
-
-def _asks_help(argv: Sequence[str]) -> bool:
-    return "-h" in argv or "--help" in argv

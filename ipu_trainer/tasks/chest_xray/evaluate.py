@@ -12,10 +12,10 @@ from transformers import ViTForImageClassification
 from ipu_trainer.tasks.chest_xray import metrics as metric
 from ipu_trainer.tasks.chest_xray import report
 from ipu_trainer.tasks.chest_xray.dataset import load_prepared
-from ipu_trainer.tasks.chest_xray.record import read_run
 from ipu_trainer.tasks.chest_xray.splits import SPLITS
 from ipu_trainer.tasks.chest_xray.trainer import PicturesOnly, sigmoid
 from ipu_trainer.tasks.chest_xray.transforms import ChestXrayCollator, load_normalisation
+from ipu_trainer.tasks.record import read_run
 from ipu_trainer.training.arguments import IPUTrainingArguments
 from ipu_trainer.training.precision import choose_precision
 from ipu_trainer.training.trainer import IPUTrainer

@@ -20,13 +20,23 @@ from ipu_trainer.config.ipu_config import IPUConfig
 from ipu_trainer.config.profiles import load_profile
 from ipu_trainer.tasks.chest_xray import metrics as metric
 from ipu_trainer.tasks.chest_xray import report
-from ipu_trainer.tasks.chest_xray.arguments import ChestXrayArguments, finding_loss, used_precision
+from ipu_trainer.tasks.chest_xray.arguments import ChestXrayArguments, finding_loss, parse_arguments, used_precision
 from ipu_trainer.tasks.chest_xray.dataset import load_prepared
 from ipu_trainer.tasks.chest_xray.model import load_model, load_processor
-from ipu_trainer.tasks.chest_xray.record import RUN_FILE, resolved_settings, resumable_checkpoint, versions
+from ipu_trainer.tasks.chest_xray.record import resolved_settings
 from ipu_trainer.tasks.chest_xray.trainer import ChestXrayTrainer, sigmoid
 from ipu_trainer.tasks.chest_xray.transforms import ChestXrayCollator, load_normalisation
+from ipu_trainer.tasks.record import RUN_FILE, resumable_checkpoint, versions
 from ipu_trainer.training.arguments import IPUTrainingArguments
+
+
+def run(words: Sequence[str]) -> None:
+    """`ipu-trainer train chest-xray`: parse, train, print."""
+    recipe, args = parse_arguments(words)
+    metrics = train(recipe, args)
+    if metrics:
+        table = report.metrics_table(metrics)
+        print(f"\n{metrics['split']} split\n{table}\n\nmodel, metrics and plots: {args.output_dir}")
 
 
 def train(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Dict[str, Any]:

@@ -1,0 +1,79 @@
+"""run.json: what ran, written beside its results; and whether an interrupted run may go on."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from pathlib import Path
+from typing import Any, Dict, Optional
+
+import numpy as np
+import torch
+import transformers
+
+import ipu_trainer
+from ipu_trainer.training.arguments import IPUTrainingArguments
+from ipu_trainer.training.checkpoints import last_complete_checkpoint
+
+RUN_FILE = "run.json"
+
+
+def read_run(run_dir: Path) -> Dict[str, Any]:
+    """run.json of a finished run. Raises ValueError if there is none."""
+    path = Path(run_dir) / RUN_FILE
+    if not path.is_file():
+        raise ValueError(f"{run_dir} holds no run ({RUN_FILE} is missing). Make one: ipu-trainer train ...")
+    record: Dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if record.get("status") != "finished":
+        raise ValueError(f"the run in {run_dir} is not finished. Give the same train command again: it resumes.")
+    return record
+
+
+def training_settings(args: IPUTrainingArguments) -> Dict[str, Any]:
+    """The arguments that say how a run computes: no tokens, nothing that differs between a run and its resumption."""
+    left_out = ("resume_from_checkpoint", "logging_dir", "local_rank", "hub_token", "push_to_hub_token")
+    return {name: value for name, value in args.to_dict().items() if name not in left_out}
+
+
+def resumable_checkpoint(run_dir: Path, args: IPUTrainingArguments, settings: Dict[str, Any]) -> Optional[str]:
+    """The checkpoint to go on from. Raises ValueError if the folder holds a finished or a different run."""
+    path = run_dir / RUN_FILE
+    if args.resume_from_checkpoint and args.resume_from_checkpoint not in ("True", "true"):
+        return str(args.resume_from_checkpoint)
+    if not path.is_file():
+        return None
+    record = json.loads(path.read_text(encoding="utf-8"))
+    if record.get("status") == "finished":
+        raise ValueError(f"{run_dir} holds a finished run. Give another --output, or remove it.")
+    then, now = record.get("settings", {}), json.loads(json.dumps(settings["settings"], default=str))
+    changed = sorted(
+        name
+        for group in ("recipe", "training")
+        for name in set(then.get(group, {})) | set(now[group])
+        if then.get(group, {}).get(name) != now[group].get(name)
+    )
+    if record.get("data", {}).get("fingerprint") != settings["data"]["fingerprint"]:
+        changed.append("data")
+    if changed:
+        raise ValueError(
+            f"{run_dir} holds an interrupted run with other settings ({', '.join(changed)}). "
+            "Give the same command to go on, or another --output."
+        )
+    return last_complete_checkpoint(run_dir)
+
+
+def versions() -> Dict[str, str]:
+    import accelerate
+    import datasets
+
+    return {
+        "ipu_trainer": ipu_trainer.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "accelerate": accelerate.__version__,
+        "datasets": datasets.__version__,
+        "numpy": np.__version__,
+        "platform": sys.platform,
+    }

@@ -1,0 +1,1 @@
+"""Sequence to sequence: T5 and BART on pairs of texts."""
