@@ -23,7 +23,7 @@ import ipu_trainer
 from ipu_trainer.config import profiles
 
 # Name on the command line -> package in ipu_trainer.tasks, whose train.py has run(words).
-_TASKS = {"chest-xray": "chest_xray"}
+_TASKS = {"chest-xray": "chest_xray", "language-modeling": "language_modeling", "seq2seq": "seq2seq"}
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

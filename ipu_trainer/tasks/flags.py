@@ -7,7 +7,10 @@ from typing import Any, Dict, Mapping, Sequence, Tuple
 
 from transformers import HfArgumentParser
 
+from ipu_trainer.backends import choose_backend
+from ipu_trainer.training import compat
 from ipu_trainer.training.arguments import IPUTrainingArguments
+from ipu_trainer.training.precision import choose_precision
 
 
 def parse_flags(
@@ -36,6 +39,22 @@ def parse_flags(
     recipe = recipe_class(**{name: value for name, value in values.items() if name in names})
     taken = {item.name for item in dataclasses.fields(arguments_class) if item.init}
     return recipe, {name: value for name, value in values.items() if name in taken}
+
+
+def takes_bf16(requested: str, values: Mapping[str, Any]) -> bool:
+    """Whether to set Trainer's bf16. Its own flags --bf16 and --fp16 stand in for --precision auto."""
+    if choose_backend(values["backend"], "", bool(values.get("compile_only"))).has_executors:
+        if requested == "bf16":
+            raise ValueError(
+                "--precision bf16 is for the host: IPUs have no bfloat16. Use --half, or --precision fp32."
+            )
+        return bool(values.get("bf16"))
+    flags = [name for name in ("bf16", "fp16") if values.get(name)]
+    if flags and requested not in ("auto", flags[0]):
+        raise ValueError(f"--precision {requested} and --{flags[0]} contradict each other. Give one of them.")
+    if flags:
+        return "bf16" in flags
+    return choose_precision(requested, bool(values.get(compat.field_name("use_cpu")))).name == "bf16"
 
 
 def _field_flag(word: str) -> str:

@@ -247,6 +247,14 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
             )
         return run
 
+    def model_on_host(self) -> nn.Module:
+        """The model with its newest weights, to call outside of the device: to generate, to look inside."""
+        run = self._device_run
+        if run is None or run.model is not self.model:
+            model: nn.Module = self.model
+            return model
+        return run.on_host()
+
     def _local_geometry(self) -> BatchGeometry:
         """The batch geometry with the replicas of this process alone."""
         geometry = self.batch_geometry

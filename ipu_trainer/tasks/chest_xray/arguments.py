@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Mapping, Optional, Sequence, Tuple
+from typing import Optional, Sequence, Tuple
 
 import torch
 
@@ -13,7 +13,7 @@ from ipu_trainer.config.profiles import Profile, load_profile
 from ipu_trainer.tasks.chest_xray.dataset import ChestXrayDataset, load_prepared
 from ipu_trainer.tasks.chest_xray.losses import FindingLoss, inverse_frequency
 from ipu_trainer.tasks.chest_xray.transforms import NO_AUGMENTATION, Augmentation
-from ipu_trainer.tasks.flags import parse_flags
+from ipu_trainer.tasks.flags import parse_flags, takes_bf16
 from ipu_trainer.training import compat
 from ipu_trainer.training.arguments import IPUTrainingArguments
 from ipu_trainer.training.precision import Precision, choose_precision
@@ -84,7 +84,7 @@ def parse_arguments(argv: Sequence[str]) -> Tuple[ChestXrayArguments, IPUTrainin
     recipe, values = parse_flags("chest-xray", ChestXrayArguments, argv, defaults)
     if not values["per_device_train_batch_size"]:
         values["per_device_train_batch_size"] = _default_micro_batch(recipe)
-    values["bf16"] = _takes_bf16(recipe.precision, values)
+    values["bf16"] = takes_bf16(recipe.precision, values)
     return recipe, IPUTrainingArguments(**values)
 
 
@@ -110,22 +110,6 @@ def used_precision(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Pr
     chosen = choose_precision(recipe.precision, args.device.type == "cpu")
     used = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
     return chosen if chosen.name == used else Precision(used, f"--{used}")
-
-
-def _takes_bf16(requested: str, values: Mapping[str, Any]) -> bool:
-    """Whether to set Trainer's bf16. Its own flags --bf16 and --fp16 stand in for --precision auto."""
-    if choose_backend(values["backend"], "", bool(values.get("compile_only"))).has_executors:
-        if requested == "bf16":
-            raise ValueError(
-                "--precision bf16 is for the host: IPUs have no bfloat16. Use --half, or --precision fp32."
-            )
-        return bool(values.get("bf16"))
-    flags = [name for name in ("bf16", "fp16") if values.get(name)]
-    if flags and requested not in ("auto", flags[0]):
-        raise ValueError(f"--precision {requested} and --{flags[0]} contradict each other. Give one of them.")
-    if flags:
-        return "bf16" in flags
-    return choose_precision(requested, bool(values.get(compat.field_name("use_cpu")))).name == "bf16"
 
 
 def _default_micro_batch(recipe: ChestXrayArguments) -> int:

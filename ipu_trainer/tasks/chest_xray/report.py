@@ -115,25 +115,6 @@ def plot_evaluation(
     _save(figure, folder / "calibration.png")
 
 
-def plot_training(file: Path, history: Sequence[Mapping[str, Any]]) -> None:
-    """Training loss and validation AUROC by epoch, from Trainer's log history."""
-    plt = _pyplot()
-    figure, axes = plt.subplots(figsize=(7, 4))
-    loss = [(entry["epoch"], entry["loss"]) for entry in history if "loss" in entry]
-    auroc = [(entry["epoch"], entry["eval_mean_auroc_14"]) for entry in history if "eval_mean_auroc_14" in entry]
-    axes.plot([x for x, _ in loss], [y for _, y in loss], color="#4878a8", label="training loss")
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("training loss")
-    other = axes.twinx()
-    other.plot(
-        [x for x, _ in auroc], [y for _, y in auroc], "o-", color="#b04a4a", markersize=3, label="validation AUROC"
-    )
-    other.set_ylabel("validation AUROC, macro mean")
-    handles = axes.get_legend_handles_labels()[0] + other.get_legend_handles_labels()[0]
-    other.legend(handles=handles, frameon=False, loc="center right")
-    _save(figure, file)
-
-
 def model_card(run: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     """README.md of the model folder, as Hugging Face's hub shows it."""
     synthetic = run.get("synthetic_data")

@@ -26,6 +26,7 @@ from ipu_trainer.tasks.chest_xray.model import load_model, load_processor
 from ipu_trainer.tasks.chest_xray.record import resolved_settings
 from ipu_trainer.tasks.chest_xray.trainer import ChestXrayTrainer, sigmoid
 from ipu_trainer.tasks.chest_xray.transforms import ChestXrayCollator, load_normalisation
+from ipu_trainer.tasks.curves import plot_training
 from ipu_trainer.tasks.record import RUN_FILE, resumable_checkpoint, versions
 from ipu_trainer.training.arguments import IPUTrainingArguments
 
@@ -109,7 +110,12 @@ def train(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Dict[str, A
     }
     load_processor(recipe.model).save_pretrained(run_dir)
     report.write_evaluation(run_dir, result, subject.labels, probability, data.findings, subject.table)
-    report.plot_training(run_dir / "plots" / "training.png", trainer.state.log_history)
+    plot_training(
+        run_dir / "plots" / "training.png",
+        trainer.state.log_history,
+        "eval_mean_auroc_14",
+        "validation AUROC, macro mean",
+    )
     record.update(status="finished", thresholds=thresholds, evaluated_split=evaluated)
     write_text(run_dir / "README.md", report.model_card(record, result))
     write_json(run_dir / RUN_FILE, record)

@@ -1,1 +1,1 @@
-"""Language models from scratch: GPT-2 and other causal ones, BERT and other masked ones."""
+"""Language models from scratch or further trained: causal (GPT-2) and masked (BERT, RoBERTa), on fixed-shape rows."""

@@ -1,0 +1,136 @@
+"""Texts to learn from: documents in groups, each text once, groups kept together when validation is set aside."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, Iterable, Iterator, List, Sequence, Tuple
+
+_SUFFIXES = (".txt", ".md", ".py", ".jsonl")
+# A file larger than this is data rather than text.
+_LARGEST_FILE_BYTES = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text, its name for messages, and the group (a package, a folder) that it must not leave."""
+
+    group: str
+    name: str
+    text: str
+
+
+def read_folder(path: Path) -> Iterator[Document]:
+    """Documents of a file or of a folder and what is below it: .txt, .md, .py whole, .jsonl a document a line ("text").
+
+    The group is the first folder below `path`, or the file itself; a .jsonl line may name its own in "group". Links that
+    leave the folder are passed over. Raises ValueError if there is nothing to read, or a line is not such an object.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"{path} does not exist. Give a file or a folder of {', '.join(_SUFFIXES)} files.")
+    root = path if path.is_dir() else path.parent
+    files = sorted(file for file in path.rglob("*") if file.suffix in _SUFFIXES) if path.is_dir() else [path]
+    found = False
+    for file in files:
+        if not file.is_file() or root.resolve() not in file.resolve().parents:
+            continue
+        if file.stat().st_size > _LARGEST_FILE_BYTES:
+            raise ValueError(f"{file} has {file.stat().st_size:,} bytes, more than {_LARGEST_FILE_BYTES:,}. Split it.")
+        name = file.relative_to(root)
+        for document in _documents_of(file, name.parts[0], str(name)):
+            found = True
+            yield document
+    if not found:
+        raise ValueError(f"{path} holds no text: no {', '.join(_SUFFIXES)} file with something in it.")
+
+
+def _documents_of(file: Path, group: str, name: str) -> Iterator[Document]:
+    text = file.read_text(encoding="utf-8", errors="replace")
+    if file.suffix != ".jsonl":
+        if text.strip():
+            yield Document(group, name, text)
+        return
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{file}, line {number} is not JSON: {error}.") from error
+        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+            raise ValueError(f'{file}, line {number} has no "text". Give an object such as {{"text": "..."}} a line.')
+        if record["text"].strip():
+            yield Document(str(record.get("group", f"{name}:{number}")), f"{name}:{number}", record["text"])
+
+
+def unique(documents: Iterable[Document]) -> Iterator[Document]:
+    """Each text once, the first of its kind: blank lines and spaces at line ends do not make a difference."""
+    seen = set()
+    for document in documents:
+        lines = (line.rstrip() for line in document.text.splitlines())
+        digest = hashlib.sha256("\n".join(line for line in lines if line).encode("utf-8", "replace")).digest()
+        if digest not in seen:
+            seen.add(digest)
+            yield document
+
+
+def limited(documents: Iterable[Document], max_bytes: int) -> List[Document]:
+    """At most max_bytes of UTF-8 text, drawn over all groups alike by the hash of their names; in order of names.
+
+    max_bytes of 0 or less is no limit.
+    """
+    drawn = sorted(documents, key=lambda document: _hash("draw", document.name))
+    if max_bytes > 0:
+        kept, total = [], 0
+        for document in drawn:
+            size = len(document.text.encode("utf-8", "replace"))
+            if total + size <= max_bytes:
+                kept.append(document)
+                total += size
+        drawn = kept
+    return sorted(drawn, key=lambda document: (document.group, document.name))
+
+
+def split_by_group(
+    documents: Sequence[Document], validation_fraction: float, seed: int
+) -> Tuple[List[Document], List[Document]]:
+    """(training, validation): whole groups go to validation until it has about that share of the characters.
+
+    Groups come in the order of a hash of (seed, name); one that would make validation larger than twice its share is
+    passed over, while others are left. Raises ValueError where no group can be set aside.
+    """
+    if not 0.0 < validation_fraction < 1.0:
+        raise ValueError(f"validation_fraction {validation_fraction} must be above 0 and below 1.")
+    sizes: Dict[str, int] = {}
+    for document in documents:
+        sizes[document.group] = sizes.get(document.group, 0) + len(document.text)
+    if len(sizes) < 2:
+        raise ValueError(
+            f"the corpus has {len(sizes)} group{'s' if len(sizes) != 1 else ''} ({', '.join(sizes) or 'it is empty'}), and "
+            "validation needs one that is not trained on. Put the texts into at least two files or sub-folders."
+        )
+    target = validation_fraction * sum(sizes.values())
+    chosen, total = set(), 0
+    for group in sorted(sizes, key=lambda name: _hash(str(seed), name)):
+        if total < target and total + sizes[group] <= 2 * target:
+            chosen.add(group)
+            total += sizes[group]
+    if not chosen:
+        chosen = {min(sizes, key=lambda name: (sizes[name], name))}
+    train = [document for document in documents if document.group not in chosen]
+    return train, [document for document in documents if document.group in chosen]
+
+
+def fingerprint(documents: Iterable[Document]) -> str:
+    """Sixteen hex digits of the names and texts, in order."""
+    digest = hashlib.sha256()
+    for document in documents:
+        digest.update(f"{document.group}\0{document.name}\0{document.text}\0".encode("utf-8", "replace"))
+    return digest.hexdigest()[:16]
+
+
+def _hash(*parts: str) -> bytes:
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "replace")).digest()

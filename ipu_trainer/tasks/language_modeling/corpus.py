@@ -1,0 +1,109 @@
+"""From texts to token streams in a run's folder: read once, then the run and its resumption read the same bytes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Sequence, Tuple
+
+import numpy as np
+
+from ipu_trainer.atomic import write_json
+from ipu_trainer.tasks.documents import Document, fingerprint, limited, read_folder, split_by_group, unique
+from ipu_trainer.tasks.language_modeling.arguments import LanguageModelingArguments
+from ipu_trainer.tasks.language_modeling.packing import read_stream, token_stream, write_stream
+from ipu_trainer.tasks.python_code import installed_python
+from ipu_trainer.tasks.tokenizers import load_tokenizer, save_tokenizer, train_tokenizer
+
+_ABOUT = "corpus.json"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Token streams of training and validation, their tokenizer, and `about`: what corpus.json says."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    tokenizer: Any
+    about: Dict[str, Any]
+
+    def describe(self) -> str:
+        rows = [f"{'corpus':12}{'documents':>11}{'characters':>14}{'tokens':>12}   groups"]
+        for split in ("train", "validation"):
+            told = self.about[split]
+            groups = ", ".join(told["groups"][:4]) + (
+                f" and {len(told['groups']) - 4} more" if len(told["groups"]) > 4 else ""
+            )
+            rows.append(f"{split:12}{told['documents']:>11,}{told['characters']:>14,}{told['tokens']:>12,}   {groups}")
+        return "\n".join(rows)
+
+
+def read_documents(recipe: LanguageModelingArguments, seed: int) -> Tuple[List[Document], List[Document]]:
+    """(training, validation) documents: each text once, split by package or folder."""
+    if recipe.corpus:
+        source = read_folder(Path(recipe.corpus))
+    else:
+        source = installed_python(recipe.files == "data-science")
+    documents = limited(unique(source), int(recipe.max_megabytes * 1e6))
+    if not documents:
+        raise ValueError(
+            f"the corpus is empty: no text in {recipe.corpus or 'the installed Python code'} of at most "
+            f"{recipe.max_megabytes} megabytes. Give --corpus FOLDER, or a larger --max_megabytes."
+        )
+    return split_by_group(documents, recipe.validation_fraction, seed)
+
+
+def prepare_corpus(
+    recipe: LanguageModelingArguments, tokenizer_source: str, masked: bool, folder: Path, seed: int
+) -> Corpus:
+    """The corpus in `folder`, made if it is not there or was made with other settings.
+
+    tokenizer_source: a folder or Hub id; empty trains one.
+    """
+    settings = {
+        "corpus": recipe.corpus,
+        "files": recipe.files,
+        "max_megabytes": recipe.max_megabytes,
+        "validation_fraction": recipe.validation_fraction,
+        "tokenizer": tokenizer_source,
+        "vocab_size": None if tokenizer_source else recipe.vocab_size,
+        "masked": masked,
+        "seed": seed,
+    }
+    about_file = folder / _ABOUT
+    if about_file.is_file():
+        about = json.loads(about_file.read_text(encoding="utf-8"))
+        if about["settings"] == settings:
+            return _read(folder, about)
+    train, validation = read_documents(recipe, seed)
+    if tokenizer_source:
+        tokenizer = load_tokenizer(tokenizer_source)
+    else:
+        kind = "RobertaTokenizer" if masked else "GPT2Tokenizer"
+        tokenizer = train_tokenizer((document.text for document in train), recipe.vocab_size, kind)
+    if masked and tokenizer.mask_token_id is None:
+        raise ValueError(f"the tokenizer {tokenizer_source} has no mask token, and the model learns masked tokens.")
+    about = {"settings": settings, "fingerprint": fingerprint([*train, *validation])}
+    for split, documents in (("train", train), ("validation", validation)):
+        stream = token_stream(documents, tokenizer)
+        write_stream(folder / f"{split}.npy", stream)
+        about[split] = _told(documents, stream)
+    save_tokenizer(tokenizer, folder / "tokenizer")
+    write_json(about_file, about)  # last: what it describes is whole
+    return _read(folder, about)
+
+
+def _told(documents: Sequence[Document], stream: np.ndarray) -> Dict[str, Any]:
+    return {
+        "documents": len(documents),
+        "characters": sum(len(document.text) for document in documents),
+        "bytes": sum(len(document.text.encode("utf-8", "replace")) for document in documents),
+        "tokens": len(stream),
+        "groups": sorted({document.group for document in documents}),
+    }
+
+
+def _read(folder: Path, about: Dict[str, Any]) -> Corpus:
+    tokenizer = load_tokenizer(str(folder / "tokenizer"))
+    return Corpus(read_stream(folder / "train.npy"), read_stream(folder / "validation.npy"), tokenizer, about)

@@ -1,0 +1,84 @@
+"""What the model writes, printed while it trains: the quickest check that it learns."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, List, Sequence
+
+import torch
+from transformers import TrainerCallback
+
+
+def continuations(model: Any, tokenizer: Any, prompts: Sequence[str], new_tokens: int, seed: int) -> List[str]:
+    """Each prompt with what a causal model writes after it: sampled by seed, top 40, temperature 0.8."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    texts = []
+    with _in_evaluation(model), torch.random.fork_rng(devices=_devices(model)):
+        for number, prompt in enumerate(prompts):
+            ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"]
+            if ids.shape[1] == 0:
+                ids = torch.tensor([[tokenizer.eos_token_id]])
+            if positions is not None:
+                ids = ids[:, -max(1, positions - new_tokens) :]
+            ids = ids.to(next(model.parameters()).device)
+            torch.manual_seed(seed + number)
+            written = model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=new_tokens,
+                do_sample=True,
+                top_k=40,
+                temperature=0.8,
+                pad_token_id=tokenizer.eos_token_id,
+            )
+            texts.append(tokenizer.decode(written[0], skip_special_tokens=True))
+    return texts
+
+
+def fillings(model: Any, tokenizer: Any, prompts: Sequence[str]) -> List[str]:
+    """Each prompt with one token masked, and what a masked model puts there."""
+    texts = []
+    with _in_evaluation(model), torch.no_grad():
+        for prompt in prompts:
+            ids = tokenizer(prompt, return_tensors="pt")["input_ids"].to(next(model.parameters()).device)
+            place = ids.shape[1] // 2
+            truth = tokenizer.decode(ids[0, place : place + 1])
+            ids[0, place] = tokenizer.mask_token_id
+            best = model(input_ids=ids).logits[0, place].topk(3).indices
+            shown = tokenizer.decode(ids[0])
+            texts.append(f"{shown}   truth {truth!r}, model {[tokenizer.decode([int(token)]) for token in best]}")
+    return texts
+
+
+class PrintSamples(TrainerCallback):  # type: ignore[misc]
+    """After each evaluation, some text. model() gives the model with its newest weights, to call on the host."""
+
+    def __init__(self, model: Any, write: Any) -> None:
+        self.model, self.write = model, write
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        told = metrics.get("eval_perplexity") if metrics else None
+        head = f"--- step {state.global_step}" + (f", validation perplexity {told:.1f}" if told else "")
+        body = "\n".join(f"| {line}" for text in self.write(self.model()) for line in [*text.splitlines(), ""][:12])
+        print(f"\n{head}\n{body}", file=sys.stderr)
+
+
+class _in_evaluation:
+    """Dropout off inside the block."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def __enter__(self) -> None:
+        self.was_training = self.model.training
+        self.model.eval()
+
+    def __exit__(self, *_: Any) -> None:
+        self.model.train(self.was_training)
+
+
+def _devices(model: Any) -> List[Any]:
+    device = next(model.parameters()).device
+    return [device] if device.type == "cuda" else []

@@ -1,0 +1,190 @@
+"""The recipe: a language model on fixed-shape rows of text, against the unigram baseline, with samples as it learns.
+
+    ipu-trainer train language-modeling --output RUN [--corpus FOLDER] [--model gpt2-small] [any TrainingArguments flag]
+
+It reads top to bottom: model and tokenizer, corpus, trainer, results.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any, Dict, List, Sequence
+
+import transformers
+
+from ipu_trainer.atomic import write_json, write_text
+from ipu_trainer.config.ipu_config import IPUConfig
+from ipu_trainer.config.profiles import load_profile
+from ipu_trainer.tasks.curves import plot_training
+from ipu_trainer.tasks.language_modeling.arguments import LanguageModelingArguments, parse_arguments
+from ipu_trainer.tasks.language_modeling.corpus import Corpus, prepare_corpus
+from ipu_trainer.tasks.language_modeling.metrics import perplexity, token_losses
+from ipu_trainer.tasks.language_modeling.model import (
+    build_model,
+    check_shapes,
+    find_config,
+    from_scratch,
+    is_masked,
+    parse_overrides,
+)
+from ipu_trainer.tasks.language_modeling.packing import PackedRows, RowCollator, unigram_perplexity
+from ipu_trainer.tasks.language_modeling.samples import PrintSamples, continuations, fillings
+from ipu_trainer.tasks.record import RUN_FILE, resumable_checkpoint, training_settings, versions
+from ipu_trainer.tasks.tokenizers import has_tokenizer, save_tokenizer
+from ipu_trainer.training.arguments import IPUTrainingArguments
+from ipu_trainer.training.trainer import IPUTrainer
+
+
+def run(words: Sequence[str]) -> None:
+    """`ipu-trainer train language-modeling`: parse, train, print."""
+    recipe, args = parse_arguments(words)
+    metrics = train(recipe, args)
+    if metrics:
+        print(f"\n{table(metrics)}\n\nmodel, metrics, samples and plots: {args.output_dir}")
+
+
+def train(recipe: LanguageModelingArguments, args: IPUTrainingArguments) -> Dict[str, Any]:
+    """Run the recipe; returns what metrics.json holds. Raises ValueError for input that cannot work, before training."""
+    run_dir = Path(args.output_dir)
+    config = find_config(recipe.model)
+    masked = is_masked(config, recipe.objective)
+    scratch = from_scratch(recipe.model, recipe.from_scratch)
+    own = recipe.model if "/" in recipe.model or Path(recipe.model).is_dir() else ""
+    source = recipe.tokenizer or (own if own and has_tokenizer(own) else "")
+    sequence_length = recipe.sequence_length or _default_length(recipe.model, config)
+    overrides = parse_overrides(recipe.model_overrides)
+    if not overrides:  # before the corpus is read; with overrides the model itself is the judge
+        check_shapes(config, 0, sequence_length)
+    with args.main_process_first(local=False, desc="corpus"):
+        corpus = prepare_corpus(recipe, source, masked, run_dir / "data", args.seed)
+    train_rows = PackedRows(corpus.train, sequence_length, not masked)
+    validation_rows = PackedRows(corpus.validation, sequence_length, not masked, once=True)
+
+    ipu_config = load_profile(recipe.ipu_config).config if recipe.ipu_config else IPUConfig(output_mode="sum")
+    settings = _settings(recipe, args, ipu_config, corpus, sequence_length, masked)
+    checkpoint = resumable_checkpoint(run_dir, args, settings)
+    transformers.set_seed(args.seed)
+    model = build_model(recipe.model, config, corpus.tokenizer, sequence_length, masked, scratch, overrides)
+    trainer = IPUTrainer(
+        model=model,
+        args=args,
+        ipu_config=ipu_config,
+        train_dataset=train_rows,
+        eval_dataset=validation_rows,
+        data_collator=RowCollator(corpus.tokenizer, masked, recipe.mlm_probability, args.seed),
+        compute_metrics=perplexity,
+        preprocess_logits_for_metrics=token_losses(causal=not masked),
+    )
+    prompts = list(recipe.sample_prompts)
+
+    def write(current: Any) -> List[str]:
+        if masked:
+            return fillings(current, corpus.tokenizer, prompts)
+        return continuations(current, corpus.tokenizer, prompts, recipe.sample_tokens, args.seed)
+
+    if prompts:
+        trainer.add_callback(PrintSamples(trainer.model_on_host, write))
+    baseline, _ = unigram_perplexity(corpus.train, corpus.validation, len(corpus.tokenizer))
+    record = {
+        "status": "running",
+        **settings,
+        "num_parameters": model.num_parameters(),
+        "backend": {**trainer.backend.describe(), "torch_device": str(args.device)},
+        "versions": versions(),
+        "batch_table": trainer.batch_table(),
+    }
+    if trainer.is_world_process_zero():
+        print(corpus.describe())
+        print(f"{'model':12}{recipe.model}, {model.num_parameters():,} parameters, rows of {sequence_length} tokens")
+        print(record["batch_table"])
+        print(f"backend     {trainer.backend.name} ({trainer.backend.reason})")
+        print(f"baseline    unigram perplexity on validation {baseline:,.1f}")
+        if checkpoint:
+            print(f"resuming from {checkpoint}")
+        write_json(run_dir / RUN_FILE, record)
+
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    final = trainer.evaluate()
+    if not trainer.is_world_process_zero():
+        return {}
+    result = _result(final, baseline, corpus, masked)
+    result["samples"] = write(trainer.model_on_host()) if prompts else []
+    save_tokenizer(corpus.tokenizer, run_dir)
+    write_json(run_dir / "metrics.json", result)
+    history = trainer.state.log_history
+    plot_training(run_dir / "plots" / "training.png", history, "eval_perplexity", "validation perplexity", True)
+    write_text(run_dir / "README.md", model_card(record, result))
+    record["status"] = "finished"
+    write_json(run_dir / RUN_FILE, record)
+    return result
+
+
+def table(metrics: Dict[str, Any]) -> str:
+    """What came out, as a person reads it."""
+    rows = [
+        f"{'validation':24}{metrics['num_tokens']:>12,} tokens of packages or folders not trained on, each weighed once",
+        f"{'unigram perplexity':24}{metrics['unigram_perplexity']:>12,.1f}",
+        f"{'perplexity':24}{metrics['perplexity']:>12,.2f}",
+        f"{'nats a token':24}{metrics['nats_per_token']:>12.4f}",
+    ]
+    if "bits_per_byte" in metrics:
+        rows.append(f"{'bits a byte':24}{metrics['bits_per_byte']:>12.4f}")
+    return "\n".join(rows + [f"\n>>> {text}" for text in metrics["samples"]])
+
+
+def model_card(run: Dict[str, Any], metrics: Dict[str, Any]) -> str:
+    kind = "fill-mask" if run["masked"] else "text-generation"
+    return (
+        f"---\nlibrary_name: transformers\npipeline_tag: {kind}\ntags: [language-modeling, ipu_trainer]\n---\n"
+        f"# {run['model']}, {run['num_parameters']:,} parameters\n\nTrained by `ipu-trainer train language-modeling` on "
+        f"{run['data']['train']['tokens']:,} tokens ({run['data']['settings']['corpus'] or 'installed Python code'}).\n\n"
+        f"```\n{table(metrics)}\n```\n"
+    )
+
+
+def _result(final: Dict[str, float], baseline: float, corpus: Corpus, masked: bool) -> Dict[str, Any]:
+    nats, count = final["eval_nats_per_token"], int(final["eval_num_tokens"])
+    result: Dict[str, Any] = {
+        "perplexity": final["eval_perplexity"],
+        "nats_per_token": nats,
+        "num_tokens": count,
+        "unigram_perplexity": baseline,
+        "eval_loss": final["eval_loss"],
+    }
+    if not masked:  # independent of the tokenizer
+        told = corpus.about["validation"]
+        result["bits_per_byte"] = nats / math.log(2) * told["tokens"] / told["bytes"]
+    return result
+
+
+def _default_length(model: str, config: Any) -> int:
+    if model.endswith(("-nano", "-mini")):
+        return 128
+    positions = int(getattr(config, "max_position_embeddings", 512))
+    return positions - 2 if config.model_type in ("roberta", "camembert", "xlm-roberta") else positions
+
+
+def _settings(
+    recipe: LanguageModelingArguments,
+    args: IPUTrainingArguments,
+    ipu_config: IPUConfig,
+    corpus: Corpus,
+    sequence_length: int,
+    masked: bool,
+) -> Dict[str, Any]:
+    return {
+        "task": "language-modeling",
+        "model": recipe.model,
+        "masked": masked,
+        "sequence_length": sequence_length,
+        "seed": args.seed,
+        "data": corpus.about,
+        "settings": {
+            "recipe": dataclasses.asdict(recipe),
+            "training": training_settings(args),
+            "ipu_config": ipu_config.to_dict(),
+        },
+    }
