@@ -6,20 +6,32 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Iterable, Iterator, List, Sequence, Tuple
+from typing import Dict, Iterable, Iterator, List, Sequence, Tuple, TypeVar
 
 _SUFFIXES = (".txt", ".md", ".py", ".jsonl")
 # A file larger than this is data rather than text.
 _LARGEST_FILE_BYTES = 64 * 1024 * 1024
 
 
-@dataclass(frozen=True)
-class Document:
-    """A text, its name for messages, and the group (a package, a folder) that it must not leave."""
+class Grouped:
+    """What unique, limited and split_by_group handle: a text, its name for messages, and the group (a package, a folder)
+    that must not be divided between training and validation."""
 
     group: str
     name: str
     text: str
+
+
+@dataclass(frozen=True)
+class Document(Grouped):
+    """A text of its own."""
+
+    group: str
+    name: str
+    text: str
+
+
+T = TypeVar("T", bound=Grouped)
 
 
 def read_folder(path: Path) -> Iterator[Document]:
@@ -66,7 +78,7 @@ def _documents_of(file: Path, group: str, name: str) -> Iterator[Document]:
             yield Document(str(record.get("group", f"{name}:{number}")), f"{name}:{number}", record["text"])
 
 
-def unique(documents: Iterable[Document]) -> Iterator[Document]:
+def unique(documents: Iterable[T]) -> Iterator[T]:
     """Each text once, the first of its kind: blank lines and spaces at line ends do not make a difference."""
     seen = set()
     for document in documents:
@@ -77,7 +89,7 @@ def unique(documents: Iterable[Document]) -> Iterator[Document]:
             yield document
 
 
-def limited(documents: Iterable[Document], max_bytes: int) -> List[Document]:
+def limited(documents: Iterable[T], max_bytes: int) -> List[T]:
     """At most max_bytes of UTF-8 text, drawn over all groups alike by the hash of their names; in order of names.
 
     max_bytes of 0 or less is no limit.
@@ -94,9 +106,7 @@ def limited(documents: Iterable[Document], max_bytes: int) -> List[Document]:
     return sorted(drawn, key=lambda document: (document.group, document.name))
 
 
-def split_by_group(
-    documents: Sequence[Document], validation_fraction: float, seed: int
-) -> Tuple[List[Document], List[Document]]:
+def split_by_group(documents: Sequence[T], validation_fraction: float, seed: int) -> Tuple[List[T], List[T]]:
     """(training, validation): whole groups go to validation until it has about that share of the characters.
 
     Groups come in the order of a hash of (seed, name); one that would make validation larger than twice its share is
@@ -124,7 +134,7 @@ def split_by_group(
     return train, [document for document in documents if document.group in chosen]
 
 
-def fingerprint(documents: Iterable[Document]) -> str:
+def fingerprint(documents: Iterable[Grouped]) -> str:
     """Sixteen hex digits of the names and texts, in order."""
     digest = hashlib.sha256()
     for document in documents:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
-from pathlib import Path
 from typing import Any, Dict, Mapping, Tuple
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
-# name -> (model_type, what differs from that type's default configuration). GPT-2's sizes are the published ones.
+from ipu_trainer.tasks.models import change_config
+
+# tasks/models.py says what these are. GPT-2's sizes are the published ones.
 SIZES: Dict[str, Tuple[str, Dict[str, Any]]] = {
     "gpt2-nano": ("gpt2", {"n_layer": 2, "n_embd": 128, "n_head": 4}),
     "gpt2-mini": ("gpt2", {"n_layer": 4, "n_embd": 256, "n_head": 4}),
@@ -29,7 +29,7 @@ SIZES: Dict[str, Tuple[str, Dict[str, Any]]] = {
     "roberta-base": ("roberta", {}),
 }
 # One pass over little text: dropout only slows these down.
-_NO_DROPOUT = {
+NO_DROPOUT = {
     "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
     "bert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
     "roberta": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
@@ -38,22 +38,6 @@ _MASKED_TYPES = {
     "bert", "roberta", "distilbert", "electra", "deberta", "deberta-v2", "albert", "camembert", "xlm-roberta", "mpnet",
     "modernbert",
 }  # fmt: skip
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-
-
-def find_config(model: str) -> Any:
-    """The configuration of a name of SIZES, a folder with a config.json, or a Hub id."""
-    if model in SIZES:
-        model_type, values = SIZES[model]
-        dropout = _NO_DROPOUT[model_type] if model.endswith(("-nano", "-mini")) else {}
-        return AutoConfig.for_model(model_type, **{**dropout, **values})
-    if "/" not in model and not Path(model).exists():
-        near = difflib.get_close_matches(model, SIZES, n=3)
-        raise ValueError(
-            f"model {model!r} is neither a folder nor one of {', '.join(SIZES)}."
-            + (f" Nearest: {', '.join(near)}." if near else "")
-        )
-    return AutoConfig.from_pretrained(model)
 
 
 def is_masked(config: Any, objective: str) -> bool:
@@ -68,12 +52,6 @@ def is_masked(config: Any, objective: str) -> bool:
     if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names):
         return False
     return config.model_type in _MASKED_TYPES
-
-
-def from_scratch(model: str, scratch: bool) -> bool:
-    """Whether weights start random: for names of SIZES and folders without weights, or where asked for."""
-    path = Path(model)
-    return scratch or model in SIZES or (path.is_dir() and not any((path / name).is_file() for name in _WEIGHTS))
 
 
 def build_model(
@@ -94,11 +72,7 @@ def build_model(
         values: Dict[str, Any] = {"vocab_size": len(tokenizer)}
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             values[name] = getattr(tokenizer, name)
-        values.update(overrides)
-        for name, value in values.items():
-            if not hasattr(config, name):
-                raise ValueError(f"model_overrides: {type(config).__name__} has no {name!r}.")
-            setattr(config, name, value)
+        change_config(config, {**values, **overrides})
         if not masked and config.model_type in _MASKED_TYPES:
             config.is_decoder = True
         check_shapes(config, len(tokenizer), sequence_length)
@@ -123,25 +97,3 @@ def check_shapes(config: Any, num_tokens: int, sequence_length: int) -> None:
             f"sequence_length {sequence_length} is longer than the model's {positions} positions. Use at most "
             f"{positions}, or from scratch --model_overrides max_position_embeddings={sequence_length + 2}."
         )
-
-
-def parse_overrides(text: str) -> Dict[str, Any]:
-    """ "n_layer=6 n_embd=384" (or with commas) as values: whole numbers, numbers, true, false or words."""
-    values: Dict[str, Any] = {}
-    for item in text.replace(",", " ").split():
-        name, equals, value = item.partition("=")
-        if not equals or not name:
-            raise ValueError(f"model_overrides: {item!r} is not NAME=VALUE. Example: n_layer=6 n_embd=384.")
-        values[name] = _plain(value)
-    return values
-
-
-def _plain(word: str) -> Any:
-    if word.lower() in ("true", "false"):
-        return word.lower() == "true"
-    for kind in (int, float):
-        try:
-            return kind(word)
-        except ValueError:
-            continue
-    return word

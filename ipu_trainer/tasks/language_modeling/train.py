@@ -21,16 +21,10 @@ from ipu_trainer.tasks.curves import plot_training
 from ipu_trainer.tasks.language_modeling.arguments import LanguageModelingArguments, parse_arguments
 from ipu_trainer.tasks.language_modeling.corpus import Corpus, prepare_corpus
 from ipu_trainer.tasks.language_modeling.metrics import perplexity, token_losses
-from ipu_trainer.tasks.language_modeling.model import (
-    build_model,
-    check_shapes,
-    find_config,
-    from_scratch,
-    is_masked,
-    parse_overrides,
-)
+from ipu_trainer.tasks.language_modeling.model import NO_DROPOUT, SIZES, build_model, check_shapes, is_masked
 from ipu_trainer.tasks.language_modeling.packing import PackedRows, RowCollator, unigram_perplexity
 from ipu_trainer.tasks.language_modeling.samples import PrintSamples, continuations, fillings
+from ipu_trainer.tasks.models import find_config, from_scratch, is_small, own_tokenizer, parse_overrides
 from ipu_trainer.tasks.record import RUN_FILE, resumable_checkpoint, training_settings, versions
 from ipu_trainer.tasks.tokenizers import has_tokenizer, save_tokenizer
 from ipu_trainer.training.arguments import IPUTrainingArguments
@@ -48,10 +42,10 @@ def run(words: Sequence[str]) -> None:
 def train(recipe: LanguageModelingArguments, args: IPUTrainingArguments) -> Dict[str, Any]:
     """Run the recipe; returns what metrics.json holds. Raises ValueError for input that cannot work, before training."""
     run_dir = Path(args.output_dir)
-    config = find_config(recipe.model)
+    config = find_config(recipe.model, SIZES, NO_DROPOUT)
     masked = is_masked(config, recipe.objective)
-    scratch = from_scratch(recipe.model, recipe.from_scratch)
-    own = recipe.model if "/" in recipe.model or Path(recipe.model).is_dir() else ""
+    scratch = from_scratch(recipe.model, SIZES, recipe.from_scratch)
+    own = own_tokenizer(recipe.model, SIZES)
     source = recipe.tokenizer or (own if own and has_tokenizer(own) else "")
     sequence_length = recipe.sequence_length or _default_length(recipe.model, config)
     overrides = parse_overrides(recipe.model_overrides)
@@ -161,7 +155,7 @@ def _result(final: Dict[str, float], baseline: float, corpus: Corpus, masked: bo
 
 
 def _default_length(model: str, config: Any) -> int:
-    if model.endswith(("-nano", "-mini")):
+    if is_small(model):
         return 128
     positions = int(getattr(config, "max_position_embeddings", 512))
     return positions - 2 if config.model_type in ("roberta", "camembert", "xlm-roberta") else positions

@@ -1,0 +1,76 @@
+"""Models of a task: by a name for a size, by folder or by Hub id; from scratch or with their weights."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Dict, Mapping, Tuple
+
+from transformers import AutoConfig
+
+# name -> (model_type, what differs from that type's default configuration).
+Sizes = Mapping[str, Tuple[str, Mapping[str, Any]]]
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+def find_config(model: str, sizes: Sizes, no_dropout: Mapping[str, Mapping[str, Any]]) -> Any:
+    """The configuration of a name of sizes, a folder with a config.json, or a Hub id.
+
+    no_dropout: model_type -> settings of the sizes nano and mini, which see little text, once.
+    """
+    if model in sizes:
+        model_type, values = sizes[model]
+        dropout = no_dropout[model_type] if is_small(model) else {}
+        return AutoConfig.for_model(model_type, **{**dropout, **values})
+    if "/" not in model and not Path(model).exists():
+        near = difflib.get_close_matches(model, sizes, n=3)
+        raise ValueError(
+            f"model {model!r} is neither a folder nor one of {', '.join(sizes)}."
+            + (f" Nearest: {', '.join(near)}." if near else "")
+        )
+    return AutoConfig.from_pretrained(model)
+
+
+def is_small(model: str) -> bool:
+    return model.endswith(("-nano", "-mini"))
+
+
+def own_tokenizer(model: str, sizes: Sizes) -> str:
+    """Where the model's own tokenizer would be: its folder or Hub id; "" for a name of sizes."""
+    return "" if model in sizes else model
+
+
+def from_scratch(model: str, sizes: Sizes, scratch: bool) -> bool:
+    """Whether weights start random: for names of sizes and folders without weights, or where asked for."""
+    path = Path(model)
+    return scratch or model in sizes or (path.is_dir() and not any((path / name).is_file() for name in _WEIGHTS))
+
+
+def change_config(config: Any, values: Mapping[str, Any]) -> None:
+    """Set values of a configuration. Raises ValueError for a name that it does not have."""
+    for name, value in values.items():
+        if not hasattr(config, name):
+            raise ValueError(f"model_overrides: {type(config).__name__} has no {name!r}.")
+        setattr(config, name, value)
+
+
+def parse_overrides(text: str) -> Dict[str, Any]:
+    """ "n_layer=6 n_embd=384" (or with commas) as values: whole numbers, numbers, true, false or words."""
+    values: Dict[str, Any] = {}
+    for item in text.replace(",", " ").split():
+        name, equals, value = item.partition("=")
+        if not equals or not name:
+            raise ValueError(f"model_overrides: {item!r} is not NAME=VALUE. Example: n_layer=6 n_embd=384.")
+        values[name] = _plain(value)
+    return values
+
+
+def _plain(word: str) -> Any:
+    if word.lower() in ("true", "false"):
+        return word.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(word)
+        except ValueError:
+            continue
+    return word
