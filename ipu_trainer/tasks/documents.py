@@ -94,16 +94,26 @@ def limited(documents: Iterable[T], max_bytes: int) -> List[T]:
 
     max_bytes of 0 or less is no limit.
     """
-    drawn = sorted(documents, key=lambda document: _hash("draw", document.name))
+    chosen = shuffled(documents)
     if max_bytes > 0:
         kept, total = [], 0
-        for document in drawn:
+        for document in chosen:
             size = len(document.text.encode("utf-8", "replace"))
             if total + size <= max_bytes:
                 kept.append(document)
                 total += size
-        drawn = kept
-    return sorted(drawn, key=lambda document: (document.group, document.name))
+        chosen = kept
+    return sorted(chosen, key=lambda document: (document.group, document.name))
+
+
+def drawn(documents: Iterable[T], number: int) -> List[T]:
+    """At most `number` of them, drawn over all groups alike by the hash of their names; in order of names. 0 is all."""
+    return sorted(shuffled(documents)[: number or None], key=lambda document: (document.group, document.name))
+
+
+def shuffled(documents: Iterable[T]) -> List[T]:
+    """In the order of a hash of their names: the same on every machine that has them."""
+    return sorted(documents, key=lambda document: _hash("draw", document.name))
 
 
 def split_by_group(documents: Sequence[T], validation_fraction: float, seed: int) -> Tuple[List[T], List[T]]:

@@ -92,6 +92,8 @@ def _on_device(model: Any, run: DeviceRun, length: int) -> Any:
 
 
 class _EncoderOnDevice(nn.Module):
+    run: DeviceRun
+
     def __init__(self, run: DeviceRun, main_input_name: str) -> None:
         super().__init__()
         self.__dict__["run"] = run

@@ -72,7 +72,9 @@ def build_model(
         values: Dict[str, Any] = {"vocab_size": len(tokenizer)}
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             values[name] = getattr(tokenizer, name)
-        change_config(config, {**values, **overrides})
+        for name, value in values.items():
+            setattr(config, name, value)
+        change_config(config, overrides)
         if not masked and config.model_type in _MASKED_TYPES:
             config.is_decoder = True
         check_shapes(config, len(tokenizer), sequence_length)

@@ -1,1 +1,1 @@
-"""Sequence to sequence: T5 and BART on pairs of texts."""
+"""Text to text with encoder-decoders (T5, BART), on pairs of fixed shape."""

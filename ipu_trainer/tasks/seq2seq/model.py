@@ -1,0 +1,91 @@
+"""Encoder-decoders by name, from scratch or with their weights, checked against the tokenizer and the pairs."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, Mapping, Tuple
+
+import torch
+from transformers import AutoModelForSeq2SeqLM
+
+from ipu_trainer.tasks.models import change_config
+
+# tasks/models.py says what these are.
+SIZES: Dict[str, Tuple[str, Dict[str, Any]]] = {
+    "t5-nano": ("t5", {"d_model": 128, "d_kv": 32, "d_ff": 512, "num_layers": 2, "num_heads": 4}),
+    "t5-mini": ("t5", {"d_model": 256, "d_kv": 64, "d_ff": 1024, "num_layers": 4, "num_heads": 4}),
+    "t5-small": ("t5", {}),
+    "bart-nano": (
+        "bart",
+        {
+            "d_model": 128,
+            "encoder_layers": 2,
+            "decoder_layers": 2,
+            "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4,
+            "encoder_ffn_dim": 512,
+            "decoder_ffn_dim": 512,
+            "max_position_embeddings": 256,
+        },
+    ),
+    "bart-base": (
+        "bart",
+        {
+            "d_model": 768,
+            "encoder_layers": 6,
+            "decoder_layers": 6,
+            "encoder_attention_heads": 12,
+            "decoder_attention_heads": 12,
+            "encoder_ffn_dim": 3072,
+            "decoder_ffn_dim": 3072,
+        },
+    ),
+}
+NO_DROPOUT: Dict[str, Dict[str, Any]] = {"t5": {"dropout_rate": 0.0}, "bart": {"dropout": 0.0}}
+
+
+def build_model(
+    model: str, config: Any, tokenizer: Any, lengths: Tuple[int, int], scratch: bool, overrides: Mapping[str, Any]
+) -> Any:
+    """The model, float32. From scratch its vocabulary is len(tokenizer), with the tokenizer's ids.
+
+    lengths: tokens of sources and targets. Raises ValueError for a model that is no encoder-decoder, a tokenizer with more
+    tokens than it has, or lengths beyond its positions.
+    """
+    if not getattr(config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"{model} is a {config.model_type}, not an encoder-decoder. Use T5 or BART ({', '.join(SIZES)}), or "
+            "`ipu-trainer train language-modeling`."
+        )
+    if scratch:
+        values: Dict[str, Any] = {
+            "vocab_size": len(tokenizer),
+            "pad_token_id": tokenizer.pad_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            # T5 begins with padding, the others with the end of text.
+            "decoder_start_token_id": tokenizer.pad_token_id if config.model_type == "t5" else tokenizer.eos_token_id,
+        }
+        if hasattr(config, "bos_token_id"):
+            values["bos_token_id"] = tokenizer.bos_token_id
+        if hasattr(config, "forced_eos_token_id"):
+            values["forced_eos_token_id"] = tokenizer.eos_token_id
+        for name, value in values.items():
+            setattr(config, name, value)
+        change_config(config, overrides)
+        check_shapes(config, len(tokenizer), lengths)
+        return AutoModelForSeq2SeqLM.from_config(config)
+    if overrides:
+        raise ValueError("model_overrides change a configuration, and this model has weights. Add --from_scratch true.")
+    check_shapes(config, len(tokenizer), lengths)
+    return AutoModelForSeq2SeqLM.from_pretrained(model, torch_dtype=torch.float32)
+
+
+def check_shapes(config: Any, num_tokens: int, lengths: Tuple[int, int]) -> None:
+    if num_tokens > config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {num_tokens:,} tokens, but the model's vocabulary holds {config.vocab_size:,}. Use the "
+            "model's own tokenizer, or train from scratch without setting vocab_size."
+        )
+    positions = getattr(config, "max_position_embeddings", None)  # T5 has none: its positions are relative
+    for name, length in zip(("source_length", "target_length"), lengths):
+        if length < 2 or (positions is not None and length > positions):
+            raise ValueError(f"{name} {length} must be from 2 to the model's {positions or 'any number of'} positions.")
