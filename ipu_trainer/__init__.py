@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ipu_trainer.config.ipu_config import IPUConfig as IPUConfig
     from ipu_trainer.training.arguments import IPUTrainingArguments as IPUTrainingArguments
+    from ipu_trainer.training.seq2seq import IPUSeq2SeqTrainer as IPUSeq2SeqTrainer
+    from ipu_trainer.training.seq2seq import IPUSeq2SeqTrainingArguments as IPUSeq2SeqTrainingArguments
     from ipu_trainer.training.trainer import IPUTrainer as IPUTrainer
 
 __version__ = "0.1.0"
@@ -15,10 +17,19 @@ __version__ = "0.1.0"
 # Imported on first use: `import ipu_trainer` costs nothing, and a part of it never drags in transformers by accident.
 _PUBLIC = {
     "IPUConfig": "ipu_trainer.config.ipu_config",
+    "IPUSeq2SeqTrainer": "ipu_trainer.training.seq2seq",
+    "IPUSeq2SeqTrainingArguments": "ipu_trainer.training.seq2seq",
     "IPUTrainer": "ipu_trainer.training.trainer",
     "IPUTrainingArguments": "ipu_trainer.training.arguments",
 }
-__all__ = ["IPUConfig", "IPUTrainer", "IPUTrainingArguments", "__version__"]
+__all__ = [
+    "IPUConfig",
+    "IPUSeq2SeqTrainer",
+    "IPUSeq2SeqTrainingArguments",
+    "IPUTrainer",
+    "IPUTrainingArguments",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

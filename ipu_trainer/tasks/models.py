@@ -54,6 +54,22 @@ def change_config(config: Any, values: Mapping[str, Any]) -> None:
         setattr(config, name, value)
 
 
+def check_overrides(overrides: Mapping[str, Any], scratch: bool) -> None:
+    if overrides and not scratch:
+        raise ValueError(
+            "model_overrides change a configuration, and this model has weights. Add --from_scratch true, or leave them out."
+        )
+
+
+def set_vocabulary(config: Any, tokenizer: Any, overrides: Mapping[str, Any]) -> None:
+    """vocab_size and special ids of a model from scratch, but for those that were set with model_overrides."""
+    values = {"vocab_size": len(tokenizer)}
+    values.update({name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")})
+    for name, value in values.items():
+        if name not in overrides:
+            setattr(config, name, value)
+
+
 def parse_overrides(text: str) -> Dict[str, Any]:
     """ "n_layer=6 n_embd=384" (or with commas) as values: whole numbers, numbers, true, false or words."""
     values: Dict[str, Any] = {}

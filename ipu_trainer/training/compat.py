@@ -38,7 +38,15 @@ def training_defaults(**values: Any) -> Dict[str, Any]:
     named = {field_name(name): value for name, value in values.items()}
     if "save_safetensors" not in _FIELDS:
         named.pop("save_safetensors", None)
+    # 4.29's default is its own AdamW, which it calls deprecated and no device has bit for bit.
+    if TrainingArguments.__dataclass_fields__["optim"].default == "adamw_hf":
+        named.setdefault("optim", "adamw_torch")
     return named
+
+
+def is_deprecated_adamw(optimizer: Any) -> bool:
+    """Whether it is the AdamW of transformers 4.29, which decays weights after the update instead of before it."""
+    return type(optimizer).__name__ == "AdamW" and type(optimizer).__module__.startswith("transformers.")
 
 
 def counts_labels(inputs: Any) -> bool:

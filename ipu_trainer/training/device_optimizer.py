@@ -6,6 +6,11 @@ import math
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 import torch
+from transformers.utils import logging
+
+from ipu_trainer.training import compat
+
+logger = logging.get_logger(__name__)
 
 # Class name of a host's optimizer -> poptorch's, and the settings that both have.
 COUNTERPARTS: Dict[str, Tuple[str, Tuple[str, ...]]] = {
@@ -157,6 +162,11 @@ def counterpart(optimizer: torch.optim.Optimizer) -> str:
             f"optimizer {type(optimizer).__name__} has no counterpart on a device, whose optimizers are "
             f"{', '.join(COUNTERPARTS)} and LAMB. Use --optim adamw_torch or --optim sgd, or pass one of poptorch.optim in "
             "optimizers=."
+        )
+    if compat.is_deprecated_adamw(optimizer):
+        logger.warning(
+            "optim adamw_hf decays weights after the update, the device's AdamW before it: weights differ by about "
+            "learning rate squared x weight decay. --optim adamw_torch is the same on host and device."
         )
     for name in _UNKNOWN_TO_THE_DEVICE:
         if any(group.get(name) for group in optimizer.param_groups):

@@ -53,6 +53,7 @@ from ipu_trainer.training.device import (
     usable_samples,
 )
 from ipu_trainer.training.device_prediction import predict_in_pieces
+from ipu_trainer.training.named_optimizer import apply_settings, is_named, with_named_optimizer
 from ipu_trainer.training.optimizer import add_drop_path, groups_by_depth
 from ipu_trainer.training.streams import WholeHostSteps
 from ipu_trainer.training.weight_average import WeightAverage
@@ -62,6 +63,8 @@ logger = logging.get_logger(__name__)
 
 class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
     """Takes everything that Trainer takes, and `ipu_config`: an IPUConfig, a profile's name, or a path.
+
+    optimizers= is (optimizer, scheduler), or a name and settings: ("adamw_torch", {"lr": 1e-4}).
 
     args may be plain TrainingArguments. Raises ValueError before any work where the IPUConfig and the processes that were
     started do not go together, or the backend cannot honour an argument.
@@ -81,6 +84,9 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
     ) -> None:
         if args is None:
             args = IPUTrainingArguments(output_dir="tmp_trainer")
+        self._optimizer_settings: Dict[str, Any] = {}
+        if is_named(named.get("optimizers")):
+            args, self._optimizer_settings = with_named_optimizer(args, named.pop("optimizers"))
         if isinstance(ipu_config, str):
             ipu_config = load_profile(ipu_config).config
         elif ipu_config is not None and not isinstance(ipu_config, IPUConfig):
@@ -450,6 +456,8 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
     def create_optimizer(self, *positional: Any, **named: Any) -> Any:
         fresh = self.optimizer is None
         optimizer = super().create_optimizer(*positional, **named)
+        if fresh and self._optimizer_settings:
+            apply_settings(optimizer, self._optimizer_settings)
         if fresh and self._scales_by_depth():
             optimizer.param_groups = groups_by_depth(
                 self.model, optimizer.param_groups, self.args.layer_decay, self.args.head_learning_rate_factor

@@ -7,7 +7,7 @@ from typing import Any, Dict, Mapping, Tuple
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
-from ipu_trainer.tasks.models import change_config
+from ipu_trainer.tasks.models import set_vocabulary
 
 # tasks/models.py says what these are. GPT-2's sizes are the published ones.
 SIZES: Dict[str, Tuple[str, Dict[str, Any]]] = {
@@ -63,24 +63,18 @@ def build_model(
     scratch: bool,
     overrides: Mapping[str, Any],
 ) -> Any:
-    """The model, float32. From scratch its vocabulary is len(tokenizer), with the tokenizer's bos, eos and pad ids.
+    """The model, float32. From scratch its vocabulary is len(tokenizer), with the tokenizer's bos, eos and pad ids;
+    a vocab_size that the configuration was given counts instead.
 
     Raises ValueError where the tokenizer has more tokens than the model, or rows are longer than its positions.
     """
     auto = AutoModelForMaskedLM if masked else AutoModelForCausalLM
     if scratch:
-        values: Dict[str, Any] = {"vocab_size": len(tokenizer)}
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            values[name] = getattr(tokenizer, name)
-        for name, value in values.items():
-            setattr(config, name, value)
-        change_config(config, overrides)
+        set_vocabulary(config, tokenizer, overrides)
         if not masked and config.model_type in _MASKED_TYPES:
             config.is_decoder = True
         check_shapes(config, len(tokenizer), sequence_length)
         return auto.from_config(config)
-    if overrides:
-        raise ValueError("model_overrides change a configuration, and this model has weights. Add --from_scratch true.")
     check_shapes(config, len(tokenizer), sequence_length)
     return auto.from_pretrained(model, torch_dtype=torch.float32)
 

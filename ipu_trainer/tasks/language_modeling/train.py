@@ -24,7 +24,15 @@ from ipu_trainer.tasks.language_modeling.metrics import perplexity, token_losses
 from ipu_trainer.tasks.language_modeling.model import NO_DROPOUT, SIZES, build_model, check_shapes, is_masked
 from ipu_trainer.tasks.language_modeling.packing import PackedRows, RowCollator, unigram_perplexity
 from ipu_trainer.tasks.language_modeling.samples import PrintSamples, continuations, fillings
-from ipu_trainer.tasks.models import find_config, from_scratch, is_small, own_tokenizer, parse_overrides
+from ipu_trainer.tasks.models import (
+    change_config,
+    check_overrides,
+    find_config,
+    from_scratch,
+    is_small,
+    own_tokenizer,
+    parse_overrides,
+)
 from ipu_trainer.tasks.record import RUN_FILE, resumable_checkpoint, training_settings, versions
 from ipu_trainer.tasks.tokenizers import has_tokenizer, save_tokenizer
 from ipu_trainer.training.arguments import IPUTrainingArguments
@@ -47,10 +55,11 @@ def train(recipe: LanguageModelingArguments, args: IPUTrainingArguments) -> Dict
     scratch = from_scratch(recipe.model, SIZES, recipe.from_scratch)
     own = own_tokenizer(recipe.model, SIZES)
     source = recipe.tokenizer or (own if own and has_tokenizer(own) else "")
-    sequence_length = recipe.sequence_length or _default_length(recipe.model, config)
     overrides = parse_overrides(recipe.model_overrides)
-    if not overrides:  # before the corpus is read; with overrides the model itself is the judge
-        check_shapes(config, 0, sequence_length)
+    check_overrides(overrides, scratch)
+    change_config(config, overrides)
+    sequence_length = recipe.sequence_length or _default_length(recipe.model, config)
+    check_shapes(config, 0, sequence_length)  # before the corpus is read
     with args.main_process_first(local=False, desc="corpus"):
         corpus = prepare_corpus(recipe, source, masked, run_dir / "data", args.seed)
     train_rows = PackedRows(corpus.train, sequence_length, not masked)

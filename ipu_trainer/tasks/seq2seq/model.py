@@ -7,7 +7,7 @@ from typing import Any, Dict, Mapping, Tuple
 import torch
 from transformers import AutoModelForSeq2SeqLM
 
-from ipu_trainer.tasks.models import change_config
+from ipu_trainer.tasks.models import set_vocabulary
 
 # tasks/models.py says what these are.
 SIZES: Dict[str, Tuple[str, Dict[str, Any]]] = {
@@ -46,37 +46,31 @@ NO_DROPOUT: Dict[str, Dict[str, Any]] = {"t5": {"dropout_rate": 0.0}, "bart": {"
 def build_model(
     model: str, config: Any, tokenizer: Any, lengths: Tuple[int, int], scratch: bool, overrides: Mapping[str, Any]
 ) -> Any:
-    """The model, float32. From scratch its vocabulary is len(tokenizer), with the tokenizer's ids.
+    """The model, float32. From scratch its vocabulary is len(tokenizer), with the tokenizer's ids; values of overrides,
+    which the configuration has already, count instead.
 
     lengths: tokens of sources and targets. Raises ValueError for a model that is no encoder-decoder, a tokenizer with more
     tokens than it has, or lengths beyond its positions.
     """
+    if scratch:
+        set_vocabulary(config, tokenizer, overrides)
+        # T5 begins with padding, the others with the end of text.
+        begin = tokenizer.pad_token_id if config.model_type == "t5" else tokenizer.eos_token_id
+        config.decoder_start_token_id = begin
+        if getattr(config, "forced_eos_token_id", None) is not None:
+            config.forced_eos_token_id = tokenizer.eos_token_id
+        check_shapes(config, len(tokenizer), lengths)
+        return AutoModelForSeq2SeqLM.from_config(config)
+    check_shapes(config, len(tokenizer), lengths)
+    return AutoModelForSeq2SeqLM.from_pretrained(model, torch_dtype=torch.float32)
+
+
+def check_encoder_decoder(model: str, config: Any) -> None:
     if not getattr(config, "is_encoder_decoder", False):
         raise ValueError(
             f"{model} is a {config.model_type}, not an encoder-decoder. Use T5 or BART ({', '.join(SIZES)}), or "
             "`ipu-trainer train language-modeling`."
         )
-    if scratch:
-        values: Dict[str, Any] = {
-            "vocab_size": len(tokenizer),
-            "pad_token_id": tokenizer.pad_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-            # T5 begins with padding, the others with the end of text.
-            "decoder_start_token_id": tokenizer.pad_token_id if config.model_type == "t5" else tokenizer.eos_token_id,
-        }
-        if hasattr(config, "bos_token_id"):
-            values["bos_token_id"] = tokenizer.bos_token_id
-        if hasattr(config, "forced_eos_token_id"):
-            values["forced_eos_token_id"] = tokenizer.eos_token_id
-        for name, value in values.items():
-            setattr(config, name, value)
-        change_config(config, overrides)
-        check_shapes(config, len(tokenizer), lengths)
-        return AutoModelForSeq2SeqLM.from_config(config)
-    if overrides:
-        raise ValueError("model_overrides change a configuration, and this model has weights. Add --from_scratch true.")
-    check_shapes(config, len(tokenizer), lengths)
-    return AutoModelForSeq2SeqLM.from_pretrained(model, torch_dtype=torch.float32)
 
 
 def check_shapes(config: Any, num_tokens: int, lengths: Tuple[int, int]) -> None:

@@ -21,12 +21,19 @@ from ipu_trainer.config.ipu_config import IPUConfig
 from ipu_trainer.config.profiles import load_profile
 from ipu_trainer.tasks.curves import plot_training
 from ipu_trainer.tasks.documents import drawn, fingerprint, shuffled, split_by_group, unique
-from ipu_trainer.tasks.models import find_config, from_scratch, own_tokenizer, parse_overrides
+from ipu_trainer.tasks.models import (
+    change_config,
+    check_overrides,
+    find_config,
+    from_scratch,
+    own_tokenizer,
+    parse_overrides,
+)
 from ipu_trainer.tasks.python_code import installed_python
 from ipu_trainer.tasks.record import RUN_FILE, resumable_checkpoint, training_settings, versions
 from ipu_trainer.tasks.seq2seq.arguments import Seq2SeqArguments, parse_arguments
 from ipu_trainer.tasks.seq2seq.metrics import baseline_texts, decoded, generation_metrics, text_scores
-from ipu_trainer.tasks.seq2seq.model import NO_DROPOUT, SIZES, build_model
+from ipu_trainer.tasks.seq2seq.model import NO_DROPOUT, SIZES, build_model, check_encoder_decoder, check_shapes
 from ipu_trainer.tasks.seq2seq.pairs import FixedShapePairs, Pair, docstring_pairs, read_pairs
 from ipu_trainer.tasks.tokenizers import has_tokenizer, load_tokenizer, save_tokenizer, train_tokenizer
 from ipu_trainer.training.seq2seq import IPUSeq2SeqTrainer, IPUSeq2SeqTrainingArguments
@@ -43,9 +50,15 @@ def run(words: Sequence[str]) -> None:
 def train(recipe: Seq2SeqArguments, args: IPUSeq2SeqTrainingArguments) -> Dict[str, Any]:
     """Run the recipe; returns what metrics.json holds. Raises ValueError for input that cannot work, before training."""
     run_dir = Path(args.output_dir)
-    train_pairs, validation_pairs = split_pairs(recipe, args.seed)
     config = find_config(recipe.model, SIZES, NO_DROPOUT)
+    check_encoder_decoder(recipe.model, config)
     scratch = from_scratch(recipe.model, SIZES, recipe.from_scratch)
+    overrides = parse_overrides(recipe.model_overrides)
+    check_overrides(overrides, scratch)
+    change_config(config, overrides)
+    lengths = (recipe.source_length, recipe.target_length)
+    check_shapes(config, 0, lengths)
+    train_pairs, validation_pairs = split_pairs(recipe, args.seed)
     own = own_tokenizer(recipe.model, SIZES)
     source = recipe.tokenizer or (own if own and has_tokenizer(own) else "")
     if source:
@@ -58,8 +71,7 @@ def train(recipe: Seq2SeqArguments, args: IPUSeq2SeqTrainingArguments) -> Dict[s
     checkpoint = resumable_checkpoint(run_dir, args, settings)
 
     transformers.set_seed(args.seed)
-    lengths = (recipe.source_length, recipe.target_length)
-    model = build_model(recipe.model, config, tokenizer, lengths, scratch, parse_overrides(recipe.model_overrides))
+    model = build_model(recipe.model, config, tokenizer, lengths, scratch, overrides)
     train_set = FixedShapePairs(train_pairs, tokenizer, *lengths, recipe.source_prefix)
     validation_set = FixedShapePairs(validation_pairs, tokenizer, *lengths, recipe.source_prefix)
     trainer = IPUSeq2SeqTrainer(
