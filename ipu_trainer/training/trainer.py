@@ -53,6 +53,7 @@ from ipu_trainer.training.device import (
     usable_samples,
 )
 from ipu_trainer.training.device_prediction import predict_in_pieces
+from ipu_trainer.training.hyperparameter_search import check_search, search_backend, search_with_optuna
 from ipu_trainer.training.named_optimizer import apply_settings, is_named, with_named_optimizer
 from ipu_trainer.training.optimizer import add_drop_path, groups_by_depth
 from ipu_trainer.training.streams import WholeHostSteps
@@ -221,6 +222,33 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         if num_items is not None and not all(compat.counts_labels(inputs) for inputs in samples):
             num_items = None
         return samples, num_items
+
+    def hyperparameter_search(
+        self,
+        hp_space: Any = None,
+        compute_objective: Any = None,
+        n_trials: int = 20,
+        direction: Any = "minimize",
+        backend: Any = None,
+        hp_name: Any = None,
+        is_feasible: Any = None,
+        **options: Any,
+    ) -> Any:
+        """As Trainer's; hyperparameter_search.py has what optuna studies do more. n_trials is the total of a named study.
+
+        is_feasible(ipu_config, micro_batch) may return why a trial cannot run, which skips it.
+        """
+        chosen = search_backend(backend)
+        directions = check_search(self, n_trials, direction, compute_objective)
+        if chosen == "optuna":
+            return search_with_optuna(
+                self, n_trials, directions, hp_space, compute_objective, hp_name, is_feasible, **options
+            )
+        if is_feasible is not None:
+            raise ValueError(f"is_feasible= is for backend='optuna': {chosen} runs its trials itself.")
+        return super().hyperparameter_search(
+            hp_space, compute_objective, n_trials, direction, chosen, hp_name, **options
+        )
 
     # On a device ------------------------------------------------------------------------------------------------
 

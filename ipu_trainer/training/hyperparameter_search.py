@@ -1,0 +1,279 @@
+"""Hyper-parameter search: trials of one trainer, on any of its backends, in an optuna study that survives a kill.
+
+What differs from the search of transformers: every trial starts from the arguments as given, a trial that fails is a failed
+trial, a named study in a storage resumes, and `micro_batch` and `replication_factor` can be searched at a fixed global
+batch. Ray and wandb run as transformers has them.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import platform
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, Sequence, Union
+
+import torch
+from transformers.trainer_utils import BestRun, HPSearchBackend, default_compute_objective, default_hp_space_optuna
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+Direction = Union[str, Sequence[str]]
+Feasible = Callable[[Any, int], Optional[str]]
+GEOMETRY = ("micro_batch", "replication_factor")
+
+
+class SearchError(ValueError):
+    """The search was set up wrongly: it ends the study, where any other error ends one trial."""
+
+
+class _FailedTrial(Exception):
+    pass
+
+
+def search_backend(name: Any) -> str:
+    """The backend's name, optuna for None. Raises ValueError for one that this transformers does not have."""
+    chosen = str(getattr(name, "value", name or "optuna"))
+    known = [item.value for item in HPSearchBackend]
+    if chosen == "sigopt" and chosen not in known:
+        raise ValueError(
+            "backend='sigopt': SigOpt is a dead service, which transformers 5 removed. Use one of "
+            + ", ".join(known)
+            + "."
+        )
+    if chosen not in known:
+        raise ValueError(f"backend={chosen!r} is not one of {', '.join(known)}.")
+    return chosen
+
+
+def check_search(trainer: Any, n_trials: int, direction: Direction, compute_objective: Any) -> List[str]:
+    """The directions, one for each objective. Raises ValueError, before any work, for what cannot be searched."""
+    if trainer.model_init is None:
+        raise ValueError("A search makes a model for each trial: give the trainer model_init= instead of model=.")
+    if not isinstance(n_trials, int) or n_trials < 1:
+        raise ValueError(f"n_trials={n_trials!r}: a search needs a whole number of trials, at least 1.")
+    directions = [direction] if isinstance(direction, str) else list(direction)
+    wrong = [item for item in directions if item not in ("minimize", "maximize")]
+    if wrong or not directions:
+        raise ValueError(f"direction={direction!r}: each direction is 'minimize' or 'maximize'.")
+    if len(directions) > 1 and compute_objective is None:
+        raise ValueError(
+            f"{len(directions)} directions for one objective: the default objective is one number. Give one direction, or "
+            "compute_objective= that returns one number for each."
+        )
+    return directions
+
+
+def open_storage(storage: Any) -> Any:
+    """What optuna takes as storage: a URL or object as it is; PATH.db or .sqlite3 is SQLite, PATH.journal or .log a journal."""
+    if not isinstance(storage, (str, os.PathLike)) or "://" in str(storage):
+        return storage
+    path = Path(storage)
+    if path.suffix not in (".db", ".sqlite", ".sqlite3", ".journal", ".log"):
+        raise ValueError(
+            f"storage {path}: name it .db for SQLite or .journal for a journal file, or give a database URL."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix in (".db", ".sqlite", ".sqlite3"):
+        return f"sqlite:///{path}"
+    from optuna import storages
+
+    journal = getattr(storages, "journal", None)
+    file_backend = getattr(journal, "JournalFileBackend", None) or storages.JournalFileStorage
+    return storages.JournalStorage(file_backend(str(path)))
+
+
+def search_with_optuna(
+    trainer: Any,
+    n_trials: int,
+    directions: List[str],
+    hp_space: Any = None,
+    compute_objective: Any = None,
+    hp_name: Any = None,
+    is_feasible: Optional[Feasible] = None,
+    **options: Any,
+) -> Any:
+    """Run trials until the study has n_trials; the BestRun, or those on the Pareto front for several directions.
+
+    options go to optuna.create_study (study_name, storage, sampler, pruner) and Study.optimize (timeout, gc_after_trial).
+    Trials that a killed process left behind are marked as failed and do not count.
+    """
+    import optuna
+
+    if trainer.args.world_size > 1 or options.pop("n_jobs", 1) != 1:
+        raise ValueError(
+            "One trainer runs one trial at a time: n_jobs=1, and one process. Start several on one storage."
+        )
+    optimize = {name: options.pop(name) for name in ("timeout", "gc_after_trial") if name in options}
+    options["storage"] = open_storage(options.get("storage"))
+    options.setdefault("load_if_exists", options.get("study_name") is not None)
+    sampler = options.pop("sampler", None)
+    study = optuna.create_study(directions=directions, **options)
+    if [item.name.lower() for item in study.directions] != directions:
+        stored = [item.name.lower() for item in study.directions]
+        raise ValueError(f"study {study.study_name!r} has directions {stored}, not {directions}. Give it another name.")
+    _bury_the_dead(study)
+    # Seeded by the trials there are: a resumed study must not draw its first samples once more.
+    study.sampler = sampler or optuna.samplers.TPESampler(seed=trainer.args.seed + len(study.trials))
+    trials = _Trials(trainer, directions, hp_space, compute_objective, hp_name, is_feasible)
+    if options.get("study_name"):
+        trials.arguments["output_dir"] = str(Path(trainer.args.output_dir) / options["study_name"])
+    missing = n_trials - _counted(study)
+    try:
+        if missing > 0:
+            study.optimize(trials.run, n_trials=missing, catch=(_FailedTrial,), **optimize)
+    finally:
+        trials.close()
+    best = study.best_trials if any(item.state.name == "COMPLETE" for item in study.trials) else []
+    if not best:
+        errors = sorted(
+            {str(item.user_attrs.get("error") or item.user_attrs.get("infeasible")) for item in study.trials}
+        )
+        raise ValueError(
+            f"none of {len(study.trials)} trials of {study.study_name!r} finished: {'; '.join(errors[:3])}"
+        )
+    if len(directions) > 1:
+        return [BestRun(str(item.number), item.values, item.params, None) for item in best]
+    return BestRun(str(study.best_trial.number), study.best_value, study.best_params, None)
+
+
+def _counted(study: Any) -> int:
+    done = [item for item in study.trials if item.state.name in ("COMPLETE", "PRUNED")]
+    return len(done) + sum(item.state.name == "FAIL" and "error" in item.user_attrs for item in study.trials)
+
+
+def _bury_the_dead(study: Any) -> None:
+    """Mark as failed what a process of this machine that is no more left running."""
+    import optuna
+
+    for item in study.trials:
+        if item.state.name != "RUNNING":
+            continue
+        host, pid = item.user_attrs.get("host"), int(item.user_attrs.get("pid", 0))
+        if host not in (None, platform.node()) or (pid not in (0, os.getpid()) and _is_alive(pid)):
+            logger.warning("trial %d runs in process %s on %s; it is left alone", item.number, pid, host)
+            continue
+        study.tell(item.number, state=optuna.trial.TrialState.FAIL)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+class _Trials:
+    """The trainer, with its arguments as they were given, to begin each trial with."""
+
+    def __init__(
+        self, trainer: Any, directions: List[str], space: Any, objective: Any, name: Any, feasible: Any
+    ) -> None:
+        self.trainer, self.directions, self.feasible = trainer, directions, feasible
+        self.space = space or default_hp_space_optuna
+        self.given: Dict[str, Any] = dict(vars(trainer.args))
+        self.arguments = dict(self.given)
+        self.config, self.geometry = trainer.ipu_config, trainer.batch_geometry
+        trainer.hp_search_backend = HPSearchBackend.OPTUNA
+        trainer.hp_name = name
+        trainer.hp_space = lambda trial: {}  # set here, before the trainer asks
+        trainer.compute_objective = objective or default_compute_objective
+        trainer._report_to_hp_search = self.report
+
+    def run(self, trial: Any) -> Any:
+        import optuna
+
+        trainer = self.trainer
+        trial.set_user_attr("host", platform.node())
+        trial.set_user_attr("pid", os.getpid())
+        self._restore(self.arguments)
+        try:
+            self._apply(trial, dict(self.space(trial)))
+            trainer.objective = None
+            trainer.train(trial=trial)
+            if trainer.objective is None:
+                trainer.objective = self._objective(trainer.evaluate())
+            return trainer.objective
+        except (optuna.TrialPruned, SearchError):
+            raise
+        except Exception as error:  # whatever it is, out of memory too: this trial's end and not the study's
+            message = f"{type(error).__name__}: {error}"
+        trial.set_user_attr("error", message[:1000])
+        logger.warning("trial %d failed: %s", trial.number, message)
+        trainer.optimizer = trainer.lr_scheduler = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        raise _FailedTrial(message)
+
+    def report(self, trial: Any, step: int, metrics: Dict[str, float]) -> None:
+        """What the training loop calls after each evaluation; ends a trial that the pruner gives up."""
+        import optuna
+
+        if trial is None:
+            return
+        self.trainer.objective = self._objective(metrics)
+        if len(self.directions) == 1:
+            trial.report(self.trainer.objective, step)
+            if trial.should_prune():
+                self.trainer.callback_handler.on_train_end(self.trainer.args, self.trainer.state, self.trainer.control)
+                raise optuna.TrialPruned()
+
+    def _objective(self, metrics: Dict[str, float]) -> Any:
+        value = self.trainer.compute_objective(dict(metrics))
+        count = len(value) if isinstance(value, (tuple, list)) else 1
+        if count != len(self.directions):
+            raise SearchError(
+                f"{len(self.directions)} directions for {count} objective(s). Give one direction for each."
+            )
+        return value[0] if isinstance(value, (tuple, list)) and count == 1 else value
+
+    def _apply(self, trial: Any, values: Dict[str, Any]) -> None:
+        unknown = [name for name in values if name not in GEOMETRY and name not in self.given]
+        if unknown:
+            raise SearchError(f"hp_space has {unknown}: neither TrainingArguments fields nor {', '.join(GEOMETRY)}.")
+        args = self.trainer.args
+        micro_batch, replicas = values.pop("micro_batch", None), values.pop("replication_factor", None)
+        for name, value in values.items():
+            old = self.given[name]
+            cast = old is not None and type(old) in (int, float, str)
+            setattr(args, name, type(old)(value) if cast else value)
+        if micro_batch is not None or replicas is not None:
+            micro = int(micro_batch or args.per_device_train_batch_size)
+            copies = int(replicas or self.geometry.replicas)
+            accumulation, rest = divmod(self.geometry.global_batch, micro * copies)
+            wanted = values.get("gradient_accumulation_steps", accumulation)
+            if rest or wanted != accumulation:
+                self._skip(
+                    trial,
+                    f"micro-batch {micro} x {copies} replicas x accumulation is not the global batch "
+                    f"{self.geometry.global_batch}",
+                )
+            args.per_device_train_batch_size, args.gradient_accumulation_steps = micro, accumulation
+            changes = {"gradient_accumulation_steps": accumulation}
+            if replicas is not None:
+                changes["replication_factor"] = copies
+            self.trainer.ipu_config = self.config.updated(**changes)
+        reason = self.feasible(self.trainer.ipu_config, args.per_device_train_batch_size) if self.feasible else None
+        if reason:
+            self._skip(trial, reason)
+
+    def _skip(self, trial: Any, reason: str) -> None:
+        import optuna
+
+        trial.set_user_attr("infeasible", reason)
+        raise optuna.TrialPruned(reason)
+
+    def _restore(self, arguments: Dict[str, Any]) -> None:
+        vars(self.trainer.args).clear()
+        vars(self.trainer.args).update(arguments)
+        self.trainer.ipu_config = self.config
+
+    def close(self) -> None:
+        self._restore(self.given)
+        self.trainer.hp_search_backend = None
+        del self.trainer._report_to_hp_search

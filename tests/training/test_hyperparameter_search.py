@@ -1,0 +1,176 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import ViTConfig, ViTForImageClassification
+from transformers.trainer_utils import HPSearchBackend
+
+import ipu_trainer
+from ipu_trainer import IPUConfig, IPUTrainer, IPUTrainingArguments
+from ipu_trainer.training import compat
+
+optuna = pytest.importorskip("optuna")
+PIXELS = torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+SAMPLES = [{"pixel_values": pixels, "labels": index % 2} for index, pixels in enumerate(PIXELS)]
+
+
+def vit():
+    torch.manual_seed(0)
+    return ViTForImageClassification(
+        ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=16,
+                  patch_size=8, num_labels=2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    )  # fmt: skip
+
+
+def searcher(folder, config=None, model_init=vit, **changes):
+    values = {
+        "output_dir": str(folder), "max_steps": 4, "per_device_train_batch_size": 8, "learning_rate": 1e-5,
+        "report_to": [], "disable_tqdm": True, "save_strategy": "no", "use_cpu": True, "dataloader_pin_memory": False,
+        "backend": "host",
+    }  # fmt: skip
+    args = IPUTrainingArguments(**compat.training_defaults(**{**values, **changes}))
+    model = None if model_init else vit()
+    named = {"train_dataset": SAMPLES, "eval_dataset": SAMPLES, "ipu_config": config}
+    return IPUTrainer(model, args, model_init=model_init, **named)
+
+
+def rates(trial):
+    return {"learning_rate": trial.suggest_float("learning_rate", 1e-5, 1e-2, log=True)}
+
+
+def test_twelve_trials_find_a_better_objective_than_the_default(tmp_path):
+    trainer = searcher(tmp_path)
+    trainer.train()
+    default = trainer.evaluate()["eval_loss"]
+    best = trainer.hyperparameter_search(rates, n_trials=12)
+    assert best.objective < default
+    assert trainer.args.learning_rate == 1e-5
+
+
+KILLED = """
+import sys; sys.path.insert(0, {tests!r})
+import time
+from test_hyperparameter_search import rates, searcher, vit
+def slow():
+    time.sleep(0.2)
+    return vit()
+searcher({folder!r}, model_init=slow).hyperparameter_search(rates, n_trials=50, study_name="s", storage={storage!r})
+"""
+
+
+@pytest.mark.parametrize("suffix", ["db", "journal"])
+def test_a_study_resumes_after_a_kill_without_repeating_finished_trials(tmp_path, suffix):
+    storage = str(tmp_path / f"study.{suffix}")
+    code = KILLED.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "run"), storage=storage)
+    root = str(Path(ipu_trainer.__file__).parents[1])
+    child = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": root})
+    from ipu_trainer.training.hyperparameter_search import open_storage
+
+    def trials():
+        try:
+            return optuna.load_study(study_name="s", storage=open_storage(storage)).trials
+        except Exception:  # not there yet
+            return []
+
+    end = time.time() + 50
+    while time.time() < end and child.poll() is None:
+        if sum(item.state.name == "COMPLETE" for item in trials()) >= 2 and trials()[-1].state.name == "RUNNING":
+            break
+        time.sleep(0.05)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    before = {item.number: item.params for item in trials() if item.state.name == "COMPLETE"}
+    assert len(before) >= 2
+    total = len(before) + 2
+    searcher(tmp_path / "run").hyperparameter_search(rates, n_trials=total, study_name="s", storage=storage)
+    after = {item.number: item.params for item in trials() if item.state.name == "COMPLETE"}
+    assert len(after) == total and all(after[number] == params for number, params in before.items())
+    assert len({params["learning_rate"] for params in after.values()}) == total
+    assert not any(item.state.name == "RUNNING" for item in trials())
+
+
+def test_a_trial_out_of_memory_fails_alone(tmp_path):
+    calls = []
+
+    def sometimes():
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("CUDA out of memory")
+        return vit()
+
+    study = {"study_name": "s", "storage": str(tmp_path / "s.db")}
+    searcher(tmp_path, model_init=sometimes).hyperparameter_search(rates, n_trials=3, **study)
+    states = [
+        item.state.name for item in optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path}/s.db").trials
+    ]
+    assert sorted(states) == ["COMPLETE", "COMPLETE", "FAIL"]
+
+
+def test_geometry_is_searched_at_a_fixed_global_batch_and_what_cannot_be_is_skipped(tmp_path):
+    seen = []
+
+    def space(trial):
+        return {"micro_batch": trial.suggest_categorical("micro_batch", [1, 2, 3, 8])}
+
+    trainer = searcher(tmp_path)
+
+    def objective(metrics):
+        seen.append((trainer.args.per_device_train_batch_size, trainer.batch_geometry.global_batch))
+        return metrics["eval_loss"]
+
+    grid = optuna.samplers.GridSampler({"micro_batch": [1, 2, 3, 8]})
+    feasible = lambda config, micro_batch: "does not fit" if micro_batch == 8 else None  # noqa: E731
+    trainer.hyperparameter_search(space, objective, n_trials=4, sampler=grid, is_feasible=feasible)
+    assert sorted(seen) == [(1, 8), (2, 8)]
+
+
+def test_several_directions_give_the_pareto_front(tmp_path):
+    best = searcher(tmp_path).hyperparameter_search(
+        rates, lambda metrics: [metrics["eval_loss"], -metrics["eval_loss"]], 3, ["minimize", "minimize"]
+    )
+    assert len(best) == 3
+
+
+def test_simulated_ipus_search_replication(tmp_path):
+    def space(trial):
+        return {"replication_factor": trial.suggest_categorical("replication_factor", [1, 2])}
+
+    trainer = searcher(tmp_path, IPUConfig(gradient_accumulation_steps=2), backend="simulated", max_steps=1,
+                       per_device_train_batch_size=2)  # fmt: skip
+    best = trainer.hyperparameter_search(
+        space, n_trials=2, sampler=optuna.samplers.GridSampler({"replication_factor": [1, 2]})
+    )
+    assert best.objective > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_trials": 0}, "n_trials=0"),
+        ({"direction": ["minimize", "maximize"]}, "2 directions for one objective"),
+        ({"direction": ["minimize"] * 2, "compute_objective": lambda metrics: 1.0}, "2 directions for 1 objective"),
+        ({"direction": "up"}, "direction='up'"),
+        ({"backend": "grid"}, "backend='grid'"),
+        ({"hp_space": lambda trial: {"learning_rat": 1}}, "learning_rat"),
+        ({"storage": "study.txt"}, "study.txt"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        searcher(tmp_path).hyperparameter_search(**{"hp_space": rates, "n_trials": 1, **changes})
+
+
+def test_a_search_needs_model_init(tmp_path):
+    with pytest.raises(ValueError, match="model_init"):
+        searcher(tmp_path, model_init=None).hyperparameter_search(rates)
+
+
+@pytest.mark.skipif("sigopt" in [item.value for item in HPSearchBackend], reason="passed through")
+def test_sigopt_is_called_what_it_is(tmp_path):
+    with pytest.raises(ValueError, match="dead service.*optuna"):
+        searcher(tmp_path).hyperparameter_search(rates, backend="sigopt")
