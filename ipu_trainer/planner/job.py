@@ -39,10 +39,12 @@ class Job:
         if self.optimizer not in STATE_BYTES:
             raise ValueError(f"optimizer {self.optimizer!r} is not one of {', '.join(STATE_BYTES)}. Use adamw.")
         if not 0 < self.head_fraction <= 1:
-            raise ValueError(f"head_fraction {self.head_fraction} must be over 0 and at most 1. Use 1 for all positions.")
+            raise ValueError(
+                f"head_fraction {self.head_fraction} must be over 0 and at most 1. Use 1 for all positions."
+            )
         if len(self.matmul_proportion) not in (1, len(self.layers_per_ipu)):
             raise ValueError(
-                f"matmul_proportion has {len(self.matmul_proportion)} values for {len(self.layers_per_ipu)} IPUs. Give one for each."
+                f"matmul_proportion has {len(self.matmul_proportion)} values for {len(self.layers_per_ipu)} IPUs. Give each one."
             )
 
     @classmethod

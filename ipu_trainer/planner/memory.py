@@ -58,12 +58,18 @@ def predict_memory(
         parameters = sum(part.parameters for part in parts)
         layers = [part for part in parts if part.kind == "layer"]
         batch = job.micro_batch
-        work = [2 * batch * (constants.kept_linear * p.linear_elements + constants.kept_softmax * p.softmax_elements) for p in layers]
+        work = [
+            2 * batch * (constants.kept_linear * p.linear_elements + constants.kept_softmax * p.softmax_elements)
+            for p in layers
+        ]
         backward = [
-            2 * batch * (constants.backward_linear * p.linear_elements + constants.backward_softmax * p.softmax_elements) for p in layers
+            2
+            * batch
+            * (constants.backward_linear * p.linear_elements + constants.backward_softmax * p.softmax_elements)
+            for p in layers
         ]
         if job.recompute:
-            stash, live = depth * sum(batch * p.output_bytes for p in layers), max(work, default=0.0)
+            stash, live = 1.0 * depth * sum(batch * p.output_bytes for p in layers), max(work, default=0.0)
         else:
             stash, live = depth * sum(work), sum(work)
         logits = sum(part.logit_elements for part in parts)

@@ -71,7 +71,9 @@ def read_rows(path: Optional[Path] = None) -> List[PublishedRow]:
         try:
             rows.append(_row(row))
         except (KeyError, ValueError) as error:
-            raise ValueError(f"{path or 'published.csv'}, line {line}: {error}. Every column of published.csv is needed.") from error
+            raise ValueError(
+                f"{path or 'published.csv'}, line {line}: {error}. Every column of published.csv is needed."
+            ) from error
     return rows
 
 

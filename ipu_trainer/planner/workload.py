@@ -75,7 +75,10 @@ class Workload:
 
 
 def measure(
-    model_config: Any, task: Optional[str] = None, sequence_length: Optional[int] = None, target_length: Optional[int] = None
+    model_config: Any,
+    task: Optional[str] = None,
+    sequence_length: Optional[int] = None,
+    target_length: Optional[int] = None,
 ) -> Workload:
     """The workload of a Transformers config. task is one of TASKS; without it the config's `architectures` decides.
 
@@ -150,7 +153,9 @@ def _inputs(model: Any, config: Any, length: Optional[int], target: Optional[int
     else:
         limit = getattr(config, "max_position_embeddings", None)
         if isinstance(limit, int) and length is not None and length > limit:
-            raise ValueError(f"sequence_length {length} is more than max_position_embeddings {limit}. Give {limit} or less.")
+            raise ValueError(
+                f"sequence_length {length} is more than max_position_embeddings {limit}. Give {limit} or less."
+            )
         inputs = {"input_ids": torch.zeros(1, length or 128, dtype=torch.long, device="meta")}
     if getattr(config, "is_encoder_decoder", False):
         inputs["decoder_input_ids"] = torch.zeros(1, target or length or 128, dtype=torch.long, device="meta")
@@ -168,7 +173,10 @@ class _Meter:
     def __init__(self, model: Any) -> None:
         self.model = model
         anatomy = find_anatomy(model)
-        self.parts: List[PartCost] = [PartCost("stem", "stem"), *(_empty(p, anatomy.stem_weights) for p in anatomy.parts)]
+        self.parts: List[PartCost] = [
+            PartCost("stem", "stem"),
+            *(_empty(p, anatomy.stem_weights) for p in anatomy.parts),
+        ]
         self._modules = [part.module for part in anatomy.parts]
         self._current = 0
         self._owned = {id(t): t for t in (*model.parameters(), *model.buffers())}
@@ -224,7 +232,7 @@ class _Meter:
 
     def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()._cdata
-        key = (storage, tensor.storage_offset())
+        key = (storage, int(tensor.storage_offset()))
         if storage not in self._storages and key not in self._saved:
             self._saved.add(key)
             self._keep.append(tensor.detach())
@@ -249,11 +257,11 @@ class _Meter:
         )
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Books operators on a meter. A value read from a tensor that has none is 0: masks and drop rates ask for some."""
 
     def __init__(self, meter: Optional[_Meter]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._meter = meter
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
