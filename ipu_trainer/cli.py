@@ -6,6 +6,7 @@ ipu-trainer evaluate chest-xray   run and prepared data set -> metrics
 ipu-trainer phantoms chest-xray   synthetic chests to try all of this with
 ipu-trainer simulate [--trace DIR] SCRIPT [ARGS...]   a program written for IPUs, on the simulator
 ipu-trainer doctor                                what is there to compute with, and which backend `auto` takes
+ipu-trainer plan --model PATH --system pod4       configurations ranked by predicted throughput
 ipu-trainer profiles list | show NAME | check FILE --model PATH
 """
 
@@ -49,6 +50,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from ipu_trainer.planner import command as plan_command
+
     parser = argparse.ArgumentParser(prog="ipu-trainer", description=ipu_trainer.__doc__)
     parser.add_argument("--version", action="version", version=ipu_trainer.__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -109,6 +112,10 @@ def _parser() -> argparse.ArgumentParser:
     simulate.add_argument("arguments", nargs=argparse.REMAINDER, help="the script's own arguments")
     simulate.set_defaults(run=_simulate)
 
+    plan = commands.add_parser("plan", help="predict memory and throughput, and rank configurations")
+    plan_command.add_arguments(plan)
+    plan.set_defaults(run=plan_command.run)
+
     doctor = commands.add_parser("doctor", help="what this machine has to compute with, and which backend auto takes")
     doctor.set_defaults(run=_doctor)
 
@@ -161,8 +168,37 @@ def _prepare(namespace: argparse.Namespace) -> int:
 
 
 def _train(task: str, words: List[str]) -> int:
+    _warn_if_too_large(words)
     _task_module(task, "train").run(words)
     return 0
+
+
+def _warn_if_too_large(words: Sequence[str]) -> None:
+    """Before a run with --ipu-config and --model: one line on stderr if the planner predicts that it will not fit."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("--model", "--ipu-config", "--optim"):
+        parser.add_argument(name)
+    for name in ("--per-device-train-batch-size", "--per_device_train_batch_size"):
+        parser.add_argument(name, dest="micro_batch", type=int)
+    found, _ = parser.parse_known_args(words)
+    if not found.model or not found.ipu_config:
+        return
+    from ipu_trainer.machine.hardware import SYSTEMS
+    from ipu_trainer.planner.command import model_config
+    from ipu_trainer.planner.feasibility import feasibility
+    from ipu_trainer.planner.workload import measure
+
+    profile = profiles.load_profile(found.ipu_config)
+    system = next((s for s in SYSTEMS.values() if s.num_ipus >= profile.config.num_ipus), SYSTEMS["pod256"])
+    optimizer = "sgd" if "sgd" in (found.optim or "") else "adamw"
+    try:
+        workload = measure(model_config(found.model), "image-classification")
+        answer = feasibility(profile.config, workload, system, found.micro_batch or profile.micro_batch or 1, optimizer)
+    except (ValueError, OSError) as error:
+        print(f"note: no prediction of memory for this run: {error}", file=sys.stderr)
+        return
+    if answer.band == "does not fit":
+        print("warning: predicted for IPUs: " + " ".join(answer.reasons), file=sys.stderr)
 
 
 def _task_module(task: str, name: str) -> Any:

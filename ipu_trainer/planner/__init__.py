@@ -1,0 +1,1 @@
+"""Memory and throughput of a configuration, predicted before anyone compiles it. It never trains."""
