@@ -1,6 +1,8 @@
 """Every number of the model that is not a measured shape, with the source or the fit that made it. One place.
 
-The fit is `python -m ipu_trainer.planner.calibrate` on published.csv; nothing here was measured on an IPU by us.
+The time constants restate a published-numbers fit to 120 configurations (of which published.csv has 76); they are not the
+output of `python -m ipu_trainer.planner.calibrate`, which refits them and prints its own. Nothing here was measured on an
+IPU by us.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ STATE_BYTES_PER_S = 5e9
 HOST_S_OWN_LOOP = 0.02
 # Bands of memory: what is published to fit reaches 1.05 of SRAM in this model, so about 15 % stay unresolved.
 FITS_BELOW, DOES_NOT_FIT_ABOVE = 0.85, 1.10
-# Half-widths of the throughput interval: worst held-out error of families with rows, and what an unseen one deserves.
+# Half-widths of the throughput interval: of families with rows (the worst held-out error, 28 %, is a little above), and
+# of an unseen one, which no row tests.
 INTERVAL_KNOWN, INTERVAL_UNKNOWN = 0.25, 0.50
 # model_type -> calibration family. Only these have rows that the fit used.
 FAMILIES: Dict[str, str] = {"bert": "bert", "roberta": "bert", "gpt2": "gpt2", "vit": "vit"}

@@ -140,7 +140,8 @@ def search_with_optuna(
 
 def _counted(study: Any) -> int:
     done = [item for item in study.trials if item.state.name in ("COMPLETE", "PRUNED")]
-    return len(done) + sum(item.state.name == "FAIL" and "error" in item.user_attrs for item in study.trials)
+    failed = [item for item in study.trials if item.state.name == "FAIL" and "error" in item.user_attrs]
+    return len(done) + len(failed)
 
 
 def _bury_the_dead(study: Any) -> None:
