@@ -54,12 +54,19 @@ def test_every_documented_command_is_one_that_is_parsed(line):
     words = shlex.split(line.split("#")[0])[1:]
     if words[0] == "train":
         from ipu_trainer.tasks.chest_xray.arguments import ChestXrayArguments
-        from ipu_trainer.training.arguments import IPUTrainingArguments
+        from ipu_trainer.tasks.language_modeling.arguments import LanguageModelingArguments
+        from ipu_trainer.tasks.seq2seq.arguments import Seq2SeqArguments
+        from ipu_trainer.training.seq2seq import IPUSeq2SeqTrainingArguments
 
+        recipes = {
+            "chest-xray": ChestXrayArguments,
+            "language-modeling": LanguageModelingArguments,
+            "seq2seq": Seq2SeqArguments,
+        }
         flags = [word[2:].replace("-", "_") for word in words if word.startswith("--")]
         fields = {
-            *ChestXrayArguments.__dataclass_fields__,
-            *IPUTrainingArguments.__dataclass_fields__,
+            *recipes[words[1]].__dataclass_fields__,
+            *IPUSeq2SeqTrainingArguments.__dataclass_fields__,
             "output",
             "help",
         }
