@@ -527,5 +527,7 @@ def test_training_twice_starts_the_schedule_again_as_on_the_host(tmp_path):
         first = weights(trainer)
         trainer.evaluate()
         trainer.train()
-        assert any(not torch.equal(first[name], value) for name, value in weights(trainer).items())
+        went_on = any(not torch.equal(first[name], value) for name, value in weights(trainer).items())
+        # 4.29's Trainer keeps the scheduler of the first run, which has arrived at 0.
+        assert went_on == (transformers.__version__ >= "5")
     assert_same_weights(trained["host"], trained["simulated"], 1e-6)
