@@ -124,7 +124,9 @@ class Job:
 
     def new_model(self) -> Any:
         transformers.set_seed(self.args.seed)
-        return load_model(self.recipe.model, self.data.findings, self.train_set.labels.mean(axis=0))
+        model = load_model(self.recipe.model, self.data.findings, self.train_set.labels.mean(axis=0))
+        transformers.set_seed(self.args.seed)  # a trial then draws as a run, whose trainer begins with this seed
+        return model
 
     def trainer(self, **model: Any) -> ChestXrayTrainer:
         """model: model= or model_init=."""

@@ -129,7 +129,7 @@ class Job:
 
     def new_model(self) -> Any:
         transformers.set_seed(self.args.seed)
-        return build_model(
+        model = build_model(
             self.recipe.model,
             copy.deepcopy(self.config),
             self.corpus.tokenizer,
@@ -138,6 +138,8 @@ class Job:
             self.scratch,
             self.overrides,
         )
+        transformers.set_seed(self.args.seed)  # a trial then draws as a run, whose trainer begins with this seed
+        return model
 
     def trainer(self, **model: Any) -> IPUTrainer:
         """model: model= or model_init=."""

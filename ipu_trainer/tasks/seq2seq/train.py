@@ -136,7 +136,9 @@ class Job:
     def new_model(self) -> Any:
         transformers.set_seed(self.args.seed)
         config = copy.deepcopy(self.config)
-        return build_model(self.recipe.model, config, self.tokenizer, self.lengths, self.scratch, self.overrides)
+        model = build_model(self.recipe.model, config, self.tokenizer, self.lengths, self.scratch, self.overrides)
+        transformers.set_seed(self.args.seed)  # a trial then draws as a run, whose trainer begins with this seed
+        return model
 
     def trainer(self, **model: Any) -> IPUSeq2SeqTrainer:
         """model: model= or model_init=."""
