@@ -6,7 +6,8 @@ The training loop is the stock one. What this class changes, and why:
     create_optimizer       learning rates by depth, if asked for
     create_scheduler       one learning rate for all updates of a host step, as a device has it
     get_batch_samples      means over float labels stay means under accumulation (compat.counts_labels)
-    _inner_training_loop   accumulation x replicas of the IPUConfig become this process's accumulation, or a host step
+    _inner_training_loop   accumulation x replicas of the IPUConfig become this process's accumulation, or a host step;
+                           on a GPU layers are compiled and projections fused (compile.py)
     call_model_init        stochastic depth for the model of every trial
     _load_from_checkpoint, _load_best_model    checkpoints with renamed tensors (compat.load_renamed_weights)
     evaluation_loop, _save the weight average, if asked for; weights that are on the device
@@ -43,6 +44,7 @@ from ipu_trainer.config.ipu_config import IPUConfig
 from ipu_trainer.config.profiles import load_profile
 from ipu_trainer.training import compat
 from ipu_trainer.training.arguments import IPUTrainingArguments, refuse_on_device
+from ipu_trainer.training.compile import choose_compile, compiled_layers, fused_projections
 from ipu_trainer.training.device import (
     NUM_ITEMS,
     DeviceModel,
@@ -173,7 +175,8 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         try:
             if getattr(args, "compile_only", False):
                 return self._compile_only()
-            result = super()._inner_training_loop(self._train_batch_size, *positional, **named)
+            with self._fast_layers():
+                result = super()._inner_training_loop(self._train_batch_size, *positional, **named)
             if self._device_run is not None:
                 result.metrics["train_compile_seconds"] = self._device_run.compile_seconds
                 self._device_run.compile_seconds = 0.0
@@ -187,6 +190,22 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         if self.weight_average is not None and not best_was_loaded:
             self.weight_average.copy_to(self.model)
         return result
+
+    @contextlib.contextmanager
+    def _fast_layers(self) -> Iterator[None]:
+        """On the host: inside the block layers are compiled and projections fused, as the arguments say."""
+        wanted = getattr(self.args, "compile", "off")
+        if self.backend.has_executors or wanted == "off":
+            yield
+            return
+        choice = choose_compile(wanted, self.args.device.type, self.args.n_gpu)
+        logger.info("compile: %s (%s)", choice.name, choice.reason)
+        with contextlib.ExitStack() as stack:
+            if choice.name == "layers":
+                if self.args.fuse_projections:
+                    stack.enter_context(fused_projections(self.model))
+                stack.enter_context(compiled_layers(self.model, required=wanted == "layers"))
+            yield
 
     def _shrink_micro_batch(self, batch_size: Any) -> None:
         """auto_find_batch_size asks for a smaller batch: a smaller micro-batch, accumulated more often, it shall be."""
