@@ -163,7 +163,7 @@ class ChestXrayCollator:
     def __call__(
         self, samples: Union[Mapping[str, torch.Tensor], Sequence[Mapping[str, torch.Tensor]]]
     ) -> Dict[str, torch.Tensor]:
-        batch = samples if isinstance(samples, Mapping) else _stack(samples)
+        batch = samples if isinstance(samples, Mapping) else stack(samples)
         gray = augment(batch["pixels"], batch["epoch"], batch["index"], self.augmentation, self.seed)
         return {"pixel_values": self.normalisation(gray), "labels": batch["labels"]}
 
@@ -214,7 +214,7 @@ def _erase(gray: torch.Tensor, fill: torch.Tensor, random: np.ndarray, probabili
     return torch.where(inside, fill.expand_as(gray), gray)
 
 
-def _stack(samples: Sequence[Mapping[str, torch.Tensor]]) -> Dict[str, torch.Tensor]:
+def stack(samples: Sequence[Mapping[str, torch.Tensor]]) -> Dict[str, torch.Tensor]:
     return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
 
 
