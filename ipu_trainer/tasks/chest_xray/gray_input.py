@@ -55,9 +55,11 @@ class GrayProjection:
         std = weight.new_tensor(self.normalisation.std).view(1, 3, 1, 1)
         scaled = weight / std
         shift = -(scaled * mean).sum(dim=(1, 2, 3))
-        return functional.conv2d(
-            pixels[:, :1],
-            scaled.sum(dim=1, keepdim=True),
-            shift if bias is None else bias + shift,
-            stride=self.projection.stride,  # type: ignore[arg-type]
-        )
+        weight = scaled.sum(dim=1)  # (channels, height, width) of a patch
+        height, width = weight.shape[1:]
+        # A matrix product of patches: a convolution of one channel would first be brought into another memory format.
+        gray = pixels[:, 0].unfold(1, height, height).unfold(2, width, width)
+        number, rows, columns = gray.shape[:3]
+        patches = gray.reshape(number, rows * columns, height * width)
+        tokens = functional.linear(patches, weight.flatten(1), shift if bias is None else bias + shift)
+        return tokens.transpose(1, 2).unflatten(2, (rows, columns))
