@@ -62,4 +62,4 @@ class GrayProjection:
         number, rows, columns = gray.shape[:3]
         patches = gray.reshape(number, rows * columns, height * width)
         tokens = functional.linear(patches, weight.flatten(1), shift if bias is None else bias + shift)
-        return tokens.transpose(1, 2).unflatten(2, (rows, columns))
+        return tokens.transpose(1, 2).view(number, -1, rows, columns)
