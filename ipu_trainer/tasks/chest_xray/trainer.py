@@ -63,8 +63,8 @@ class ChestXrayTrainer(IPUTrainer):
         return {"pixel_values": collator.normalisation(gray), "labels": labels}
 
     def _gray_projection(self) -> Optional[GrayProjection]:
-        """The current model's; None where it has none, or a flag says so."""
-        if self._collator_on_gpu is None or not getattr(self.args, "fuse_projections", False):
+        """The current model's; None where it has none."""
+        if self._collator_on_gpu is None:
             return None
         if self._projection is None or self._projection[0] is not self.model:
             self._projection = (self.model, GrayProjection.of(self.model, self._collator_on_gpu.normalisation))
