@@ -61,7 +61,11 @@ class IPUTrainingArguments(TrainingArguments):
         },
     )
     fuse_projections: bool = field(
-        default=True, metadata={"help": "With compile layers: query, key and value as one matrix product."}
+        default=False,
+        metadata={
+            "help": "With compile layers: query, key and value as one matrix product. Exact; on an H100 it gained nothing for "
+            "ViT-B (docs/performance.md)."
+        },
     )
     ema_decay: float = field(
         default=0.0, metadata={"help": "Decay of the weight average that is evaluated and saved; 0 is off."}
