@@ -29,6 +29,6 @@ def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return there
 
 
-def constant(values: Union[float, Sequence[float]], like: torch.Tensor) -> torch.Tensor:
+def constant(values: Union[Sequence[float], Sequence[Sequence[float]]], like: torch.Tensor) -> torch.Tensor:
     """like.new_tensor(values), without waiting for the GPU."""
     return sent(torch.tensor(values, dtype=like.dtype), like.device)

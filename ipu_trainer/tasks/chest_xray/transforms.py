@@ -64,7 +64,8 @@ class Normalisation:
     def __call__(self, gray: torch.Tensor) -> torch.Tensor:
         """float32 (micro_batch, 3, height, width) of gray values in [0, 1], (micro_batch, height, width)."""
         mean, std = constant([self.mean, self.std], gray).view(2, 1, 3, 1, 1)
-        return (gray[:, None] - mean) / std
+        normalised: torch.Tensor = (gray[:, None] - mean) / std
+        return normalised
 
 
 @dataclass(frozen=True)
