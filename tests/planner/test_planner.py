@@ -1,5 +1,6 @@
 """The planner against published rows, against what the simulator counts, and its own promises."""
 
+import functools
 import json
 
 import pytest
@@ -12,7 +13,7 @@ from ipu_trainer.cli import main
 from ipu_trainer.config.profiles import load_profile
 from ipu_trainer.machine.hardware import GC200, find_system
 from ipu_trainer.planner import calibrate
-from ipu_trainer.planner.feasibility import feasibility
+from ipu_trainer.planner.feasibility import feasibility, why_not_feasible
 from ipu_trainer.planner.job import Job
 from ipu_trainer.planner.memory import predict_memory
 from ipu_trainer.planner.published import read_rows
@@ -97,6 +98,42 @@ def test_parameters_are_those_of_the_model_built_with_values(name):
 def test_feasibility_says_what_does_not_fit(vit):
     answer = feasibility(load_profile("vit_base_pod4").config, vit, find_system("pod4"), 256)
     assert not answer.may_run and "Lower the micro-batch" in answer.reasons[0]
+
+
+def test_a_search_learns_why_a_trial_cannot_run_and_the_model_is_measured_once(monkeypatch):
+    from ipu_trainer.planner import feasibility as module
+
+    config = transformers.ViTConfig(num_labels=14)
+    profile = load_profile("vit_base_pod4").config
+    measured = []
+    monkeypatch.setattr(module, "measure", lambda *args: measured.append(args) or measure(*args))
+    module._measured.cache_clear()
+    check = functools.partial(why_not_feasible, config, task="image-classification")
+    assert check(profile, 1) is None
+    assert "is predicted not to fit" in check(profile, 256)
+    assert "cannot fill the pipeline of 4 stages. Use 7 or more" in check(
+        profile.updated(gradient_accumulation_steps=6), 1
+    )
+    assert "places 14 layers, but the model has 12" in check(profile.updated(layers_per_ipu=(3, 3, 4, 4)), 1)
+    assert "1024 IPUs are more than the 256" in check(profile.updated(replication_factor=256), 1)
+    assert len(measured) == 1
+    on_pod4 = functools.partial(check, system=find_system("pod4"))
+    assert "8 IPUs are more than the 4 of the system pod4" in on_pod4(profile.updated(replication_factor=2), 1)
+    small = transformers.ViTForImageClassification(
+        transformers.ViTConfig(image_size=32, patch_size=8, num_labels=14, **SMALL)
+    )
+    assert why_not_feasible(small, profile.updated(layers_per_ipu=(0, 1, 1, 0)), 1) is None
+    with pytest.raises(ValueError, match="Linear has no Transformers config"):
+        why_not_feasible(torch.nn.Linear(1, 1), profile, 1)
+
+
+def test_borderline_memory_may_run(vit):
+    config = load_profile("vit_base_pod4").config
+    bands = {}
+    for micro_batch in range(1, 65):
+        answer = feasibility(config, vit, find_system("pod4"), micro_batch)
+        bands.setdefault(answer.band, []).append(answer.may_run)
+    assert all(bands["fits"]) and all(bands["borderline"]) and not any(bands["does not fit"])
 
 
 def test_plan_saves_a_configuration_that_train_takes(tmp_path, capsys):
