@@ -125,7 +125,8 @@ def _workload_of(source: Any, task: Optional[str], sequence_length: Optional[int
     values = config.to_dict()
     if task is None and source is not config:
         values["architectures"] = [type(source).__name__]
-    return _measured(type(config), json.dumps(values, sort_keys=True, default=str), task, sequence_length)
+    kind: Any = type(config)
+    return _measured(kind, json.dumps(values, sort_keys=True, default=str), task, sequence_length)
 
 
 @functools.lru_cache(maxsize=32)
