@@ -31,6 +31,7 @@ class Job:
     head_fraction: float = 1.0
     head_serialization: int = 1
     own_loop: bool = False
+    float8_stash: bool = False  # recomputation checkpoints in eight bits, as some MLPerf entries keep them
 
     def __post_init__(self) -> None:
         for name in ("micro_batch", "accumulation", "replicas", "device_iterations", "head_serialization"):

@@ -58,23 +58,15 @@ def predict_memory(
         parameters = sum(part.parameters for part in parts)
         layers = [part for part in parts if part.kind == "layer"]
         batch = job.micro_batch
-        work = [
-            2 * batch * (constants.kept_linear * p.linear_elements + constants.kept_softmax * p.softmax_elements)
-            for p in layers
-        ]
-        backward = [
-            2
-            * batch
-            * (constants.backward_linear * p.linear_elements + constants.backward_softmax * p.softmax_elements)
-            for p in layers
-        ]
+        work = [1.0 * batch * (part.saved_bytes - part.mask_bytes) for part in layers]
+        # Beside what one layer keeps, the gradients of its products and probabilities, two bytes each.
+        backward = [2.0 * batch * (part.linear_elements + part.softmax_elements) for part in layers]
         if job.recompute:
-            stash, live = 1.0 * depth * sum(batch * p.output_bytes for p in layers), max(work, default=0.0)
+            kept = (0.5 if job.float8_stash else 1.0) * batch * sum(part.output_bytes for part in layers)
+            stash, live = depth * kept, max(work, default=0.0)
         else:
             stash, live = depth * sum(work), sum(work)
         logits = sum(part.logit_elements for part in parts)
-        products = [2.0 * batch * p.linear_elements + 2.0 * p.parameters for p in layers]
-        wanted = constants.temporary * max(products, default=0.0)
         ipus.append(
             {
                 "weights": 2.0 * parameters,
@@ -83,7 +75,8 @@ def predict_memory(
                 "stash": float(stash),
                 "recomputation": live + max(backward, default=0.0),
                 "head": 6.0 * batch * job.head_fraction * logits / job.head_serialization,
-                "temporary": min(proportion * sram_bytes, wanted),
+                # What the option bounds. An IPU without layers may hold embeddings and a head, whose products count in "head".
+                "temporary": proportion * sram_bytes if any(part.flops for part in parts) else 0.0,
                 "code": constants.code_bytes,
             }
         )

@@ -26,7 +26,7 @@ class TimePrediction:
     host_s: float
     samples: int
     family: str
-    half_width: float
+    spread: float
 
     @property
     def step_s(self) -> float:
@@ -39,14 +39,15 @@ class TimePrediction:
 
     @property
     def interval(self) -> Tuple[float, float]:
-        return self.throughput * (1 - self.half_width), self.throughput * (1 + self.half_width)
+        """What published throughputs of the family stayed within: the prediction divided and multiplied by spread."""
+        return self.throughput / self.spread, self.throughput * self.spread
 
 
 def predict_time(workload: Workload, job: Job, ipu: IPU, constants: TimeConstants = TIME) -> TimePrediction:
     """The time of a job on chips of one kind."""
     family = FAMILIES.get(workload.family, "unseen")
     placed = job.placed(workload)
-    factor = constants.family_factor.get(family, 1.0)
+    factor = constants.image_factor if workload.modality == "image" else 1.0
     slots = tuple(factor * sum(_cycles(p, job, constants) for p in parts) / ipu.clock_hz for parts in placed)
     slot, updates, ramp = max(slots), job.device_iterations, const.RAMP * (len(placed) - 1)
     parameters = max(sum(part.parameters for part in parts) for parts in placed)
@@ -64,7 +65,7 @@ def predict_time(workload: Workload, job: Job, ipu: IPU, constants: TimeConstant
         const.HOST_S_OWN_LOOP if job.own_loop else constants.host_s,
         job.global_batch * updates,
         family,
-        const.INTERVAL_UNKNOWN if family == "unseen" else const.INTERVAL_KNOWN,
+        constants.spread_of(family),
     )
 
 

@@ -34,18 +34,20 @@ TASKS = {
 class PartCost:
     """One part for one sample, forward only.
 
-    flops counts a multiply-add as two. linear_elements are outputs of linear products and convolutions, every one of which
+    flops counts a multiply-add as two, products the operators that did them. linear_elements are outputs of linear products and convolutions, every one of which
     the element-wise work around it goes over; softmax_elements are attention probabilities. saved_bytes is what autograd keeps,
-    without parameters; output_bytes what the part hands on; largest_weight the elements of its largest parameter.
+    without parameters, mask_bytes the part of it that is dropout masks, which PopART draws again; output_bytes what the part hands on; largest_weight the elements of its largest parameter.
     """
 
     name: str
     kind: str
     flops: int = 0
+    products: int = 0
     linear_elements: int = 0
     softmax_elements: int = 0
     parameters: int = 0
     saved_bytes: int = 0
+    mask_bytes: int = 0
     output_bytes: int = 0
     logit_elements: int = 0
     largest_weight: int = 0
@@ -54,12 +56,16 @@ class PartCost:
 
 @dataclass(frozen=True)
 class Workload:
-    """A model's parts in execution order: stem, layers (and bridges), heads. family is the config's model_type."""
+    """A model's parts in execution order: stem, layers (and bridges), heads. family is the config's model_type.
+
+    tokens are those of a sample, 0 for images; modality is text, image or audio.
+    """
 
     model_name: str
     family: str
     parts: Tuple[PartCost, ...]
     tokens: int
+    modality: str = "text"
 
     @property
     def layers(self) -> Tuple[PartCost, ...]:
@@ -103,7 +109,11 @@ def measure(
             f"{type(model).__name__} cannot be measured from shapes alone: {str(error).splitlines()[0]}. "
             "Plan with the nearest model whose forward pass does not depend on values."
         ) from error
-    return Workload(type(model).__name__, str(config.model_type), tuple(meter.parts), tokens)
+    return Workload(type(model).__name__, str(config.model_type), tuple(meter.parts), tokens, _modality(model))
+
+
+def _modality(model: Any) -> str:
+    return {"pixel_values": "image", "input_values": "audio", "input_features": "audio"}.get(model.main_input_name, "text")
 
 
 def _build(config: Any, task: Optional[str]) -> torch.nn.Module:
@@ -182,6 +192,7 @@ class _Meter:
         self._owned = {id(t): t for t in (*model.parameters(), *model.buffers())}
         self._storages = {t.untyped_storage()._cdata for t in self._owned.values()}
         self._keep: List[Any] = []  # addresses of storages are only unique while they live
+        self._masks: Set[int] = set()
         self._saved: Set[Tuple[int, int]] = set()
         self._book_parameters()
 
@@ -208,9 +219,15 @@ class _Meter:
         flops = flops_of(function, args, result)
         if flops:
             linear = result.numel() if name in _LINEAR else 0
-            self.add(flops=flops, linear_elements=linear)
+            self.add(flops=flops, products=1, linear_elements=linear)
         elif name == "_softmax":
             self.add(softmax_elements=result.numel())
+        elif name == "bernoulli_":
+            self._masks.add(result.untyped_storage()._cdata)
+            self._keep.append(result.detach())
+        elif name == "native_dropout":
+            self._masks.add(result[1].untyped_storage()._cdata)
+            self._keep.append(result[1].detach())
 
     def _enter(self, index: int) -> Any:
         def begin(module: Any, args: Any) -> None:
@@ -236,7 +253,8 @@ class _Meter:
         if storage not in self._storages and key not in self._saved:
             self._saved.add(key)
             self._keep.append(tensor.detach())
-            self.add(saved_bytes=device_bytes(tensor))
+            size = device_bytes(tensor)
+            self.add(saved_bytes=size, mask_bytes=size if storage in self._masks else 0)
         return tensor.detach()
 
     def _book_parameters(self) -> None:
@@ -267,7 +285,10 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func._schema.name == "aten::_local_scalar_dense" and args[0].device.type == "meta":
             return False if args[0].dtype == torch.bool else 0.0 if args[0].is_floating_point() else 0
-        result = func(*args, **(kwargs or {}))
+        if func._schema.name == "aten::_weight_norm_interface" and args[0].device.type == "meta":
+            result: Any = (torch.empty_like(args[0]), torch.empty_like(args[1]))  # torch 2.0 has no shapes for it
+        else:
+            result = func(*args, **(kwargs or {}))
         if self._meter is not None:
             self._meter.count(func, args, result)
         return result
