@@ -32,6 +32,9 @@ class Job:
     head_serialization: int = 1
     own_loop: bool = False
     float8_stash: bool = False  # recomputation checkpoints in eight bits, as some MLPerf entries keep them
+    # Where a pipeline recomputes: what enters each layer is kept, and one layer is made again at a time; or only what enters
+    # the stage is kept, and all its layers are made again together.
+    checkpoint_each_layer: bool = True
 
     def __post_init__(self) -> None:
         for name in ("micro_batch", "accumulation", "replicas", "device_iterations", "head_serialization"):
@@ -67,6 +70,7 @@ class Job:
             proportion if isinstance(proportion, tuple) else (proportion,),
             optimizer,
             head_serialization=config.embedding_serialization_factor or 1,
+            checkpoint_each_layer=config.recompute_checkpoint_every_layer,
         )
 
     @property

@@ -6,11 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import Tuple
 
-from ipu_trainer.machine.hardware import IPU, TILES_PER_IPU
+from ipu_trainer.machine.hardware import IPU
 from ipu_trainer.planner import constants as const
-from ipu_trainer.planner.constants import FAMILIES, FLOP_PER_CYCLE, TIME, TimeConstants
+from ipu_trainer.planner.constants import FAMILIES, TIME, TimeConstants
 from ipu_trainer.planner.job import Job
-from ipu_trainer.planner.workload import PartCost, Workload
+from ipu_trainer.planner.load import cycles, loads
+from ipu_trainer.planner.workload import Workload
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,11 @@ class TimePrediction:
 def predict_time(workload: Workload, job: Job, ipu: IPU, constants: TimeConstants = TIME) -> TimePrediction:
     """The time of a job on chips of one kind."""
     family = FAMILIES.get(workload.family, "unseen")
-    placed = job.placed(workload)
-    factor = constants.image_factor if workload.modality == "image" else 1.0
-    slots = tuple(factor * sum(_cycles(p, job, constants) for p in parts) / ipu.clock_hz for parts in placed)
+    placed = loads(workload, job.layers_per_ipu)
+    image = workload.modality == "image"
+    slots = tuple(cycles(load, job, constants, image) / ipu.clock_hz for load in placed)
     slot, updates, ramp = max(slots), job.device_iterations, const.RAMP * (len(placed) - 1)
-    parameters = max(sum(part.parameters for part in parts) for parts in placed)
+    parameters = max(load.parameters for load in placed)
     shards = job.replicas if job.sharded_state else 1
     reduction = 4 * parameters * (job.replicas - 1) / job.replicas / const.REDUCE_BYTES_PER_S
     state = 12 * parameters / shards / const.STATE_BYTES_PER_S if job.state_off_chip else 0.0
@@ -68,21 +69,3 @@ def predict_time(workload: Workload, job: Job, ipu: IPU, constants: TimeConstant
         constants.spread_of(family),
     )
 
-
-def _cycles(part: PartCost, job: Job, constants: TimeConstants) -> float:
-    """Cycles of one part for one micro-batch: forward, backward twice, and forward again where it is recomputed."""
-    batch = job.micro_batch
-    if part.kind == "stem":
-        return 3 * batch * part.flops / (FLOP_PER_CYCLE * constants.efficiency)
-    if part.kind != "layer":
-        products = 3 * batch * job.head_fraction * part.flops / (FLOP_PER_CYCLE * constants.head_efficiency)
-        return products + (constants.layer_cycles / 2 if part.flops else 0.0)
-    passes = 4 if job.recompute else 3
-    return (
-        passes * batch * part.flops / (FLOP_PER_CYCLE * constants.efficiency)
-        + constants.layer_cycles
-        + passes
-        * batch
-        * (constants.linear_cycles * part.linear_elements + constants.softmax_cycles * part.softmax_elements)
-        / TILES_PER_IPU
-    )

@@ -54,11 +54,12 @@ class PartCost:
     at_stem: bool = False  # runs where the stem is, because it uses the stem's weights
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Workload:
     """A model's parts in execution order: stem, layers (and bridges), heads. family is the config's model_type.
 
-    tokens are those of a sample, 0 for images; modality is text, image or audio.
+    tokens are those of a sample, 0 for images; modality is text, image or audio. Compared and hashed by identity, so that what
+    follows from one can be kept.
     """
 
     model_name: str
