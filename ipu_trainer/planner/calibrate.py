@@ -139,7 +139,11 @@ def check(rows: Sequence[PublishedRow], time: TimeConstants = TIME, memory: Memo
             continue
         found = predict_memory(row.workload, row.job, memory)
         told = f"{100 * error(row, time):+7.1f} %" if row.is_timed else " " * 9
-        notes = [word for word, wanted in (("includes evaluation", row.includes_evaluation), ("misfit", not row.fits)) if wanted]
+        notes = [
+            word
+            for word, wanted in (("includes evaluation", row.includes_evaluation), ("misfit", not row.fits))
+            if wanted
+        ]
         lines.append(f"{told} {found.share:.2f} {found.band:12} {', '.join([name, *notes])}")
     timed = [row for row in rows if row.is_timed and not row.includes_evaluation]
     for family in sorted({row.family for row in timed}):
@@ -152,7 +156,8 @@ def check(rows: Sequence[PublishedRow], time: TimeConstants = TIME, memory: Memo
 
 
 def _from_vector(logs: np.ndarray) -> TimeConstants:
-    return TimeConstants(**dict(zip(_FITTED, (float(value) for value in np.exp(logs)))))
+    values: Dict[str, Any] = dict(zip(_FITTED, (float(value) for value in np.exp(logs))))
+    return TimeConstants(**values)
 
 
 def _residuals(rows: Sequence[PublishedRow], logs: np.ndarray) -> np.ndarray:
@@ -192,7 +197,9 @@ def main(words: Optional[Sequence[str]] = None) -> int:
         plot = namespace.document.parent / "images" / "planner_errors.svg"
         write_text(plot, error_table.plot(rows, held))
         text = namespace.document.read_text(encoding="utf-8")
-        write_text(namespace.document, error_table.replace_between_markers(text, error_table.section(rows, held, result)))
+        write_text(
+            namespace.document, error_table.replace_between_markers(text, error_table.section(rows, held, result))
+        )
     return 0
 
 

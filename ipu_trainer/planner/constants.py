@@ -1,5 +1,7 @@
 """Every number of the model that is not a measured shape: assumptions here with their source, fitted ones in calibrated.json.
 
+No torch, so that the command line can name tasks and optimizers without it.
+
 `python -m ipu_trainer.planner.calibrate --write` makes calibrated.json from published.csv alone. Nothing was measured on an IPU
 by us.
 """
@@ -28,6 +30,19 @@ HOST_S_OWN_LOOP = 0.02
 FITS_BELOW, DOES_NOT_FIT_ABOVE = 0.85, 1.10
 # A family without calibrated rows may be this factor slower or faster. A judgement: see docs/planner.md for what is known.
 SPREAD_UNSEEN = 2.0
+# Bytes of optimizer state a parameter: one half-precision momentum for SGD, a half and a single for Adam and LAMB.
+STATE_BYTES = {"sgd": 2, "adam": 6, "adamw": 6, "lamb": 6}
+# What a model is trained for -> the class of Transformers that builds it.
+TASKS = {
+    "image-classification": "AutoModelForImageClassification",
+    "causal-lm": "AutoModelForCausalLM",
+    "masked-lm": "AutoModelForMaskedLM",
+    "seq2seq-lm": "AutoModelForSeq2SeqLM",
+    "question-answering": "AutoModelForQuestionAnswering",
+    "sequence-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "audio-classification": "AutoModelForAudioClassification",
+}
 # model_type -> calibration family. Only these have rows that the fit used.
 FAMILIES: Dict[str, str] = {"bert": "bert", "roberta": "bert", "gpt2": "gpt2", "vit": "image", "swin": "image"}
 

@@ -51,7 +51,9 @@ def _families(held: Mapping[PublishedRow, float], result: Calibration) -> str:
     lines.append(
         f"| all | {len(sizes)} | {len({row.group for row in held})} | {_percent(_middle(sizes))} | {_percent(sizes[-1])} | |"
     )
-    lines.append(f"| unseen | | | | | / {result.time.spread_of('unseen'):.2f} to x {result.time.spread_of('unseen'):.2f} |")
+    lines.append(
+        f"| unseen | | | | | / {result.time.spread_of('unseen'):.2f} to x {result.time.spread_of('unseen'):.2f} |"
+    )
     return "\n".join(lines)
 
 
@@ -87,7 +89,10 @@ def _table(rows: Sequence[PublishedRow], held: Mapping[PublishedRow, float], res
 
 def _sensitivity(rows: Sequence[PublishedRow]) -> str:
     """Each uncertain term halved and doubled, the constant fitted anew: sources cannot tell these models apart."""
-    lines = ["| memory term | times | code, MiB | fit, in `fits` | fit, in `does not fit` | misfits in `fits` |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| memory term | times | code, MiB | fit, in `fits` | fit, in `does not fit` | misfits in `fits` |",
+        "|---|---|---|---|---|---|",
+    ]
     variants: List[Tuple[str, float]] = [("as it is", 1.0)]
     variants += [(name, scale) for name in ("stash", "recomputation", "temporary", "head") for scale in (0.5, 2.0)]
     for name, scale in variants:

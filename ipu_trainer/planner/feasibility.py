@@ -9,6 +9,7 @@ from typing import Any, Optional, Tuple
 
 from ipu_trainer.config.ipu_config import IPUConfig, IPUConfigError
 from ipu_trainer.machine.hardware import GC200, IPU, SYSTEMS, System
+from ipu_trainer.planner.constants import MEMORY, MemoryConstants
 from ipu_trainer.planner.job import Job
 from ipu_trainer.planner.memory import DOES_NOT_FIT, FITS, MemoryPrediction, predict_memory
 from ipu_trainer.planner.workload import Workload, measure
@@ -16,10 +17,12 @@ from ipu_trainer.planner.workload import Workload, measure
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that speaks against a configuration, as one sentence or more. prevents: it cannot run, rather than may not."""
+    """Something that speaks against a configuration, as one sentence or more. prevents: it cannot run, rather than may not;
+    is_memory: that is a prediction of memory, rather than a rule."""
 
     text: str
     prevents: bool
+    is_memory: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,11 +48,16 @@ class Feasibility:
 
 
 def feasibility(
-    config: IPUConfig, workload: Workload, system: System, micro_batch: int, optimizer: str = "adamw"
+    config: IPUConfig,
+    workload: Workload,
+    system: System,
+    micro_batch: int,
+    optimizer: str = "adamw",
+    constants: MemoryConstants = MEMORY,
 ) -> Feasibility:
     """Predict memory, and check IPUs and accumulation. Raises ValueError where layers_per_ipu does not match the model."""
     job = Job.from_config(config, workload, micro_batch, optimizer)
-    memory = predict_memory(workload, job, sram_bytes=system.ipu.sram_bytes)
+    memory = predict_memory(workload, job, constants, system.ipu.sram_bytes)
     findings = []
     if job.num_ipus > system.num_ipus:
         text = f"{job.num_ipus} IPUs are more than the {system.num_ipus} of the system {system.name}. Lower replication_factor."
@@ -69,7 +77,7 @@ def feasibility(
             f"IPU {fullest} {verb}: {memory.share:.2f} of its SRAM, mostly {largest}. Lower the micro-batch, spread the "
             "layers over more IPUs, or set optimizer_state_offchip."
         )
-        findings.append(Finding(text, prevents=memory.band == DOES_NOT_FIT))
+        findings.append(Finding(text, prevents=memory.band == DOES_NOT_FIT, is_memory=True))
     return Feasibility(memory, tuple(findings))
 
 
@@ -80,18 +88,20 @@ def why_not_feasible(
     *,
     task: Optional[str] = None,
     sequence_length: Optional[int] = None,
+    target_length: Optional[int] = None,
     optimizer: str = "adamw",
     system: Optional[System] = None,
 ) -> Optional[str]:
     """Why a training cannot run on IPUs as configured, or None where it may. A prediction: borderline memory may run.
 
     model_or_config: a model of Transformers, its config, or a Workload that was measured before. task is one of
-    workload.TASKS; without it the model's class, or the config's `architectures`, decides. sequence_length counts tokens.
+    constants.TASKS; without it the model's class, or the config's `architectures`, decides. sequence_length counts tokens,
+    target_length a decoder's; both as measure() has them. float16 is assumed, as a device run with --half has it.
     system: by default the smallest Pod of GC200 that has the IPUs. A model is measured once for each of its shapes.
     Made for hyper-parameter search: is_feasible=functools.partial(why_not_feasible, config, task="causal-lm").
     Raises ValueError where the model cannot be measured; a setting that breaks a rule is a reason, not an error.
     """
-    workload = _workload_of(model_or_config, task, sequence_length)
+    workload = workload_of(model_or_config, task, sequence_length, target_length)
     home = system or smallest_system(ipu_config.num_ipus)
     if home is None:
         largest = max(SYSTEMS.values(), key=lambda item: item.num_ipus)
@@ -109,11 +119,14 @@ def smallest_system(num_ipus: int, ipu: IPU = GC200) -> Optional[System]:
     return min(fitting, key=lambda item: item.num_ipus, default=None)
 
 
-def _workload_of(source: Any, task: Optional[str], sequence_length: Optional[int]) -> Workload:
+def workload_of(
+    source: Any, task: Optional[str] = None, sequence_length: Optional[int] = None, target_length: Optional[int] = None
+) -> Workload:
+    """The workload of a model of Transformers, or of its config; measured once for each of its shapes. A Workload is itself."""
     if isinstance(source, Workload):
-        if task is not None or sequence_length is not None:
+        if (task, sequence_length, target_length) != (None, None, None):
             raise ValueError(
-                f"task={task!r} and sequence_length={sequence_length!r} cannot change a workload that was measured: "
+                f"task={task!r} and lengths {sequence_length}, {target_length} cannot change a workload that was measured: "
                 "give them to measure(), or pass the model's config."
             )
         return source
@@ -126,9 +139,9 @@ def _workload_of(source: Any, task: Optional[str], sequence_length: Optional[int
     if task is None and source is not config:
         values["architectures"] = [type(source).__name__]
     kind: Any = type(config)
-    return _measured(kind, json.dumps(values, sort_keys=True, default=str), task, sequence_length)
+    return _measured(kind, json.dumps(values, sort_keys=True, default=str), task, sequence_length, target_length)
 
 
 @functools.lru_cache(maxsize=32)
-def _measured(kind: Any, values: str, task: Optional[str], sequence_length: Optional[int]) -> Workload:
-    return measure(kind.from_dict(json.loads(values)), task, sequence_length)
+def _measured(kind: Any, values: str, task: Optional[str], length: Optional[int], target: Optional[int]) -> Workload:
+    return measure(kind.from_dict(json.loads(values)), task, length, target)

@@ -6,11 +6,8 @@ from dataclasses import dataclass
 from typing import List, Tuple
 
 from ipu_trainer.config.ipu_config import IPUConfig
+from ipu_trainer.planner.constants import STATE_BYTES
 from ipu_trainer.planner.workload import PartCost, Workload
-
-# Bytes of optimizer state a parameter: one half-precision momentum for SGD,
-# a half and a single for Adam and LAMB.
-STATE_BYTES = {"sgd": 2, "adam": 6, "adamw": 6, "lamb": 6}
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from typing import Any, Dict, List, Sequence, Tuple
 import numpy as np
 
 from ipu_trainer.machine.hardware import TILES_PER_IPU
-from ipu_trainer.planner.constants import FLOP_PER_CYCLE, MemoryConstants, TimeConstants
-from ipu_trainer.planner.job import STATE_BYTES, Job
+from ipu_trainer.planner.constants import FLOP_PER_CYCLE, STATE_BYTES, MemoryConstants, TimeConstants
+from ipu_trainer.planner.job import Job
 from ipu_trainer.planner.workload import PartCost, Workload
 
 # A float or an array of floats.

@@ -1,12 +1,12 @@
 """Every way to run a workload on a system at one global batch: what breaks a rule or does not fit is dropped, with its reason.
 
-The space, all of it: powers of two of IPUs a replica (IPUs are attached in powers of two) and of replicas, every contiguous
-placement of the layers, empty IPUs included, every micro-batch and accumulation that make the global batch, recomputation from
-each layer or from each stage (an IPUConfig cannot turn it off in a pipeline; one IPU has none), replicated tensor sharding,
-optimizer state on or off chip, and PROPORTIONS.
+The space, all of it: powers of two of IPUs a replica (IPUs are attached in powers of two; at most as many as layers, stem and
+head can use) and of replicas, every contiguous placement of the layers, empty IPUs included, every micro-batch and accumulation
+that make the global batch, recomputation from each layer or from each stage (an IPUConfig cannot turn it off in a pipeline; one
+IPU has none), replicated tensor sharding, optimizer state on or off chip, and PROPORTIONS.
 
-Placements are too many to list, so of each combination only those are made that no other beats in both time and memory. Both
-depend on the fullest IPU alone, so they are found exactly, by dynamic programming over (IPU, layers placed).
+Placements are too many to list. Time depends on the slowest IPU and on the one with the most parameters, memory on the fullest, so
+the fastest placement in a band is found exactly, by dynamic programming over (IPU, layers placed).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import itertools
 import math
 from collections import Counter
 from dataclasses import dataclass
-from typing import Dict, Iterator, List, Tuple
+from typing import Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 
@@ -26,12 +26,17 @@ from ipu_trainer.planner.constants import DOES_NOT_FIT_ABOVE, FITS_BELOW, SHIPPE
 from ipu_trainer.planner.job import Job
 from ipu_trainer.planner.load import all_loads, bytes_by_purpose, cycles
 from ipu_trainer.planner.memory import FITS, MemoryPrediction, depths, predict_memory
-from ipu_trainer.planner.time import TimePrediction, predict_time
+from ipu_trainer.planner.time import (
+    TimePrediction,
+    predict_time,
+    ramp_slots,
+    reduction_s_per_parameter,
+    state_s_per_parameter,
+)
 from ipu_trainer.planner.workload import Workload
 
 # Matmul proportions that are tried. The model knows no cost of a small one in time, so none under those that were published.
 PROPORTIONS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
-_TOO_MANY_IPUS = "more IPUs a replica than layers and an embedding can use"
 _CANNOT_FILL = "accumulation is under 2 x stages - 1: the pipeline cannot fill"
 _DOES_NOT_FIT = f"does not fit (more than {DOES_NOT_FIT_ABOVE:.2f} of SRAM) in any placement"
 _SLOWER = "another placement or matmul proportion is faster in the same band of memory"
@@ -39,14 +44,17 @@ _SLOWER = "another placement or matmul proportion is faster in the same band of 
 
 @dataclass(frozen=True)
 class Plan:
-    """A job with its predictions."""
+    """A job with its predictions. given: the IPUConfig that it was made from, if it was."""
 
     job: Job
     memory: MemoryPrediction
     time: TimePrediction
+    given: Optional[IPUConfig] = None
 
     def to_config(self) -> IPUConfig:
         """The IPUConfig that runs it; the micro-batch is per_device_train_batch_size beside it."""
+        if self.given is not None:
+            return self.given
         proportion = self.job.matmul_proportion
         return IPUConfig(
             replication_factor=self.job.replicas,
@@ -96,9 +104,7 @@ def search(
         depth = len(combination.layers_per_ipu)
         size = num_placements(num_layers, depth) * len(PROPORTIONS)
         total += size
-        if depth > num_layers + 2:
-            dropped[_TOO_MANY_IPUS] += size
-        elif depth > 1 and combination.accumulation < 2 * _num_stages(workload, depth) - 1:
+        if depth > 1 and combination.accumulation < 2 * _num_stages(workload, depth) - 1:
             dropped[_CANNOT_FILL] += size
         else:
             found = _fastest(workload, combination, system, calibration)
@@ -118,8 +124,11 @@ def search(
 def combinations(
     workload: Workload, system: System, global_batch: int, optimizer: str = "adamw", device_iterations: int = 1
 ) -> Iterator[Job]:
-    """The space without placements and matmul proportions: jobs whose layers_per_ipu only has the right length."""
-    for depth in _powers_of_two(system.num_ipus):
+    """The space without placements and matmul proportions: jobs whose layers_per_ipu only has the right length.
+
+    At most two IPUs can be without layers and still have work: that of the stem and that of the head.
+    """
+    for depth in _powers_of_two(min(system.num_ipus, len(workload.layers) + 2)):
         modes = ((True, True), (True, False)) if depth > 1 else ((False, True),)
         for replicas in _powers_of_two(system.num_ipus // depth):
             if global_batch % replicas:
@@ -185,15 +194,19 @@ def _fastest(workload: Workload, job: Job, system: System, calibration: Calibrat
     proportions = sorted(PROPORTIONS, reverse=True)
     share = np.where(possible, (held + np.array(proportions)[:, None, None, None] * temporary) / sram, np.inf)
     allowed = np.concatenate([share < FITS_BELOW, share <= DOES_NOT_FIT_ABOVE])
-    slots, _ = _least_maximum(np.where(allowed, time, np.inf))
-    in_time = allowed & (time <= slots[:, None, None, None] * (1 + 1e-12))
+    weights = np.stack([load.parameters for load in loads])
+    # An update takes num_slots x the slowest slot, and per_parameter x the most parameters of an IPU.
+    num_slots = (job.accumulation + ramp_slots(job)) / system.ipu.clock_hz
+    per_parameter = reduction_s_per_parameter(job) + state_s_per_parameter(job)
+    seconds, slowest, heaviest = _least_sum(time, weights, allowed, num_slots, per_parameter)
+    in_time = allowed & (time <= _last(slowest) * (1 + 1e-12)) & (weights <= _last(heaviest))
     _, chosen = _least_maximum(np.where(in_time, np.concatenate([share, share]), np.inf))
     result: List[Job] = []
     fastest = math.inf
-    for band in np.split(np.arange(len(slots)), 2):
-        best = int(band[np.argmin(slots[band])])
-        if slots[best] < fastest:
-            fastest = float(slots[best])
+    for band in np.split(np.arange(len(seconds)), 2):
+        best = int(band[np.argmin(seconds[band])])
+        if seconds[best] < fastest:
+            fastest = float(seconds[best])
             proportion = proportions[best % len(proportions)]
             result.append(
                 dataclasses.replace(
@@ -201,6 +214,38 @@ def _fastest(workload: Workload, job: Job, system: System, calibration: Calibrat
                 )
             )
     return result
+
+
+def _least_sum(
+    time: np.ndarray, weights: np.ndarray, allowed: np.ndarray, per_time: float, per_weight: float
+) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each k: the least per_time x largest time + per_weight x largest weight, and these two, over allowed placements.
+
+    The weight is bounded ever tighter, the least time for a bound found exactly, until time alone is more than the best sum.
+    """
+    num = len(allowed)
+    bound = np.full(num, np.inf)
+    best, slowest, heaviest = (np.full(num, np.inf) for _ in range(3))
+    while True:
+        cost = np.where(allowed & (weights < _last(bound)), time, np.inf)
+        least, _ = _least_maximum(cost)
+        # Of placements that are as fast, the one that weighs least.
+        as_fast = np.isfinite(cost) & (cost <= _last(least) * (1 + 1e-12))
+        weight, _ = _least_maximum(np.where(as_fast, weights, np.inf))
+        with np.errstate(invalid="ignore"):
+            total = per_time * least + (per_weight * weight if per_weight else 0.0)
+        better = np.isfinite(least) & (total < best)
+        best, slowest, heaviest = (
+            np.where(better, new, old) for new, old in ((total, best), (least, slowest), (weight, heaviest))
+        )
+        bound = np.where(np.isfinite(least) & (per_time * least < best), weight, -np.inf)
+        if not per_weight or not np.isfinite(bound).any():
+            return best, slowest, heaviest
+
+
+def _last(values: np.ndarray) -> np.ndarray:
+    """(k,) as (k, 1, 1, 1)."""
+    return values[:, None, None, None]
 
 
 def _least_maximum(cost: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:

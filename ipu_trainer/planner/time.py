@@ -50,11 +50,10 @@ def predict_time(workload: Workload, job: Job, ipu: IPU, constants: TimeConstant
     placed = loads(workload, job.layers_per_ipu)
     image = workload.modality == "image"
     slots = tuple(cycles(load, job, constants, image) / ipu.clock_hz for load in placed)
-    slot, updates, ramp = max(slots), job.device_iterations, const.RAMP * (len(placed) - 1)
+    slot, updates, ramp = max(slots), job.device_iterations, ramp_slots(job)
     parameters = max(load.parameters for load in placed)
-    shards = job.replicas if job.sharded_state else 1
-    reduction = 4 * parameters * (job.replicas - 1) / job.replicas / const.REDUCE_BYTES_PER_S
-    state = 12 * parameters / shards / const.STATE_BYTES_PER_S if job.state_off_chip else 0.0
+    reduction = parameters * reduction_s_per_parameter(job)
+    state = parameters * state_s_per_parameter(job)
     gateway = constants.gateway_s * max(0.0, math.log2(job.replicas) - 3)
     return TimePrediction(
         slots,
@@ -69,3 +68,18 @@ def predict_time(workload: Workload, job: Job, ipu: IPU, constants: TimeConstant
         constants.spread_of(family),
     )
 
+
+def ramp_slots(job: Job) -> float:
+    """Slots of an update beside one for each micro-batch: the pipeline fills and drains."""
+    return const.RAMP * (len(job.layers_per_ipu) - 1)
+
+
+def reduction_s_per_parameter(job: Job) -> float:
+    """Seconds of an update for each parameter of the fullest IPU: gradients are summed over replicas."""
+    return 4 * (job.replicas - 1) / job.replicas / const.REDUCE_BYTES_PER_S
+
+
+def state_s_per_parameter(job: Job) -> float:
+    """Seconds of an update for each parameter of the fullest IPU: optimizer state comes from streaming memory and goes back."""
+    shards = job.replicas if job.sharded_state else 1
+    return 12 / shards / const.STATE_BYTES_PER_S if job.state_off_chip else 0.0

@@ -15,28 +15,20 @@ import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ipu_trainer.pipelining.anatomy import Part, find_anatomy
+from ipu_trainer.planner.constants import TASKS
 from ipu_trainer.simulator.flops import device_bytes, flops_of
 
 _LINEAR = ("mm", "addmm", "convolution", "_convolution")
-TASKS = {
-    "image-classification": "AutoModelForImageClassification",
-    "causal-lm": "AutoModelForCausalLM",
-    "masked-lm": "AutoModelForMaskedLM",
-    "seq2seq-lm": "AutoModelForSeq2SeqLM",
-    "question-answering": "AutoModelForQuestionAnswering",
-    "sequence-classification": "AutoModelForSequenceClassification",
-    "token-classification": "AutoModelForTokenClassification",
-    "audio-classification": "AutoModelForAudioClassification",
-}
 
 
 @dataclass(frozen=True)
 class PartCost:
     """One part for one sample, forward only.
 
-    flops counts a multiply-add as two, products the operators that did them. linear_elements are outputs of linear products and convolutions, every one of which
-    the element-wise work around it goes over; softmax_elements are attention probabilities. saved_bytes is what autograd keeps,
-    without parameters, mask_bytes the part of it that is dropout masks, which PopART draws again; output_bytes what the part hands on; largest_weight the elements of its largest parameter.
+    flops counts a multiply-add as two, products the operators that did them. linear_elements are outputs of linear products and
+    convolutions, every one of which the element-wise work around it goes over; softmax_elements are attention probabilities.
+    saved_bytes is what autograd keeps, without parameters; mask_bytes the part of it that is dropout masks, which PopART draws
+    again; output_bytes what the part hands on; logit_elements those of a head.
     """
 
     name: str
@@ -50,7 +42,6 @@ class PartCost:
     mask_bytes: int = 0
     output_bytes: int = 0
     logit_elements: int = 0
-    largest_weight: int = 0
     at_stem: bool = False  # runs where the stem is, because it uses the stem's weights
 
 
@@ -114,7 +105,9 @@ def measure(
 
 
 def _modality(model: Any) -> str:
-    return {"pixel_values": "image", "input_values": "audio", "input_features": "audio"}.get(model.main_input_name, "text")
+    return {"pixel_values": "image", "input_values": "audio", "input_features": "audio"}.get(
+        model.main_input_name, "text"
+    )
 
 
 def _build(config: Any, task: Optional[str]) -> torch.nn.Module:
@@ -205,6 +198,8 @@ class _Meter:
         try:
             with _Watch(self), torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor):
                 self._keep.append(self.model(**inputs))
+            self._current = 0
+            self.add(parameters=sum(self._unplaced.values()))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -217,6 +212,9 @@ class _Meter:
 
     def count(self, function: Any, args: Sequence[Any], result: Any) -> None:
         name = function._schema.name.split("::")[-1]
+        for argument in args if self._unplaced else ():
+            if isinstance(argument, torch.Tensor):
+                self.add(parameters=self._unplaced.pop(argument.untyped_storage()._cdata, 0))
         flops = flops_of(function, args, result)
         if flops:
             linear = result.numel() if name in _LINEAR else 0
@@ -260,11 +258,14 @@ class _Meter:
 
     def _book_parameters(self) -> None:
         seen: Set[int] = set()
-        # Tied weights belong to the stem, so what no part owns alone is booked there at the end.
+        # Tied weights belong to the stem, which uses them first.
         for index, module in enumerate(self._modules, start=1):
             if self.parts[index].kind != "tied head":
                 self._book(index, module, seen)
-        self._book(0, self.model, seen)
+        # What no part owns is booked where it is used first: a norm between two stacks runs where the first one ends.
+        self._unplaced = {
+            p.untyped_storage()._cdata: p.numel() for p in self.model.parameters() if id(p) not in seen
+        }
 
     def _book(self, index: int, module: Any, seen: Set[int]) -> None:
         new = [p for p in module.parameters() if id(p) not in seen]
@@ -272,7 +273,6 @@ class _Meter:
         self.parts[index] = dataclasses.replace(
             self.parts[index],
             parameters=sum(p.numel() for p in new),
-            largest_weight=max([p.numel() for p in module.parameters()], default=0),
         )
 
 
