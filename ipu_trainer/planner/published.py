@@ -174,4 +174,4 @@ def _workload(model: str, task: str, sequence: Optional[int], target: Optional[i
         config.max_position_embeddings = sequence
     if sequence and hasattr(config, "patch_size") and getattr(config, "model_type", "") == "vit":
         config.image_size = math.isqrt(sequence - 1) * config.patch_size  # patches in a square, and one class token
-    return measure(config, task, sequence, target)
+    return measure(config, task, None if task == "image-classification" else sequence, target)

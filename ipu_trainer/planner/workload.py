@@ -80,7 +80,8 @@ def measure(
 ) -> Workload:
     """The workload of a Transformers config. task is one of TASKS; without it the config's `architectures` decides.
 
-    sequence_length counts tokens (samples of sound for audio models; default 128, 16,000); images have the config's size.
+    sequence_length counts tokens (samples of sound for audio models; default 128, 16,000), target_length those of a decoder
+    (default as sequence_length); images have the config's size.
     Raises ValueError where the model cannot be built, cut or run from shapes alone.
     """
     config = type(model_config).from_dict(model_config.to_dict())
@@ -141,8 +142,17 @@ def _no_init() -> Any:
 
 def _inputs(model: Any, config: Any, length: Optional[int], target: Optional[int]) -> Tuple[Dict[str, Any], int]:
     name = model.main_input_name
-    if length is not None and length < 1:
-        raise ValueError(f"sequence_length {length} must be at least 1. Give the tokens of one sample.")
+    for word, value in (("sequence_length", length), ("target_length", target)):
+        if value is not None and value < 1:
+            raise ValueError(f"{word} {value} must be at least 1. Give the tokens of one sample.")
+    if target is not None and not getattr(config, "is_encoder_decoder", False):
+        raise ValueError(f"target_length {target}: {type(model).__name__} reads no decoder's tokens. Leave it out.")
+    if length is not None and name in ("pixel_values", "input_features"):
+        what = "images" if name == "pixel_values" else "sound"
+        raise ValueError(
+            f"sequence_length {length}: {type(model).__name__} reads {what} of its configuration's size. Leave it out, or "
+            "change the configuration."
+        )
     if name == "pixel_values":
         size = getattr(config, "image_size", 224)
         height, width = (size, size) if isinstance(size, int) else size
@@ -263,9 +273,7 @@ class _Meter:
             if self.parts[index].kind != "tied head":
                 self._book(index, module, seen)
         # What no part owns is booked where it is used first: a norm between two stacks runs where the first one ends.
-        self._unplaced = {
-            p.untyped_storage()._cdata: p.numel() for p in self.model.parameters() if id(p) not in seen
-        }
+        self._unplaced = {p.untyped_storage()._cdata: p.numel() for p in self.model.parameters() if id(p) not in seen}
 
     def _book(self, index: int, module: Any, seen: Set[int]) -> None:
         new = [p for p in module.parameters() if id(p) not in seen]
