@@ -98,7 +98,7 @@ def test_a_run_of_every_task_is_warned_before_it_begins(task, monkeypatch, tmp_p
         raise Reached
 
     monkeypatch.setattr(train, "fit_warning", ask)
-    words = ["--output", str(tmp_path / "run"), "--backend", "host", "--use_cpu", "true"]
+    words = ["--output", str(tmp_path / "run"), "--backend", "host"]
     (tmp_path / "ipus.json").write_text(
         json.dumps({"layers_per_ipu": [1, 1], "gradient_accumulation_steps": 3, "output_mode": "sum"}), encoding="utf-8"
     )
