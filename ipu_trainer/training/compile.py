@@ -24,6 +24,9 @@ COMPILES = ("auto", "layers", "model", "off")
 # Names of the three projections in an attention module, as Transformers models have them.
 _PROJECTIONS = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q_lin", "k_lin", "v_lin"))
 
+# Losses of Transformers over a whole vocabulary.
+_VOCABULARY_LOSSES = ("ForCausalLMLoss", "ForMaskedLMLoss")
+
 
 @dataclass(frozen=True)
 class CompileChoice:
@@ -51,7 +54,7 @@ def choose_compile(requested: str, device_type: str, num_gpus: int = 1) -> Compi
 
 @contextlib.contextmanager
 def compiled_layers(model: nn.Module, required: bool, backend: str = "inductor") -> Iterator[int]:
-    """Inside the block each repeated layer of `model` is compiled; yields how many there are.
+    """Inside the block each repeated layer of `model` is compiled, and a loss over a vocabulary; yields how many layers.
 
     required: raise ValueError for a model without repeated layers, instead of leaving it as it is.
     """
@@ -62,13 +65,19 @@ def compiled_layers(model: nn.Module, required: bool, backend: str = "inductor")
             "or off."
         )
     own = [layer for layer in layers if layer._compiled_call_impl is None]  # what somebody else compiled stays
+    loss = getattr(model, "loss_function", None)
+    over_vocabulary = getattr(loss, "__name__", "") in _VOCABULARY_LOSSES
     for layer in own:
         layer.compile(backend=backend)
+    if over_vocabulary:  # eager, its float32 copies of the logits cost as much as several layers
+        model.loss_function = torch.compile(loss, backend=backend)  # type: ignore[assignment, arg-type]
     try:
         yield len(layers)
     finally:
         for layer in own:
             layer._compiled_call_impl = None
+        if over_vocabulary:
+            model.loss_function = loss  # type: ignore[assignment]
 
 
 @contextlib.contextmanager

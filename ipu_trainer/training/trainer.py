@@ -29,6 +29,7 @@ iterations samples, and steps of the arguments (max_steps, save_steps, ...) coun
 from __future__ import annotations
 
 import contextlib
+import time
 from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
 
 import torch
@@ -62,6 +63,8 @@ from ipu_trainer.training.streams import WholeHostSteps
 from ipu_trainer.training.weight_average import WeightAverage
 
 logger = logging.get_logger(__name__)
+# Above this share of the time spent in waiting for data, a run is told that its loader is what holds it up.
+_LOADER_BOUND = 0.5
 
 
 class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
@@ -111,6 +114,8 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         self._device_run: Optional[DeviceRun] = None
         self._micro_batch_found: Optional[int] = None
         self._num_parameters = 0
+        self._data_wait_seconds = 0.0
+        self.data_wait_share = 0.0  # of the last training, from transformers 4.46 on
         self.weight_average: Optional[WeightAverage] = None
         if getattr(args, "ema_decay", 0.0):
             self.weight_average = WeightAverage(args.ema_decay)
@@ -175,8 +180,17 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         try:
             if getattr(args, "compile_only", False):
                 return self._compile_only()
+            self._data_wait_seconds, begin = 0.0, time.perf_counter()
             with self._fast_layers():
                 result = super()._inner_training_loop(self._train_batch_size, *positional, **named)
+            self.data_wait_share = self._data_wait_seconds / (time.perf_counter() - begin)
+            if self.data_wait_share > _LOADER_BOUND:
+                logger.warning(
+                    "%.0f %% of the training went by waiting for data. More dataloader_num_workers (now %d), or data that is "
+                    "prepared beforehand, would make it faster.",
+                    100 * self.data_wait_share,
+                    args.dataloader_num_workers,
+                )
             if self._device_run is not None:
                 result.metrics["train_compile_seconds"] = self._device_run.compile_seconds
                 self._device_run.compile_seconds = 0.0
@@ -237,7 +251,9 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
             self.args.gradient_accumulation_steps = in_loop
 
     def get_batch_samples(self, *positional: Any, **named: Any) -> Any:
+        begin = time.perf_counter()
         samples, num_items = super().get_batch_samples(*positional, **named)
+        self._data_wait_seconds += time.perf_counter() - begin
         if num_items is not None and not all(compat.counts_labels(inputs) for inputs in samples):
             num_items = None
         return samples, num_items
