@@ -19,6 +19,7 @@ from ipu_trainer.atomic import write_json, write_text
 from ipu_trainer.planner import error_table
 from ipu_trainer.planner.constants import (
     DOES_NOT_FIT_ABOVE,
+    FULLEST,
     MEMORY,
     TIME,
     Calibration,
@@ -45,8 +46,6 @@ _PRIOR = 0.2
 ROBUST_BEYOND = 0.08
 # Round numbers that the fit starts from and is held to.
 ORIGIN = TimeConstants(0.5, 0.07, 3e5, 1.0, 5.0, 0.1, 0.05, 1.5)
-# The fullest published run is taken to be at this share of SRAM: between all of it and the end of "borderline".
-FULLEST = 1.05
 
 
 def calibrate(rows: Sequence[PublishedRow]) -> Calibration:

@@ -28,6 +28,8 @@ STATE_BYTES_PER_S = 5e9
 HOST_S_OWN_LOOP = 0.02
 # Bands of memory: about 15 % stay unresolved, so between the two the answer is "borderline".
 FITS_BELOW, DOES_NOT_FIT_ABOVE = 0.85, 1.10
+# The fullest published run is taken to be at this share of SRAM: between all of it and the end of "borderline".
+FULLEST = 1.05
 # A family without calibrated rows may be this factor slower or faster. A judgement: see docs/planner.md for what is known.
 SPREAD_UNSEEN = 2.0
 # Bytes of optimizer state a parameter: one half-precision momentum for SGD, a half and a single for Adam and LAMB.

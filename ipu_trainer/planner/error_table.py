@@ -6,7 +6,7 @@ import math
 from typing import Dict, List, Mapping, Sequence, Tuple
 from xml.sax.saxutils import escape
 
-from ipu_trainer.planner.constants import DOES_NOT_FIT_ABOVE, FITS_BELOW, Calibration, MemoryConstants
+from ipu_trainer.planner.constants import DOES_NOT_FIT_ABOVE, FITS_BELOW, FULLEST, Calibration, MemoryConstants
 from ipu_trainer.planner.memory import predict_memory
 from ipu_trainer.planner.published import PublishedRow
 from ipu_trainer.planner.time import predict_time
@@ -107,9 +107,7 @@ def _sensitivity(rows: Sequence[PublishedRow]) -> str:
     return "\n".join(lines)
 
 
-def _scaled(
-    rows: Sequence[PublishedRow], name: str, scale: float, fullest: float = 1.05
-) -> Tuple[List[Tuple[PublishedRow, float]], float]:
+def _scaled(rows: Sequence[PublishedRow], name: str, scale: float) -> Tuple[List[Tuple[PublishedRow, float]], float]:
     totals: Dict[PublishedRow, float] = {}
     sram = 1.0
     for row in rows:
@@ -119,7 +117,7 @@ def _scaled(
             totals[row] = max(
                 sum(size * (scale if purpose == name else 1.0) for purpose, size in ipu.items()) for ipu in memory.ipus
             )
-    code = min(fullest * sram - total for row, total in totals.items() if row.fits)
+    code = min(FULLEST * sram - total for row, total in totals.items() if row.fits)
     return [(row, (total + code) / sram) for row, total in totals.items()], code
 
 
