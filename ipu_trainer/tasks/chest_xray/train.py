@@ -28,7 +28,7 @@ from ipu_trainer.tasks.chest_xray.record import resolved_settings
 from ipu_trainer.tasks.chest_xray.trainer import ChestXrayTrainer, sigmoid
 from ipu_trainer.tasks.chest_xray.transforms import ChestXrayCollator, Normalisation, load_normalisation
 from ipu_trainer.tasks.curves import plot_training
-from ipu_trainer.tasks.fit_warning import fit_warning, warn
+from ipu_trainer.tasks.fit_warning import feasibility_check, fit_warning, warn
 from ipu_trainer.tasks.record import RUN_FILE, resumable_checkpoint, versions
 from ipu_trainer.tasks.search import Searched
 from ipu_trainer.training.arguments import IPUTrainingArguments
@@ -109,7 +109,7 @@ def searched(words: Sequence[str]) -> Searched:
     job = prepare_job(recipe, args)
     trainer = job.trainer(model_init=job.new_model)
     told = f"{len(job.train_set):,} training and {len(job.validation_set):,} validation images of {recipe.data}"
-    return Searched(trainer, "eval_mean_auroc_14", "maximize", told, job.settings)
+    return Searched(trainer, "eval_mean_auroc_14", "maximize", told, job.settings, feasibility_check(trainer))
 
 
 @dataclasses.dataclass
