@@ -176,8 +176,6 @@ def _prepare(namespace: argparse.Namespace) -> int:
 
 
 def _train(task: str, words: List[str]) -> int:
-    if task == "chest-xray":
-        _warn_if_too_large(words)
     _task_module(task, "train").run(words)
     return 0
 
@@ -187,34 +185,6 @@ def _search(task: str, words: List[str]) -> int:
 
     search.run(task, _task_module(task, "train").searched, words)
     return 0
-
-
-def _warn_if_too_large(words: Sequence[str]) -> None:
-    """Before a run with --ipu-config and --model: one line on stderr if the planner predicts that it will not fit."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("--model", "--ipu-config", "--optim"):
-        parser.add_argument(name)
-    for name in ("--per-device-train-batch-size", "--per_device_train_batch_size"):
-        parser.add_argument(name, dest="micro_batch", type=int)
-    found, _ = parser.parse_known_args(words)
-    if not found.model or not found.ipu_config:
-        return
-    from ipu_trainer.machine.hardware import SYSTEMS
-    from ipu_trainer.planner.command import model_config
-    from ipu_trainer.planner.feasibility import feasibility
-    from ipu_trainer.planner.workload import measure
-
-    profile = profiles.load_profile(found.ipu_config)
-    system = next((s for s in SYSTEMS.values() if s.num_ipus >= profile.config.num_ipus), SYSTEMS["pod256"])
-    optimizer = "sgd" if "sgd" in (found.optim or "") else "adamw"
-    try:
-        workload = measure(model_config(found.model), "image-classification")
-        answer = feasibility(profile.config, workload, system, found.micro_batch or profile.micro_batch or 1, optimizer)
-    except (ValueError, OSError) as error:
-        print(f"note: no prediction of memory for this run: {error}", file=sys.stderr)
-        return
-    if answer.band == "does not fit":
-        print("warning: predicted for IPUs: " + " ".join(answer.reasons), file=sys.stderr)
 
 
 def _task_module(task: str, name: str) -> Any:

@@ -13,7 +13,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Sequence
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 import transformers
 
@@ -29,13 +29,15 @@ STUDY_FILE = "study.db"
 
 @dataclass
 class Searched:
-    """What a task brings: a trainer with model_init, its metric and direction, a line on the data, what defines the run."""
+    """What a task brings: a trainer with model_init, its metric and direction, a line on the data, what defines the run, and
+    what skips a trial that cannot run."""
 
     trainer: Any
     objective: str
     direction: str
     about: str
     settings: Dict[str, Any]
+    is_feasible: Optional[Callable[[Any, int], Optional[str]]] = None
 
 
 def run(task: str, searched: Callable[[Sequence[str]], Searched], words: Sequence[str]) -> None:
@@ -106,6 +108,7 @@ def run(task: str, searched: Callable[[Sequence[str]], Searched], words: Sequenc
         study_name=study_name,
         storage=storage,
         pruner=pruner,
+        is_feasible=subject.is_feasible,
         callbacks=[say],
         **({"timeout": own.timeout} if own.timeout else {}),
     )

@@ -28,6 +28,7 @@ from ipu_trainer.tasks.chest_xray.record import resolved_settings
 from ipu_trainer.tasks.chest_xray.trainer import ChestXrayTrainer, sigmoid
 from ipu_trainer.tasks.chest_xray.transforms import ChestXrayCollator, Normalisation, load_normalisation
 from ipu_trainer.tasks.curves import plot_training
+from ipu_trainer.tasks.fit_warning import feasibility_check, fit_warning, warn
 from ipu_trainer.tasks.record import RUN_FILE, resumable_checkpoint, versions
 from ipu_trainer.tasks.search import Searched
 from ipu_trainer.training.arguments import IPUTrainingArguments
@@ -48,7 +49,8 @@ def train(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Dict[str, A
     job = prepare_job(recipe, args)
     data, validation_set = job.data, job.validation_set
     checkpoint = resumable_checkpoint(run_dir, args, job.settings)
-    trainer = job.trainer(model=job.new_model())
+    model = job.new_model()
+    trainer = job.trainer(model=model)
     table = trainer.batch_table(trainer.epoch_plan)
     record = {
         "status": "running",
@@ -67,6 +69,8 @@ def train(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Dict[str, A
         if checkpoint:
             print(f"resuming from {checkpoint}")
         write_json(run_dir / RUN_FILE, record)
+        if recipe.ipu_config:
+            warn(fit_warning(model, job.ipu_config, args))
 
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
@@ -105,7 +109,7 @@ def searched(words: Sequence[str]) -> Searched:
     job = prepare_job(recipe, args)
     trainer = job.trainer(model_init=job.new_model)
     told = f"{len(job.train_set):,} training and {len(job.validation_set):,} validation images of {recipe.data}"
-    return Searched(trainer, "eval_mean_auroc_14", "maximize", told, job.settings)
+    return Searched(trainer, "eval_mean_auroc_14", "maximize", told, job.settings, feasibility_check(trainer))
 
 
 @dataclasses.dataclass

@@ -19,6 +19,7 @@ from ipu_trainer.atomic import write_json, write_text
 from ipu_trainer.config.ipu_config import IPUConfig
 from ipu_trainer.config.profiles import load_profile
 from ipu_trainer.tasks.curves import plot_training
+from ipu_trainer.tasks.fit_warning import feasibility_check, fit_warning, warn
 from ipu_trainer.tasks.language_modeling.arguments import LanguageModelingArguments, parse_arguments
 from ipu_trainer.tasks.language_modeling.corpus import Corpus, prepare_corpus
 from ipu_trainer.tasks.language_modeling.metrics import perplexity, token_losses
@@ -87,6 +88,8 @@ def train(recipe: LanguageModelingArguments, args: IPUTrainingArguments) -> Dict
         if checkpoint:
             print(f"resuming from {checkpoint}")
         write_json(run_dir / RUN_FILE, record)
+        if recipe.ipu_config:
+            warn(fit_warning(model, job.ipu_config, args, job.sequence_length))
 
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
@@ -110,7 +113,10 @@ def searched(words: Sequence[str]) -> Searched:
     recipe, args = parse_arguments(words)
     job = prepare_job(recipe, args)
     trainer = job.trainer(model_init=job.new_model)
-    return Searched(trainer, "eval_nats_per_token", "minimize", job.corpus.describe(), _settings(recipe, args, job))
+    check = feasibility_check(trainer, job.sequence_length)
+    return Searched(
+        trainer, "eval_nats_per_token", "minimize", job.corpus.describe(), _settings(recipe, args, job), check
+    )
 
 
 @dataclasses.dataclass

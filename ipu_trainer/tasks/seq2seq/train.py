@@ -22,6 +22,7 @@ from ipu_trainer.config.ipu_config import IPUConfig
 from ipu_trainer.config.profiles import load_profile
 from ipu_trainer.tasks.curves import plot_training
 from ipu_trainer.tasks.documents import drawn, fingerprint, shuffled, split_by_group, unique
+from ipu_trainer.tasks.fit_warning import feasibility_check, fit_warning, warn
 from ipu_trainer.tasks.models import (
     change_config,
     check_overrides,
@@ -81,6 +82,8 @@ def train(recipe: Seq2SeqArguments, args: IPUSeq2SeqTrainingArguments) -> Dict[s
         if checkpoint:
             print(f"resuming from {checkpoint}")
         write_json(run_dir / RUN_FILE, record)
+        if recipe.ipu_config:
+            warn(fit_warning(model, job.ipu_config, args, *job.lengths))
 
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
@@ -115,7 +118,8 @@ def searched(words: Sequence[str]) -> Searched:
     job = prepare_job(recipe, args)
     trainer = job.trainer(model_init=job.new_model)
     told = f"training    {trainer.train_dataset.describe()}\nvalidation  {trainer.eval_dataset.describe()}"
-    return Searched(trainer, "eval_loss", "minimize", told, _settings(recipe, args, job))
+    check = feasibility_check(trainer, *job.lengths)
+    return Searched(trainer, "eval_loss", "minimize", told, _settings(recipe, args, job), check)
 
 
 @dataclasses.dataclass
