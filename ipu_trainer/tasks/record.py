@@ -6,17 +6,20 @@ import json
 import platform
 import sys
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 import numpy as np
 import torch
 import transformers
 
 import ipu_trainer
+from ipu_trainer.atomic import write_json
 from ipu_trainer.training.arguments import IPUTrainingArguments
 from ipu_trainer.training.checkpoints import last_complete_checkpoint
 
 RUN_FILE = "run.json"
+METRICS_FILE = "metrics.json"
+HISTORY_FILE = "history.json"
 
 
 def read_run(run_dir: Path) -> Dict[str, Any]:
@@ -28,6 +31,25 @@ def read_run(run_dir: Path) -> Dict[str, Any]:
     if record.get("status") != "finished":
         raise ValueError(f"the run in {run_dir} is not finished. Give the same train command again: it resumes.")
     return record
+
+
+def write_history(run_dir: Path, history: Sequence[Mapping[str, Any]]) -> None:
+    """Trainer's log history as history.json; a checkpoint has it up to its own step only."""
+    write_json(run_dir / HISTORY_FILE, list(history))
+
+
+def read_history(run_dir: Path) -> List[Dict[str, Any]]:
+    """history.json; without it what the last checkpoint has; else nothing."""
+    checkpoint = last_complete_checkpoint(run_dir)
+    path = Path(run_dir) / HISTORY_FILE
+    if path.is_file():
+        history = json.loads(path.read_text(encoding="utf-8"))
+    elif checkpoint is not None:
+        state = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))
+        history = state.get("log_history", [])
+    else:
+        history = []
+    return [dict(entry) for entry in history]
 
 
 def training_settings(args: IPUTrainingArguments) -> Dict[str, Any]:
