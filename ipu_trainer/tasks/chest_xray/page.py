@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
-import torch
 
 from ipu_trainer.tasks.chest_xray.boxes import Box, file_name, read_boxes
 from ipu_trainer.tasks.chest_xray.calibration import brier_score
@@ -19,11 +18,13 @@ from ipu_trainer.tasks.chest_xray.dataset import ChestXrayDataset, load_prepared
 from ipu_trainer.tasks.chest_xray.figures import calibration, finding_card
 from ipu_trainer.tasks.chest_xray.labels import NO_FINDING, pathologies
 from ipu_trainer.tasks.chest_xray.looking import Looking, look_at_boxes, looking_blocks, prediction_blocks
-from ipu_trainer.tasks.chest_xray.metrics import SMALLEST_SUBGROUP
+from ipu_trainer.tasks.chest_xray.metrics import SMALLEST_SUBGROUP, mean_auroc, patient_bootstrap
 from ipu_trainer.tasks.chest_xray.predictions import Predictions, choose_images, read_predictions
 from ipu_trainer.tasks.chest_xray.radiologists import RadiologistLabels, compare, matching, read_radiologist_labels
+from ipu_trainer.tasks.pages.comparison import Compared, check_runs, comparison_page, distinct_names
 from ipu_trainer.tasks.pages.drawing import forest
 from ipu_trainer.tasks.pages.page import (
+    Beside,
     Block,
     Cards,
     Drawing,
@@ -40,7 +41,7 @@ from ipu_trainer.tasks.pages.run import REPORT_FILE, Run, Watched, load_run, rea
 from ipu_trainer.tasks.record import METRICS_FILE, RUN_FILE
 
 WATCHED = Watched("eval_mean_auroc_14", "validation AUROC, macro mean")
-WORKLOAD = ("image-classification", None)
+WORKLOAD = ("image-classification",)
 # Drawings of more findings than this would make a page that nobody scrolls through; the tables have them all.
 _MOST_CARDS = 30
 _NAN = float("nan")
@@ -117,6 +118,23 @@ def write_report(folder: Path, output: Optional[Path] = None, inputs: Optional[R
     return file
 
 
+def write_comparison(folders: Sequence[Path], output: Path) -> Path:
+    """Write one page that holds several runs, or evaluations, side by side; returns the path."""
+    evaluations = [load_evaluation(folder) for folder in folders]
+    check_runs([evaluation.run.task for evaluation in evaluations])
+    names = distinct_names(folders)
+    columns = [
+        Compared(e.run, name, headline(e), f"{e.split} split of {e.fingerprint}, {e.metrics['num_images']:,} images")
+        for e, name in zip(evaluations, names)
+    ]
+    results = [
+        Section("Differences", difference_blocks(evaluations, names)),
+        Section("AUROC by finding", forest_blocks(evaluations, names)),
+    ]
+    write_page(output, comparison_page(columns, notice(*evaluations), WATCHED, results))
+    return Path(output)
+
+
 def evaluation_page(
     evaluation: Evaluation,
     boxes: Optional[Mapping[str, Sequence[Box]]] = None,
@@ -139,14 +157,14 @@ def evaluation_page(
     return run_page(evaluation.run, title, notice(evaluation), tiles(evaluation), results, WATCHED, WORKLOAD)
 
 
-def notice(evaluation: Evaluation) -> str:
-    record = evaluation.run.record
+def notice(*evaluations: Evaluation) -> str:
+    records = [evaluation.run.record for evaluation in evaluations]
     words = ["Not for clinical use."]
-    if record.get("synthetic_data"):
-        words.append("The model was trained on synthetic phantoms: it has never seen a patient.")
+    if all(record.get("synthetic_data") for record in records):
+        words.append("Trained on synthetic phantoms, which are no patients: the numbers say nothing about medicine.")
     else:
         words.append("The labels were mined from reports by a program; no radiologist gave them for this purpose.")
-    if record["split_method"] == "random-images":
+    if any(record["split_method"] == "random-images" for record in records):
         words.append("The split is by image: patients are in training and evaluation alike, so the numbers mean little.")
     return " ".join(words)
 
@@ -178,7 +196,7 @@ def auroc_blocks(evaluation: Evaluation) -> List[Block]:
     metrics = evaluation.metrics
     per_finding: Mapping[str, Any] = metrics["per_finding"]
     ordered = sorted(evaluation.defined, key=lambda name: -per_finding[name]["auroc"])
-    blocks: List[Block] = []
+    drawings: List[Block] = []
     if ordered:
         rows = [
             (f"{name} ({per_finding[name]['num_positive']})", [_with_interval(per_finding[name], "auroc")])
@@ -186,8 +204,9 @@ def auroc_blocks(evaluation: Evaluation) -> List[Block]:
         ]
         mean = _number(metrics["mean_auroc_14"])
         caption = "AUROC with its patient-bootstrap 95 % interval; in brackets the positive images. Grey: guessing."
-        blocks.append(Drawing(forest(rows, line=(mean, f"macro mean {number(mean)}")), caption))
+        drawings.append(Drawing(forest(rows, line=(mean, f"macro mean {number(mean)}")), caption))
     others = [name for name in evaluation.findings if name not in ordered]
+    blocks: List[Block] = []
     if others:
         blocks.append(Text("No AUROC: " + "; ".join(f"{name} ({_why(evaluation, name)})" for name in others) + ".", "warning"))
     table = []
@@ -200,7 +219,7 @@ def auroc_blocks(evaluation: Evaluation) -> List[Block]:
     if "no_finding" in metrics:
         table.append(_auroc_row(f"{NO_FINDING} (apart)", metrics["no_finding"]))
     head = ["finding", "AUROC", "95 % interval", "AUPRC", "95 % interval", "prevalence", "positives"]
-    blocks.append(Table(head, table, [len(ordered) + len(others)]))
+    blocks.append(Beside([*drawings, Table(head, table, [len(ordered) + len(others)])]))
     blocks.append(
         Text(
             "The macro mean is over the findings above with an AUROC. Intervals resample patients, "
@@ -247,9 +266,9 @@ def calibration_blocks(evaluation: Evaluation) -> List[Block]:
             [name, number(own, 4), number(skill, 2), number(per_finding.get(name, {}).get("ece"), 4)]
             + [number(float(probability.mean())), number(float(truth.mean()))]
         )
+    drawing = Drawing(calibration(y, score), f"Reliability of {len(names)} findings together, {len(y):,} predictions")
     return [
-        Drawing(calibration(y, score), f"Reliability of {len(names)} findings together, {len(y):,} predictions"),
-        Table(["finding", "Brier", "skill", "ECE", "mean probability", "observed rate"], rows),
+        Beside([drawing, Table(["finding", "Brier", "skill", "ECE", "mean probability", "observed rate"], rows)]),
         Text(
             "Brier: mean squared distance of probability and outcome, 0 is perfect. Skill: the share by which it is below "
             "that of always saying the prevalence; under 0 the probabilities are worse than that. ECE: mean distance of "
@@ -305,19 +324,19 @@ def subgroup_blocks(metrics: Mapping[str, Any]) -> List[Block]:
                 + [number(group["mean_auroc_14"]), interval(bounds)]
             )
     overall = _number(metrics["mean_auroc_14"])
-    blocks: List[Block] = []
+    drawings: List[Block] = []
     if any(np.isfinite(series[0][0]) for _, series in points):
         drawing = forest(points, line=(overall, f"all {number(overall)}"), xlabel="AUROC, macro mean, 95 % interval")
-        blocks.append(Drawing(drawing, "Macro mean AUROC by sex, age and view; in brackets the images"))
-    blocks.append(Table(["group", "images", "findings with both classes", "AUROC, macro mean", "95 % interval"], rows))
-    blocks.append(
+        drawings.append(Drawing(drawing, "Macro mean AUROC by sex, age and view; in brackets the images"))
+    head = ["group", "images", "findings", "AUROC, macro mean", "95 % interval"]
+    return [
+        Beside([*drawings, Table(head, rows)]),
         Text(
-            f"The mean of a group is over the findings that have both classes in it, so groups with different counts of "
+            "The mean of a group is over the findings that have both classes in it, so groups with different counts of "
             f"findings are not strictly comparable. Under {SMALLEST_SUBGROUP} images a number says nothing.",
             "note",
-        )
-    )
-    return blocks
+        ),
+    ]
 
 
 def radiologist_blocks(evaluation: Evaluation, labels: Optional[RadiologistLabels]) -> List[Block]:
@@ -365,6 +384,70 @@ def radiologist_blocks(evaluation: Evaluation, labels: Optional[RadiologistLabel
     ]
     blocks.append(Table(["label", "AUROC, radiologists", "95 % interval", "AUROC, mined", "95 % interval"], rows))
     return blocks
+
+
+# Several runs ------------------------------------------------------------------------------------------------------
+
+
+def difference_blocks(evaluations: Sequence[Evaluation], names: Sequence[str]) -> List[Block]:
+    """Each run's macro mean minus the first's, on the images that both predicted."""
+    rows = []
+    for other, name in zip(evaluations[1:], names[1:]):
+        found = paired_difference(evaluations[0], other)
+        if found is None:
+            rows.append([name, "–", "–", "no image and finding in common"])
+        else:
+            images, difference, bounds = found
+            clear = "excludes 0" if bounds[0] > 0 or bounds[1] < 0 else "includes 0"
+            rows.append([name, f"{difference:+.3f}", f"{bounds[0]:+.3f} – {bounds[1]:+.3f} ({clear})", f"{images:,}"])
+    return [
+        Table(["run", f"AUROC, macro mean, minus that of {names[0]}", "95 % interval", "images in common"], rows),
+        Text(
+            "Paired: both runs are scored on the same resampled patients, so what is hard about the images cancels out. "
+            "The interval is about these images; another seed of training moves the numbers as well.",
+            "note",
+        ),
+    ]
+
+
+def paired_difference(first: Evaluation, other: Evaluation) -> Optional[Tuple[int, float, Tuple[float, float]]]:
+    """(images, other's macro mean minus first's, 95 % interval) on common images and findings; None without any."""
+    places = {name: row for row, name in enumerate(other.predictions.file_names)}
+    rows = [row for row, name in enumerate(first.predictions.file_names) if name in places]
+    findings = [name for name in first.defined if name in other.defined]
+    if not rows or not findings:
+        return None
+    twins = [places[first.predictions.file_names[row]] for row in rows]
+    truth = np.stack([first.column(name)[0][rows] for name in findings], axis=1)
+    patients = [first.predictions.patient_ids[row] for row in rows]
+    own = first.metrics["bootstrap"]
+    means, replicates = [], []
+    for evaluation, chosen in ((first, rows), (other, twins)):
+        probability = np.stack([evaluation.column(name)[1][chosen] for name in findings], axis=1)
+        means.append(mean_auroc(truth, probability, findings))
+        drawn = patient_bootstrap(truth, probability, patients, own["replicates"], own["seed"])["auroc"]
+        replicates.append(np.nanmean(drawn, axis=1))
+    low, high = np.nanpercentile(replicates[1] - replicates[0], [2.5, 97.5])
+    return len(rows), means[1] - means[0], (float(low), float(high))
+
+
+def forest_blocks(evaluations: Sequence[Evaluation], names: Sequence[str]) -> List[Block]:
+    findings = list(dict.fromkeys(name for evaluation in evaluations for name in evaluation.findings))
+    series = [
+        [_with_interval(evaluation.metrics["per_finding"].get(name, {}), "auroc") for evaluation in evaluations]
+        for name in findings
+    ]
+    order = sorted(range(len(findings)), key=lambda i: -max([v for v, _, _ in series[i] if np.isfinite(v)], default=-1.0))
+    points = [(findings[i], series[i]) for i in order[: 2 * _MOST_CARDS]]
+    table = [[findings[i], *(f"{number(v)} ({interval((low, high))})" for v, low, high in series[i])] for i in order]
+    return [
+        Beside(
+            [
+                Drawing(forest(points, legend=names), "AUROC with patient-bootstrap 95 % intervals"),
+                Table(["finding", *names], table),
+            ]
+        )
+    ]
 
 
 # Pictures ---------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, List, Sequence, Set, Tuple
 
 import numpy as np
 
@@ -86,16 +86,21 @@ def choose_images(predictions: Predictions, each: int = 6, each_finding: int = 2
         # Only the ends can be chosen.
         positive += [ChosenImage(int(i), column, float(rank[i])) for i in {*ups[:each], *ups[-each:]}]
         negative += [ChosenImage(int(i), column, float(rank[i])) for i in downs[-each:]]
-    taken: set[int] = set()
+    taken: Set[int] = set()
+
+    def surest(chosen: ChosenImage) -> Tuple[float, float, int, int]:
+        probability = float(predictions.probability[chosen.row, chosen.column])
+        return -chosen.rank, -probability, chosen.column, chosen.row
+
     orders = {
-        "found": sorted((c for c in positive if c.rank >= 0.5), key=lambda c: (-c.rank, c.column, c.row)),
-        "missed": sorted((c for c in positive if c.rank < 0.5), key=lambda c: (c.rank, c.column, c.row)),
-        "false alarm": sorted((c for c in negative if c.rank >= 0.5), key=lambda c: (-c.rank, c.column, c.row)),
+        "found": sorted((c for c in positive if c.rank >= 0.5), key=surest),
+        "missed": sorted((c for c in positive if c.rank < 0.5), key=surest, reverse=True),
+        "false alarm": sorted((c for c in negative if c.rank >= 0.5), key=surest),
     }
     return {kind: _take(orders[kind], each, each_finding, taken) for kind in KINDS}
 
 
-def _take(candidates: Sequence[ChosenImage], each: int, each_finding: int, taken: set[int]) -> List[ChosenImage]:
+def _take(candidates: Sequence[ChosenImage], each: int, each_finding: int, taken: Set[int]) -> List[ChosenImage]:
     chosen: List[ChosenImage] = []
     for candidate in candidates:
         same = sum(other.column == candidate.column for other in chosen)

@@ -23,11 +23,13 @@ from ipu_trainer.tasks.chest_xray import report
 from ipu_trainer.tasks.chest_xray.arguments import ChestXrayArguments, finding_loss, parse_arguments, used_precision
 from ipu_trainer.tasks.chest_xray.dataset import load_prepared
 from ipu_trainer.tasks.chest_xray.model import load_model, load_processor
+from ipu_trainer.tasks.chest_xray.page import write_report
 from ipu_trainer.tasks.chest_xray.record import resolved_settings
 from ipu_trainer.tasks.chest_xray.trainer import ChestXrayTrainer, sigmoid
 from ipu_trainer.tasks.chest_xray.transforms import ChestXrayCollator, load_normalisation
 from ipu_trainer.tasks.curves import plot_training
-from ipu_trainer.tasks.record import RUN_FILE, resumable_checkpoint, versions
+from ipu_trainer.tasks.pages.run import report_or_reason
+from ipu_trainer.tasks.record import RUN_FILE, resumable_checkpoint, versions, write_history
 from ipu_trainer.training.arguments import IPUTrainingArguments
 
 
@@ -37,7 +39,7 @@ def run(words: Sequence[str]) -> None:
     metrics = train(recipe, args)
     if metrics:
         table = report.metrics_table(metrics)
-        print(f"\n{metrics['split']} split\n{table}\n\nmodel, metrics and plots: {args.output_dir}")
+        print(f"\n{metrics['split']} split\n{table}\n\nmodel, metrics, plots and report.html: {args.output_dir}")
 
 
 def train(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Dict[str, Any]:
@@ -110,6 +112,7 @@ def train(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Dict[str, A
     }
     load_processor(recipe.model).save_pretrained(run_dir)
     report.write_evaluation(run_dir, result, subject.labels, probability, data.findings, subject.table)
+    write_history(run_dir, trainer.state.log_history)
     plot_training(
         run_dir / "plots" / "training.png",
         trainer.state.log_history,
@@ -119,6 +122,7 @@ def train(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Dict[str, A
     record.update(status="finished", thresholds=thresholds, evaluated_split=evaluated)
     write_text(run_dir / "README.md", report.model_card(record, result))
     write_json(run_dir / RUN_FILE, record)
+    report_or_reason(write_report, run_dir)
     return result
 
 

@@ -22,6 +22,7 @@ from ipu_trainer.tasks.language_modeling.arguments import LanguageModelingArgume
 from ipu_trainer.tasks.language_modeling.corpus import Corpus, prepare_corpus
 from ipu_trainer.tasks.language_modeling.metrics import perplexity, token_losses
 from ipu_trainer.tasks.language_modeling.model import NO_DROPOUT, SIZES, build_model, check_shapes, is_masked
+from ipu_trainer.tasks.language_modeling.page import write_report
 from ipu_trainer.tasks.language_modeling.packing import PackedRows, RowCollator, unigram_perplexity
 from ipu_trainer.tasks.language_modeling.samples import PrintSamples, continuations, fillings
 from ipu_trainer.tasks.models import (
@@ -33,7 +34,8 @@ from ipu_trainer.tasks.models import (
     own_tokenizer,
     parse_overrides,
 )
-from ipu_trainer.tasks.record import RUN_FILE, resumable_checkpoint, training_settings, versions
+from ipu_trainer.tasks.pages.run import report_or_reason
+from ipu_trainer.tasks.record import RUN_FILE, resumable_checkpoint, training_settings, versions, write_history
 from ipu_trainer.tasks.tokenizers import has_tokenizer, save_tokenizer
 from ipu_trainer.training.arguments import IPUTrainingArguments
 from ipu_trainer.training.trainer import IPUTrainer
@@ -44,7 +46,7 @@ def run(words: Sequence[str]) -> None:
     recipe, args = parse_arguments(words)
     metrics = train(recipe, args)
     if metrics:
-        print(f"\n{table(metrics)}\n\nmodel, metrics, samples and plots: {args.output_dir}")
+        print(f"\n{table(metrics)}\n\nmodel, metrics, samples, plots and report.html: {args.output_dir}")
 
 
 def train(recipe: LanguageModelingArguments, args: IPUTrainingArguments) -> Dict[str, Any]:
@@ -118,10 +120,12 @@ def train(recipe: LanguageModelingArguments, args: IPUTrainingArguments) -> Dict
     save_tokenizer(corpus.tokenizer, run_dir)
     write_json(run_dir / "metrics.json", result)
     history = trainer.state.log_history
+    write_history(run_dir, history)
     plot_training(run_dir / "plots" / "training.png", history, "eval_perplexity", "validation perplexity", True)
     write_text(run_dir / "README.md", model_card(record, result))
     record["status"] = "finished"
     write_json(run_dir / RUN_FILE, record)
+    report_or_reason(write_report, run_dir)
     return result
 
 

@@ -6,11 +6,10 @@ text are drawings, whose SVG comes from drawing.py alone, and pictures, which ar
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, List, Sequence, Tuple, Union
+from typing import Any, ClassVar, Dict, List, Sequence, Tuple, Union
 
 import jinja2
 from markupsafe import Markup
@@ -107,6 +106,14 @@ class Cards:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """Blocks beside each other where the screen is wide enough, below each other on a phone."""
+
+    kind: ClassVar[str] = "beside"
+    blocks: Sequence[Block]
+
+
+@dataclass(frozen=True)
 class Folded:
     """Blocks that are seen when their title is opened."""
 
@@ -115,7 +122,7 @@ class Folded:
     blocks: Sequence[Block]
 
 
-Block = Union[Text, Preformatted, Facts, Tiles, Table, Drawing, Cards, Cases, "Folded"]
+Block = Union[Text, Preformatted, Facts, Tiles, Table, Drawing, Cards, Cases, Beside, Folded]
 
 
 @dataclass(frozen=True)
@@ -170,9 +177,9 @@ class _Inline:
         return Markup(scoped.replace("<svg", f'<svg role="img" aria-label="{label}"', 1))
 
 
-def _short(text: Any) -> str:
+def _short(text: Any, most: int = _LONGEST_CELL) -> str:
     told = str(text)
-    return told if len(told) <= _LONGEST_CELL else told[: _LONGEST_CELL - 1] + "…"
+    return told if len(told) <= most else told[: most - 1] + "…"
 
 
 def number(value: Any, digits: int = 3) -> str:
@@ -197,15 +204,12 @@ def differing(names: Sequence[str], columns: Sequence[Any]) -> List[List[str]]:
     return rows
 
 
-def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def flat(value: Any, prefix: str = "") -> Dict[str, Any]:
     """{"a": {"b": 1}} as {"a.b": 1}."""
     if not isinstance(value, dict):
         return {prefix: value}
-    result: dict[str, Any] = {}
+    result: Dict[str, Any] = {}
     for name, item in value.items():
         result.update(flat(item, f"{prefix}.{name}" if prefix else str(name)))
     return result
 
-
-def replace_sections(page: Page, sections: Sequence[Section]) -> Page:
-    return dataclasses.replace(page, sections=sections)

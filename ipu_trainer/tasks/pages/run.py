@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Sequence, Tuple
 
 from ipu_trainer.config.ipu_config import IPUConfig
 from ipu_trainer.machine.hardware import SYSTEMS
@@ -32,7 +33,7 @@ from ipu_trainer.tasks.pages.page import (
     flat,
     number,
 )
-from ipu_trainer.tasks.record import METRICS_FILE, read_history, read_run
+from ipu_trainer.tasks.record import METRICS_FILE, RUN_FILE, read_history, read_run
 
 REPORT_FILE = "report.html"
 # Logged values that get a drawing of their own where a run has them: (key, label).
@@ -79,6 +80,14 @@ def load_run(folder: Path) -> Run:
     return Run(Path(folder), record, read_json(Path(folder) / METRICS_FILE), read_history(folder))
 
 
+def task_of(folder: Path) -> str:
+    """The task of a run, or of the run that an evaluation is of. Raises ValueError for a folder that is neither."""
+    folder = Path(folder)
+    if (folder / RUN_FILE).is_file() or not (folder / METRICS_FILE).is_file():
+        return str(read_run(folder)["task"])
+    return str(read_run(Path(str(read_json(folder / METRICS_FILE).get("run", folder))))["task"])
+
+
 def read_json(path: Path) -> Dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -90,11 +99,12 @@ def read_json(path: Path) -> Dict[str, Any]:
 
 
 def run_page(
-    run: Run, title: str, notice: str, tiles: Tiles, results: Sequence[Section], watched: Watched, workload: Any
+    run: Run, title: str, notice: str, tiles: Tiles, results: Sequence[Section], watched: Watched, workload: Sequence[Any]
 ) -> Page:
     """The page of one run: the task's tiles and results, between what all runs have.
 
-    workload: (planner's task, tokens of a sample or None), for the prediction where an IPUConfig was given.
+    workload: what planner.measure takes besides the model: its task and, for text, the tokens of a sample (and of its
+    target). It is for the prediction where an IPUConfig was given.
     """
     record = run.record
     backend = record["backend"]
@@ -104,12 +114,20 @@ def run_page(
         Section("Training", training_blocks([(run.name, run.history)], watched)),
         Section("Batches", [Preformatted(str(record["batch_table"]))]),
     ]
-    on_ipus = ipu_blocks(run, *workload)
+    on_ipus = ipu_blocks(run, workload)
     if on_ipus:
         sections.append(Section("On IPUs", on_ipus))
     sections.append(Section("Everything that was set", settings_blocks(run)))
     subtitle = f"{record['task']} · {record['model']} · backend {backend['name']} · ipu_trainer {_version(record)}"
     return Page(title, subtitle, notice, sections)
+
+
+def report_or_reason(write_report: Callable[[Path], Path], run_dir: Path) -> None:
+    """Write the page of what has just finished. All results are on disk by now: what stops the page is said, no more."""
+    try:
+        write_report(run_dir)
+    except (ValueError, OSError) as error:
+        print(f"no {REPORT_FILE}: {error} To try again: ipu-trainer report {run_dir}", file=sys.stderr)
 
 
 def facts(run: Run) -> Facts:
@@ -134,7 +152,7 @@ def facts(run: Run) -> Facts:
         rows.append(("training took", f"{ended['train_runtime']:,.0f} s, {number(ended.get('epoch'), 1)} epochs"))
         if "train_samples_per_second" in ended:
             rows.append(("samples a second", number(ended["train_samples_per_second"], 1)))
-    rows += [(f"version, {name}", str(value)) for name, value in record["versions"].items()]
+    rows.append(("software", ", ".join(f"{name} {value}" for name, value in record["versions"].items())))
     return Facts(rows)
 
 
@@ -170,7 +188,7 @@ def settings_blocks(run: Run) -> List[Block]:
     return blocks
 
 
-def ipu_blocks(run: Run, task: str, sequence_length: Optional[int] = None) -> List[Block]:
+def ipu_blocks(run: Run, workload_of: Sequence[Any]) -> List[Block]:
     """Pipeline and prediction for the IPUConfig that the run was given; empty where it was given none."""
     settings = run.record["settings"]
     named = settings["recipe"].get("ipu_config")
@@ -183,7 +201,7 @@ def ipu_blocks(run: Run, task: str, sequence_length: Optional[int] = None) -> Li
             config = config.updated_from_string(training["ipu_config_overrides"])
         if training["gradient_accumulation_steps"] > 1:
             config = config.updated(gradient_accumulation_steps=training["gradient_accumulation_steps"])
-        plan, workload, system = _plan(run, config, task, sequence_length)
+        plan, workload, system = _plan(run, config, workload_of)
     except (ValueError, OSError) as error:
         return [Text(f"No prediction for this model and IPUConfig: {error}", "warning")]
     low, high = plan.time.interval
@@ -231,11 +249,11 @@ def pipeline_stages(job: Job, workload: Workload) -> Tuple[List[Stage], Schedule
     return stages, pipelined_training(len(stages), count, job.recompute)
 
 
-def _plan(run: Run, config: IPUConfig, task: str, sequence_length: Optional[int]) -> Tuple[Plan, Workload, str]:
+def _plan(run: Run, config: IPUConfig, workload_of: Sequence[Any]) -> Tuple[Plan, Workload, str]:
     from ipu_trainer.planner.command import model_config
 
     training = run.record["settings"]["training"]
-    workload = measure(model_config(str(run.folder)), task, sequence_length)
+    workload = measure(model_config(str(run.folder)), *workload_of)
     optimizer = "sgd" if "sgd" in str(training["optim"]) else "adamw"
     job = Job.from_config(config, workload, training["per_device_train_batch_size"], optimizer)
     system = next((s for s in SYSTEMS.values() if s.num_ipus >= job.num_ipus), SYSTEMS["pod256"])

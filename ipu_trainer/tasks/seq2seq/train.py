@@ -29,11 +29,13 @@ from ipu_trainer.tasks.models import (
     own_tokenizer,
     parse_overrides,
 )
+from ipu_trainer.tasks.pages.run import report_or_reason
 from ipu_trainer.tasks.python_code import installed_python
-from ipu_trainer.tasks.record import RUN_FILE, resumable_checkpoint, training_settings, versions
+from ipu_trainer.tasks.record import RUN_FILE, resumable_checkpoint, training_settings, versions, write_history
 from ipu_trainer.tasks.seq2seq.arguments import Seq2SeqArguments, parse_arguments
 from ipu_trainer.tasks.seq2seq.metrics import baseline_texts, decoded, generation_metrics, text_scores
 from ipu_trainer.tasks.seq2seq.model import NO_DROPOUT, SIZES, build_model, check_encoder_decoder, check_shapes
+from ipu_trainer.tasks.seq2seq.page import write_report
 from ipu_trainer.tasks.seq2seq.pairs import FixedShapePairs, Pair, docstring_pairs, read_pairs
 from ipu_trainer.tasks.tokenizers import has_tokenizer, load_tokenizer, save_tokenizer, train_tokenizer
 from ipu_trainer.training.seq2seq import IPUSeq2SeqTrainer, IPUSeq2SeqTrainingArguments
@@ -44,7 +46,7 @@ def run(words: Sequence[str]) -> None:
     recipe, args = parse_arguments(words)
     metrics = train(recipe, args)
     if metrics:
-        print(f"\n{table(metrics)}\n\nmodel, metrics, predictions.csv and plots: {args.output_dir}")
+        print(f"\n{table(metrics)}\n\nmodel, metrics, predictions.csv, plots and report.html: {args.output_dir}")
 
 
 def train(recipe: Seq2SeqArguments, args: IPUSeq2SeqTrainingArguments) -> Dict[str, Any]:
@@ -126,10 +128,12 @@ def train(recipe: Seq2SeqArguments, args: IPUSeq2SeqTrainingArguments) -> Dict[s
         ]
     save_tokenizer(tokenizer, run_dir)
     write_json(run_dir / "metrics.json", result)
+    write_history(run_dir, trainer.state.log_history)
     plot_training(run_dir / "plots" / "training.png", trainer.state.log_history, "eval_chrf", "validation chrF")
     write_text(run_dir / "README.md", model_card(record, result))
     record["status"] = "finished"
     write_json(run_dir / RUN_FILE, record)
+    report_or_reason(write_report, run_dir)
     return result
 
 
