@@ -2,6 +2,7 @@
 
 ipu-trainer prepare  chest-xray   label CSV and images -> a prepared data set
 ipu-trainer train    chest-xray   prepared data set and model -> a run
+ipu-trainer search   TASK         hyper-parameter search over what `train TASK` does
 ipu-trainer evaluate chest-xray   run and prepared data set -> metrics
 ipu-trainer report   RUN...       a run as one HTML page, or several side by side
 ipu-trainer phantoms chest-xray   synthetic chests to try all of this with
@@ -24,7 +25,7 @@ from typing import Any, Dict, List, Optional, Sequence
 import ipu_trainer
 from ipu_trainer.config import profiles
 
-# Name on the command line -> package in ipu_trainer.tasks, whose train.py has run(words).
+# Name on the command line -> package in ipu_trainer.tasks, whose train.py has run(words) and searched(words).
 _TASKS = {"chest-xray": "chest_xray", "language-modeling": "language_modeling", "seq2seq": "seq2seq"}
 
 
@@ -37,6 +38,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     try:
         if words[:1] == ["train"] and len(words) > 1 and not words[1].startswith("-"):
             return _train(words[1], words[2:])
+        if words[:1] == ["search"] and len(words) > 1 and not words[1].startswith("-"):
+            return _search(words[1], words[2:])
         namespace = _parser().parse_args(words)
         code: int = namespace.run(namespace)
         return code
@@ -84,6 +87,11 @@ def _parser() -> argparse.ArgumentParser:
 
     train = _task_command(commands, "train", "train a model; see `ipu-trainer train TASK --help`", tuple(_TASKS))
     train.set_defaults(run=lambda namespace: _train(namespace.task, ["--help"]))
+
+    search = _task_command(
+        commands, "search", "hyper-parameter search; see `ipu-trainer search TASK --help`", tuple(_TASKS)
+    )
+    search.set_defaults(run=lambda namespace: _search(namespace.task, ["--help"]))
 
     evaluate = _task_command(commands, "evaluate", "evaluate a finished run")
     evaluate.add_argument(
@@ -180,6 +188,13 @@ def _train(task: str, words: List[str]) -> int:
     if task == "chest-xray":
         _warn_if_too_large(words)
     _task_module(task, "train").run(words)
+    return 0
+
+
+def _search(task: str, words: List[str]) -> int:
+    from ipu_trainer.tasks import search
+
+    search.run(task, _task_module(task, "train").searched, words)
     return 0
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
-from typing import Any, Dict, Mapping, Sequence, Tuple
+import json
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 from transformers import HfArgumentParser
 
@@ -26,9 +29,13 @@ def parse_flags(
     --ipu-config and --ipu_config are one flag; --output is Trainer's --output_dir. Raises ValueError for unknown flags,
     with the task's name, and where --output is missing.
     """
-    parser = HfArgumentParser([recipe_class, arguments_class], prog=f"ipu-trainer {command} {task}")
+    # Abbreviations would take a misspelt flag for another.
+    parser = HfArgumentParser([recipe_class, arguments_class], prog=f"ipu-trainer {command} {task}", allow_abbrev=False)
+    parser.add_argument(
+        "--config", help="best.json of a search, or one like it; flags on the command line count instead"
+    )
     parser.set_defaults(**defaults)
-    renamed = [_field_flag(word) for word in argv]
+    renamed = [_field_flag(word) for word in with_config(task, argv)]
     if not any(word.split("=")[0] == "--output_dir" for word in renamed) and not {"-h", "--help"} & set(argv):
         raise ValueError("--output RUN is missing: the folder for checkpoints and results.")
     namespace, unknown = parser.parse_known_args(renamed)
@@ -39,6 +46,61 @@ def parse_flags(
     recipe = recipe_class(**{name: value for name, value in values.items() if name in names})
     taken = {item.name for item in dataclasses.fields(arguments_class) if item.init}
     return recipe, {name: value for name, value in values.items() if name in taken}
+
+
+def with_config(task: str, argv: Sequence[str]) -> List[str]:
+    """argv with the flags of its --config FILE in front, so that those which were typed count.
+
+    FILE is JSON: {"about": {"task": ...}, "flags": {"learning_rate": 1e-4, ...}}, flags by their names without dashes.
+    Raises ValueError for a file of another form or task.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config")
+    own, rest = parser.parse_known_args(list(argv))
+    if own.config is None:
+        return rest
+    try:
+        content = json.loads(Path(own.config).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--config {own.config} is not JSON: {error}.") from None
+    flags = content.get("flags") if isinstance(content, dict) else None
+    if not isinstance(flags, dict) or not all(_is_flag_value(value) for value in flags.values()):
+        raise ValueError(
+            f'--config {own.config} must hold {{"flags": {{NAME: VALUE, ...}}}}, values being texts, numbers, true, false '
+            "or lists of these, as best.json of `ipu-trainer search` does."
+        )
+    meant = content.get("about", {}).get("task", task)
+    if meant != task:
+        raise ValueError(f"--config {own.config} is for {meant}, not for {task}.")
+    words: List[str] = []
+    for name, value in flags.items():
+        if value is None:
+            continue
+        words.append(f"--{name}")
+        if value is not True:
+            words += [str(item) for item in value] if isinstance(value, list) else [str(value)]
+    return words + rest
+
+
+def flags_given(argv: Sequence[str]) -> Dict[str, Any]:
+    """Flags by field name as they were typed: a text, a list of texts, or True for a flag without a value."""
+    given: Dict[str, Any] = {}
+    values: List[str] = []
+    name = ""
+    for word in [*(_field_flag(word) for word in argv), "--"]:
+        if not word.startswith("--"):
+            values.append(word)
+            continue
+        if name:
+            given[name] = values if len(values) > 1 else values[0] if values else True
+        name, equals, value = word[2:].partition("=")
+        values = [value] if equals else []
+    return given
+
+
+def _is_flag_value(value: Any) -> bool:
+    items = value if isinstance(value, list) else [value]
+    return all(item is None or isinstance(item, (str, int, float, bool)) for item in items)
 
 
 def takes_bf16(requested: str, values: Mapping[str, Any]) -> bool:

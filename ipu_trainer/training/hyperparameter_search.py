@@ -96,8 +96,8 @@ def search_with_optuna(
 ) -> Any:
     """Run trials until the study has n_trials; the BestRun, or those on the Pareto front for several directions.
 
-    options go to optuna.create_study (study_name, storage, sampler, pruner) and Study.optimize (timeout, gc_after_trial).
-    Trials that a killed process left behind are marked as failed and do not count.
+    options go to optuna.create_study (study_name, storage, sampler, pruner) and Study.optimize (timeout, gc_after_trial,
+    callbacks). Trials that a killed process left behind are marked as failed and do not count.
     """
     import optuna
 
@@ -105,7 +105,7 @@ def search_with_optuna(
         raise ValueError(
             "One trainer runs one trial at a time: n_jobs=1, and one process. Start several on one storage."
         )
-    optimize = {name: options.pop(name) for name in ("timeout", "gc_after_trial") if name in options}
+    optimize = {name: options.pop(name) for name in ("timeout", "gc_after_trial", "callbacks") if name in options}
     options["storage"] = open_storage(options.get("storage"))
     options.setdefault("load_if_exists", options.get("study_name") is not None)
     sampler = options.pop("sampler", None)

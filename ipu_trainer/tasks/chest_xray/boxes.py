@@ -64,7 +64,7 @@ def read_boxes(path: Path) -> Dict[str, List[Box]]:
             continue
         try:
             x, y, width, height = (float(cell) / ORIGINAL_SIDE for cell in cells[2:6])
-            good = 0 <= x and 0 <= y and width > 0 and height > 0 and x + width <= 1.001 and y + height <= 1.001
+            good = x >= 0 and y >= 0 and width > 0 and height > 0 and x + width <= 1.001 and y + height <= 1.001
         except ValueError:
             good = False
         if not good:

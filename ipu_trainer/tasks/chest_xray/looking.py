@@ -96,9 +96,7 @@ class BoxedImages:
     num_evaluated: int
 
 
-def look_at_boxes(
-    predictions: Predictions, looking: Looking, boxes: Mapping[str, Sequence[Box]]
-) -> BoxedImages:
+def look_at_boxes(predictions: Predictions, looking: Looking, boxes: Mapping[str, Sequence[Box]]) -> BoxedImages:
     """The evaluated images that have boxes of findings that the model has an output for."""
     wanted: List[Tuple[int, int]] = []
     unknown = set()
@@ -120,7 +118,11 @@ def look_at_boxes(
                 predictions.file_names[row],
                 column,
                 float(predictions.probability[row, column]),
-                tuple(b for b in boxes[file_name(predictions.file_names[row])] if b.finding == predictions.findings[column]),
+                tuple(
+                    b
+                    for b in boxes[file_name(predictions.file_names[row])]
+                    if b.finding == predictions.findings[column]
+                ),
                 maps.gradient[number_] if has_maps and maps is not None else None,
                 maps.rollout[number_] if has_maps and maps is not None else None,
             )
@@ -177,11 +179,25 @@ def looking_blocks(boxed: BoxedImages, looking: Looking) -> List[Block]:
     for label, count, gradient, rollout, middle, chance in pointing_game(boxed):
         low, high = wilson_interval(gradient, count)
         rows.append(
-            [label, str(count), f"{gradient} ({number(gradient / count, 2)})", f"{number(low, 2)} – {number(high, 2)}"]
-            + [f"{rollout} ({number(rollout / count, 2)})", f"{middle} ({number(middle / count, 2)})"]
-            + [f"{number(chance, 1)} ({number(chance / count, 2)})"]
+            [
+                label,
+                str(count),
+                f"{gradient} ({number(gradient / count, 2)})",
+                f"{number(low, 2)} – {number(high, 2)}",
+                f"{rollout} ({number(rollout / count, 2)})",
+                f"{middle} ({number(middle / count, 2)})",
+                f"{number(chance, 1)} ({number(chance / count, 2)})",
+            ]
         )
-    head = ["finding", "images", "hits, gradient-weighted", "95 % interval", "hits, rollout", "picture's middle", "chance"]
+    head = [
+        "finding",
+        "images",
+        "hits, gradient-weighted",
+        "95 % interval",
+        "hits, rollout",
+        "picture's middle",
+        "chance",
+    ]
     chosen = sorted(boxed.images, key=lambda image: (-image.probability, image.name))[:_MOST_BOXED]
     cases = [
         _case(
@@ -253,7 +269,9 @@ def prediction_blocks(
             threshold = thresholds.get(finding, float("nan"))
             labels = [f for f, y in zip(predictions.findings, predictions.truth[image.row]) if y == 1]
             position = place.get(image)
-            heat = (None, None) if maps is None or position is None else (maps.gradient[position], maps.rollout[position])
+            heat = (
+                (None, None) if maps is None or position is None else (maps.gradient[position], maps.rollout[position])
+            )
             lines = [
                 f"probability {number(predictions.probability[image.row, image.column])} (threshold {number(threshold)}), "
                 f"above {100 * image.rank:.0f} % of the images",
@@ -286,4 +304,3 @@ def _case(
 
 def _hit(image: BoxedImage) -> bool:
     return image.gradient is not None and is_hit(image.gradient, image.boxes)
-

@@ -2,8 +2,8 @@
 
     ipu-trainer train chest-xray --data PREPARED --model PATH_OR_HUB_ID --output RUN [any TrainingArguments flag]
 
-It reads top to bottom: arguments, data, model, trainer, results. Defaults were chosen by patient-disjoint five-fold
-cross-validation on 1,050 NIH images (docs/chest_xray.md has the table).
+It reads top to bottom: training and its results, then what is decided before: data, model, trainer. Defaults were chosen
+by patient-disjoint five-fold cross-validation on 1,050 NIH images (docs/chest_xray.md has the table).
 """
 
 from __future__ import annotations
@@ -21,15 +21,17 @@ from ipu_trainer.config.profiles import load_profile
 from ipu_trainer.tasks.chest_xray import metrics as metric
 from ipu_trainer.tasks.chest_xray import report
 from ipu_trainer.tasks.chest_xray.arguments import ChestXrayArguments, finding_loss, parse_arguments, used_precision
-from ipu_trainer.tasks.chest_xray.dataset import load_prepared
+from ipu_trainer.tasks.chest_xray.dataset import ChestXrayDataset, PreparedChestXrays, load_prepared
+from ipu_trainer.tasks.chest_xray.losses import FindingLoss
 from ipu_trainer.tasks.chest_xray.model import load_model, load_processor
 from ipu_trainer.tasks.chest_xray.page import write_report
 from ipu_trainer.tasks.chest_xray.record import resolved_settings
 from ipu_trainer.tasks.chest_xray.trainer import ChestXrayTrainer, sigmoid
-from ipu_trainer.tasks.chest_xray.transforms import ChestXrayCollator, load_normalisation
+from ipu_trainer.tasks.chest_xray.transforms import ChestXrayCollator, Normalisation, load_normalisation
 from ipu_trainer.tasks.curves import plot_training
 from ipu_trainer.tasks.pages.run import report_or_reason
 from ipu_trainer.tasks.record import RUN_FILE, resumable_checkpoint, versions, write_history
+from ipu_trainer.tasks.search import Searched
 from ipu_trainer.training.arguments import IPUTrainingArguments
 
 
@@ -45,39 +47,14 @@ def run(words: Sequence[str]) -> None:
 def train(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Dict[str, Any]:
     """Run the recipe; returns what metrics.json holds. Raises ValueError for input that cannot work, before training."""
     run_dir = Path(args.output_dir)
-    data = load_prepared(recipe.data)
-    train_set, validation_set = data.split("train"), data.split("validation")
-    if not len(validation_set):
-        raise ValueError(
-            f"{recipe.data} has no validation images, which thresholds are chosen on. Prepare it again with a larger "
-            "--validation-fraction."
-        )
-    profile = load_profile(recipe.ipu_config) if recipe.ipu_config else None
-    config = profile.config if profile else IPUConfig()
-    normalisation = load_normalisation(recipe.model, data.size, data.manifest["resample"])
-    loss = finding_loss(recipe, args, train_set)
-    settings = resolved_settings(recipe, args, config, data, normalisation, loss)
-    checkpoint = resumable_checkpoint(run_dir, args, settings)
-
-    transformers.set_seed(args.seed)
-    model = load_model(recipe.model, data.findings, train_set.labels.mean(axis=0))
-    collator = ChestXrayCollator(normalisation, recipe.augmentation, args.seed)
-    trainer = ChestXrayTrainer(
-        model=model,
-        args=args,
-        ipu_config=config,
-        train_dataset=train_set,
-        eval_dataset=validation_set,
-        data_collator=collator,
-        compute_metrics=_watch(data.findings),
-        finding_loss=loss,
-        balance=recipe.balance,
-        tail=recipe.tail,
-    )
+    job = prepare_job(recipe, args)
+    data, validation_set = job.data, job.validation_set
+    checkpoint = resumable_checkpoint(run_dir, args, job.settings)
+    trainer = job.trainer(model=job.new_model())
     table = trainer.batch_table(trainer.epoch_plan)
     record = {
         "status": "running",
-        **settings,
+        **job.settings,
         "backend": {**trainer.backend.describe(), "torch_device": str(args.device)},
         "precision": dataclasses.asdict(used_precision(recipe, args)),
         "versions": versions(),
@@ -88,7 +65,7 @@ def train(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Dict[str, A
         where = trainer.backend.device if trainer.backend.has_executors else args.device
         print(f"backend    {trainer.backend.name} on {where} ({trainer.backend.reason})")
         print(f"precision  {record['precision']['name']} ({record['precision']['reason']})")
-        print(f"loss       {loss.describe()}")
+        print(f"loss       {job.loss.describe()}")
         if checkpoint:
             print(f"resuming from {checkpoint}")
         write_json(run_dir / RUN_FILE, record)
@@ -124,6 +101,68 @@ def train(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Dict[str, A
     write_json(run_dir / RUN_FILE, record)
     report_or_reason(write_report, run_dir)
     return result
+
+
+def searched(words: Sequence[str]) -> Searched:
+    """What `ipu-trainer search chest-xray` varies: the recipe's trainer, which makes a model for each trial."""
+    recipe, args = parse_arguments(words)
+    job = prepare_job(recipe, args)
+    trainer = job.trainer(model_init=job.new_model)
+    told = f"{len(job.train_set):,} training and {len(job.validation_set):,} validation images of {recipe.data}"
+    return Searched(trainer, "eval_mean_auroc_14", "maximize", told, job.settings)
+
+
+@dataclasses.dataclass
+class Job:
+    """What the recipe decides before a model is made: checked, with the prepared data opened."""
+
+    recipe: ChestXrayArguments
+    args: IPUTrainingArguments
+    data: PreparedChestXrays
+    ipu_config: IPUConfig
+    normalisation: Normalisation
+    loss: FindingLoss
+    settings: Dict[str, Any]
+    train_set: ChestXrayDataset
+    validation_set: ChestXrayDataset
+
+    def new_model(self) -> Any:
+        transformers.set_seed(self.args.seed)
+        model = load_model(self.recipe.model, self.data.findings, self.train_set.labels.mean(axis=0))
+        transformers.set_seed(self.args.seed)  # a trial then draws as a run, whose trainer begins with this seed
+        return model
+
+    def trainer(self, **model: Any) -> ChestXrayTrainer:
+        """model: model= or model_init=."""
+        recipe = self.recipe
+        return ChestXrayTrainer(
+            **model,
+            args=self.args,
+            ipu_config=self.ipu_config,
+            train_dataset=self.train_set,
+            eval_dataset=self.validation_set,
+            data_collator=ChestXrayCollator(self.normalisation, recipe.augmentation, self.args.seed),
+            compute_metrics=_watch(self.data.findings),
+            finding_loss=self.loss,
+            balance=recipe.balance,
+            tail=recipe.tail,
+        )
+
+
+def prepare_job(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Job:
+    """Data, normalisation and loss. Raises ValueError for what does not go together."""
+    data = load_prepared(recipe.data)
+    train_set, validation_set = data.split("train"), data.split("validation")
+    if not len(validation_set):
+        raise ValueError(
+            f"{recipe.data} has no validation images, which thresholds are chosen on. Prepare it again with a larger "
+            "--validation-fraction."
+        )
+    config = load_profile(recipe.ipu_config).config if recipe.ipu_config else IPUConfig()
+    normalisation = load_normalisation(recipe.model, data.size, data.manifest["resample"])
+    loss = finding_loss(recipe, args, train_set)
+    settings = resolved_settings(recipe, args, config, data, normalisation, loss)
+    return Job(recipe, args, data, config, normalisation, loss, settings, train_set, validation_set)
 
 
 def _watch(findings: Sequence[str]) -> Any:

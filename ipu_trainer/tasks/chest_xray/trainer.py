@@ -30,17 +30,22 @@ class ChestXrayTrainer(IPUTrainer):
     ) -> None:
         super().__init__(*positional, **named)
         self.finding_loss = finding_loss
-        self.train_sampler = FindingBatchSampler(
+        self._balance, self._tail = balance, tail
+        self.train_sampler = self._new_sampler()
+        self.epoch_plan = self.batch_geometry.epoch(len(self.train_dataset), tail)
+        self.add_callback(_SamplerEpoch(self))
+
+    def _new_sampler(self) -> FindingBatchSampler:
+        """Anew for each loop: a search, or a micro-batch that did not fit, changes seed and geometry."""
+        return FindingBatchSampler(
             self.train_dataset.labels,
             self._loader_geometry(),
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
-            balance=balance,
-            tail=tail,
+            balance=self._balance,
+            tail=self._tail,
             process_index=self.args.process_index,
             num_processes=self.args.world_size,
         )
-        self.epoch_plan = self.batch_geometry.epoch(len(self.train_dataset), tail)
-        self.add_callback(_SamplerEpoch(self.train_sampler))
 
     def _loader_geometry(self) -> BatchGeometry:
         """What the data loader groups: micro-batches, or on a device whole host steps of each process."""
@@ -63,6 +68,7 @@ class ChestXrayTrainer(IPUTrainer):
 
     def get_train_dataloader(self) -> Any:
         args = self.args
+        self.train_sampler = self._new_sampler()
         workers: Dict[str, Any] = {}
         if args.dataloader_num_workers:
             workers["persistent_workers"] = getattr(args, "dataloader_persistent_workers", False)
@@ -99,8 +105,8 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 class _SamplerEpoch(TrainerCallback):  # type: ignore[misc]
     """Tells the sampler which epoch begins; the stock loop reaches only samplers of its own making, on some versions."""
 
-    def __init__(self, sampler: FindingBatchSampler) -> None:
-        self.sampler = sampler
+    def __init__(self, trainer: ChestXrayTrainer) -> None:
+        self.trainer = trainer
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.sampler.set_epoch(int(state.epoch or 0))
+        self.trainer.train_sampler.set_epoch(int(state.epoch or 0))

@@ -2,11 +2,12 @@
 
     ipu-trainer train language-modeling --output RUN [--corpus FOLDER] [--model gpt2-small] [any TrainingArguments flag]
 
-It reads top to bottom: model and tokenizer, corpus, trainer, results.
+It reads top to bottom: training and its results, then what is decided before: model and tokenizer, corpus, trainer.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from pathlib import Path
@@ -22,8 +23,8 @@ from ipu_trainer.tasks.language_modeling.arguments import LanguageModelingArgume
 from ipu_trainer.tasks.language_modeling.corpus import Corpus, prepare_corpus
 from ipu_trainer.tasks.language_modeling.metrics import perplexity, token_losses
 from ipu_trainer.tasks.language_modeling.model import NO_DROPOUT, SIZES, build_model, check_shapes, is_masked
-from ipu_trainer.tasks.language_modeling.page import write_report
 from ipu_trainer.tasks.language_modeling.packing import PackedRows, RowCollator, unigram_perplexity
+from ipu_trainer.tasks.language_modeling.page import write_report
 from ipu_trainer.tasks.language_modeling.samples import PrintSamples, continuations, fillings
 from ipu_trainer.tasks.models import (
     change_config,
@@ -36,6 +37,7 @@ from ipu_trainer.tasks.models import (
 )
 from ipu_trainer.tasks.pages.run import report_or_reason
 from ipu_trainer.tasks.record import RUN_FILE, resumable_checkpoint, training_settings, versions, write_history
+from ipu_trainer.tasks.search import Searched
 from ipu_trainer.tasks.tokenizers import has_tokenizer, save_tokenizer
 from ipu_trainer.training.arguments import IPUTrainingArguments
 from ipu_trainer.training.trainer import IPUTrainer
@@ -52,36 +54,12 @@ def run(words: Sequence[str]) -> None:
 def train(recipe: LanguageModelingArguments, args: IPUTrainingArguments) -> Dict[str, Any]:
     """Run the recipe; returns what metrics.json holds. Raises ValueError for input that cannot work, before training."""
     run_dir = Path(args.output_dir)
-    config = find_config(recipe.model, SIZES, NO_DROPOUT)
-    masked = is_masked(config, recipe.objective)
-    scratch = from_scratch(recipe.model, SIZES, recipe.from_scratch)
-    own = own_tokenizer(recipe.model, SIZES)
-    source = recipe.tokenizer or (own if own and has_tokenizer(own) else "")
-    overrides = parse_overrides(recipe.model_overrides)
-    check_overrides(overrides, scratch)
-    change_config(config, overrides)
-    sequence_length = recipe.sequence_length or _default_length(recipe.model, config)
-    check_shapes(config, 0, sequence_length)  # before the corpus is read
-    with args.main_process_first(local=False, desc="corpus"):
-        corpus = prepare_corpus(recipe, source, masked, run_dir / "data", args.seed)
-    train_rows = PackedRows(corpus.train, sequence_length, not masked)
-    validation_rows = PackedRows(corpus.validation, sequence_length, not masked, once=True)
-
-    ipu_config = load_profile(recipe.ipu_config).config if recipe.ipu_config else IPUConfig(output_mode="sum")
-    settings = _settings(recipe, args, ipu_config, corpus, sequence_length, masked)
+    job = prepare_job(recipe, args)
+    masked, corpus = job.masked, job.corpus
+    settings = _settings(recipe, args, job)
     checkpoint = resumable_checkpoint(run_dir, args, settings)
-    transformers.set_seed(args.seed)
-    model = build_model(recipe.model, config, corpus.tokenizer, sequence_length, masked, scratch, overrides)
-    trainer = IPUTrainer(
-        model=model,
-        args=args,
-        ipu_config=ipu_config,
-        train_dataset=train_rows,
-        eval_dataset=validation_rows,
-        data_collator=RowCollator(corpus.tokenizer, masked, recipe.mlm_probability, args.seed),
-        compute_metrics=perplexity,
-        preprocess_logits_for_metrics=token_losses(causal=not masked),
-    )
+    model = job.new_model()
+    trainer = job.trainer(model=model)
     prompts = list(recipe.sample_prompts)
 
     def write(current: Any) -> List[str]:
@@ -102,7 +80,9 @@ def train(recipe: LanguageModelingArguments, args: IPUTrainingArguments) -> Dict
     }
     if trainer.is_world_process_zero():
         print(corpus.describe())
-        print(f"{'model':12}{recipe.model}, {model.num_parameters():,} parameters, rows of {sequence_length} tokens")
+        print(
+            f"{'model':12}{recipe.model}, {model.num_parameters():,} parameters, rows of {job.sequence_length} tokens"
+        )
         print(record["batch_table"])
         print(f"backend     {trainer.backend.name} ({trainer.backend.reason})")
         print(f"baseline    unigram perplexity on validation {baseline:,.1f}")
@@ -127,6 +107,75 @@ def train(recipe: LanguageModelingArguments, args: IPUTrainingArguments) -> Dict
     write_json(run_dir / RUN_FILE, record)
     report_or_reason(write_report, run_dir)
     return result
+
+
+def searched(words: Sequence[str]) -> Searched:
+    """What `ipu-trainer search language-modeling` varies: the recipe's trainer, which makes a model for each trial."""
+    recipe, args = parse_arguments(words)
+    job = prepare_job(recipe, args)
+    trainer = job.trainer(model_init=job.new_model)
+    return Searched(trainer, "eval_nats_per_token", "minimize", job.corpus.describe(), _settings(recipe, args, job))
+
+
+@dataclasses.dataclass
+class Job:
+    """What the recipe decides before a model is made: checked, with the corpus read."""
+
+    recipe: LanguageModelingArguments
+    args: IPUTrainingArguments
+    config: Any
+    ipu_config: IPUConfig
+    corpus: Corpus
+    sequence_length: int
+    masked: bool
+    scratch: bool
+    overrides: Dict[str, Any]
+
+    def new_model(self) -> Any:
+        transformers.set_seed(self.args.seed)
+        model = build_model(
+            self.recipe.model,
+            copy.deepcopy(self.config),
+            self.corpus.tokenizer,
+            self.sequence_length,
+            self.masked,
+            self.scratch,
+            self.overrides,
+        )
+        transformers.set_seed(self.args.seed)  # a trial then draws as a run, whose trainer begins with this seed
+        return model
+
+    def trainer(self, **model: Any) -> IPUTrainer:
+        """model: model= or model_init=."""
+        corpus, length, causal = self.corpus, self.sequence_length, not self.masked
+        return IPUTrainer(
+            **model,
+            args=self.args,
+            ipu_config=self.ipu_config,
+            train_dataset=PackedRows(corpus.train, length, causal),
+            eval_dataset=PackedRows(corpus.validation, length, causal, once=True),
+            data_collator=RowCollator(corpus.tokenizer, self.masked, self.recipe.mlm_probability, self.args.seed),
+            compute_metrics=perplexity,
+            preprocess_logits_for_metrics=token_losses(causal=causal),
+        )
+
+
+def prepare_job(recipe: LanguageModelingArguments, args: IPUTrainingArguments) -> Job:
+    """Model configuration, tokenizer and corpus. Raises ValueError for what does not go together."""
+    config = find_config(recipe.model, SIZES, NO_DROPOUT)
+    masked = is_masked(config, recipe.objective)
+    scratch = from_scratch(recipe.model, SIZES, recipe.from_scratch)
+    own = own_tokenizer(recipe.model, SIZES)
+    source = recipe.tokenizer or (own if own and has_tokenizer(own) else "")
+    overrides = parse_overrides(recipe.model_overrides)
+    check_overrides(overrides, scratch)
+    change_config(config, overrides)
+    sequence_length = recipe.sequence_length or _default_length(recipe.model, config)
+    check_shapes(config, 0, sequence_length)  # before the corpus is read
+    with args.main_process_first(local=False, desc="corpus"):
+        corpus = prepare_corpus(recipe, source, masked, Path(args.output_dir) / "data", args.seed)
+    ipu_config = load_profile(recipe.ipu_config).config if recipe.ipu_config else IPUConfig(output_mode="sum")
+    return Job(recipe, args, config, ipu_config, corpus, sequence_length, masked, scratch, overrides)
 
 
 def table(metrics: Dict[str, Any]) -> str:
@@ -174,24 +223,17 @@ def _default_length(model: str, config: Any) -> int:
     return positions - 2 if config.model_type in ("roberta", "camembert", "xlm-roberta") else positions
 
 
-def _settings(
-    recipe: LanguageModelingArguments,
-    args: IPUTrainingArguments,
-    ipu_config: IPUConfig,
-    corpus: Corpus,
-    sequence_length: int,
-    masked: bool,
-) -> Dict[str, Any]:
+def _settings(recipe: LanguageModelingArguments, args: IPUTrainingArguments, job: Job) -> Dict[str, Any]:
     return {
         "task": "language-modeling",
         "model": recipe.model,
-        "masked": masked,
-        "sequence_length": sequence_length,
+        "masked": job.masked,
+        "sequence_length": job.sequence_length,
         "seed": args.seed,
-        "data": corpus.about,
+        "data": job.corpus.about,
         "settings": {
             "recipe": dataclasses.asdict(recipe),
             "training": training_settings(args),
-            "ipu_config": ipu_config.to_dict(),
+            "ipu_config": job.ipu_config.to_dict(),
         },
     }

@@ -69,7 +69,10 @@ def _headline(columns: Sequence[Compared], digits: int) -> List[Block]:
     blocks: List[Block] = []
     if len({column.evaluated_on for column in columns}) > 1:
         blocks.append(
-            Text("The runs were not evaluated on the same data: their numbers cannot be held against each other.", "warning")
+            Text(
+                "The runs were not evaluated on the same data: their numbers cannot be held against each other.",
+                "warning",
+            )
         )
     rows.append(["evaluated on", *(column.evaluated_on for column in columns)])
     blocks.append(Table(["", *(column.name for column in columns)], rows))

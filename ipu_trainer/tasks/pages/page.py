@@ -212,4 +212,3 @@ def flat(value: Any, prefix: str = "") -> Dict[str, Any]:
     for name, item in value.items():
         result.update(flat(item, f"{prefix}.{name}" if prefix else str(name)))
     return result
-

@@ -99,7 +99,13 @@ def read_json(path: Path) -> Dict[str, Any]:
 
 
 def run_page(
-    run: Run, title: str, notice: str, tiles: Tiles, results: Sequence[Section], watched: Watched, workload: Sequence[Any]
+    run: Run,
+    title: str,
+    notice: str,
+    tiles: Tiles,
+    results: Sequence[Section],
+    watched: Watched,
+    workload: Sequence[Any],
 ) -> Page:
     """The page of one run: the task's tiles and results, between what all runs have.
 
@@ -147,7 +153,7 @@ def facts(run: Run) -> Facts:
     for name, value in flat(record["data"]).items():
         if isinstance(value, (str, int, float)) and len(rows) < 16:
             rows.append((f"data, {name}", f"{value:,}" if isinstance(value, int) else str(value)))
-    ended = next((entry for entry in reversed(run.history) if "train_runtime" in entry), {})
+    ended: Mapping[str, Any] = next((entry for entry in reversed(run.history) if "train_runtime" in entry), {})
     if ended:
         rows.append(("training took", f"{ended['train_runtime']:,.0f} s, {number(ended.get('epoch'), 1)} epochs"))
         if "train_samples_per_second" in ended:

@@ -38,7 +38,9 @@ def write_comparison(folders: Sequence[Path], output: Path) -> Path:
 
 def page(run: Run) -> Page:
     baseline = run.metrics["baseline"]
-    details = {label: f"words of the name alone: {number(baseline[key], 2)}" for label, key in _SCORES if key in baseline}
+    details = {
+        label: f"words of the name alone: {number(baseline[key], 2)}" for label, key in _SCORES if key in baseline
+    }
     rows = [(name, number(value, 2), details.get(name, "")) for name, value, _ in headline(run)]
     rows.append(("pairs", f"{run.metrics['num_pairs']:,}", "of packages or groups not trained on"))
     recipe = run.record["settings"]["recipe"]
@@ -63,5 +65,7 @@ def example_blocks(run: Run) -> List[Block]:
         Case(str(row.get("name")), [f"reference: {row.get('reference')}", f"written: {row.get('written')}"], [])
         for row in rows
     ]
-    return [Cases(cases), Text(f"The first {len(cases)} of {run.metrics['num_pairs']:,} pairs; predictions.csv has all.", "note")]
-
+    return [
+        Cases(cases),
+        Text(f"The first {len(cases)} of {run.metrics['num_pairs']:,} pairs; predictions.csv has all.", "note"),
+    ]

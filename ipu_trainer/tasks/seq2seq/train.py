@@ -2,11 +2,12 @@
 
     ipu-trainer train seq2seq --output RUN [--pairs FILE.jsonl] [--model t5-small] [any Seq2SeqTrainingArguments flag]
 
-It reads top to bottom: pairs, tokenizer and model, trainer, results.
+It reads top to bottom: training and its results, then what is decided before: pairs, tokenizer and model, trainer.
 """
 
 from __future__ import annotations
 
+import copy
 import csv
 import dataclasses
 import io
@@ -32,6 +33,7 @@ from ipu_trainer.tasks.models import (
 from ipu_trainer.tasks.pages.run import report_or_reason
 from ipu_trainer.tasks.python_code import installed_python
 from ipu_trainer.tasks.record import RUN_FILE, resumable_checkpoint, training_settings, versions, write_history
+from ipu_trainer.tasks.search import Searched
 from ipu_trainer.tasks.seq2seq.arguments import Seq2SeqArguments, parse_arguments
 from ipu_trainer.tasks.seq2seq.metrics import baseline_texts, decoded, generation_metrics, text_scores
 from ipu_trainer.tasks.seq2seq.model import NO_DROPOUT, SIZES, build_model, check_encoder_decoder, check_shapes
@@ -52,39 +54,13 @@ def run(words: Sequence[str]) -> None:
 def train(recipe: Seq2SeqArguments, args: IPUSeq2SeqTrainingArguments) -> Dict[str, Any]:
     """Run the recipe; returns what metrics.json holds. Raises ValueError for input that cannot work, before training."""
     run_dir = Path(args.output_dir)
-    config = find_config(recipe.model, SIZES, NO_DROPOUT)
-    check_encoder_decoder(recipe.model, config)
-    scratch = from_scratch(recipe.model, SIZES, recipe.from_scratch)
-    overrides = parse_overrides(recipe.model_overrides)
-    check_overrides(overrides, scratch)
-    change_config(config, overrides)
-    lengths = (recipe.source_length, recipe.target_length)
-    check_shapes(config, 0, lengths)
-    train_pairs, validation_pairs = split_pairs(recipe, args.seed)
-    own = own_tokenizer(recipe.model, SIZES)
-    source = recipe.tokenizer or (own if own and has_tokenizer(own) else "")
-    if source:
-        tokenizer = load_tokenizer(source)
-    else:
-        texts = (text for pair in train_pairs for text in (pair.source, pair.target))
-        tokenizer = train_tokenizer(texts, recipe.vocab_size, "RobertaTokenizer")
-    ipu_config = load_profile(recipe.ipu_config).config if recipe.ipu_config else IPUConfig(output_mode="sum")
-    settings = _settings(recipe, args, ipu_config, train_pairs, validation_pairs)
+    job = prepare_job(recipe, args)
+    tokenizer, validation_pairs = job.tokenizer, job.validation_pairs
+    settings = _settings(recipe, args, job)
     checkpoint = resumable_checkpoint(run_dir, args, settings)
-
-    transformers.set_seed(args.seed)
-    model = build_model(recipe.model, config, tokenizer, lengths, scratch, overrides)
-    train_set = FixedShapePairs(train_pairs, tokenizer, *lengths, recipe.source_prefix)
-    validation_set = FixedShapePairs(validation_pairs, tokenizer, *lengths, recipe.source_prefix)
-    trainer = IPUSeq2SeqTrainer(
-        model=model,
-        args=args,
-        ipu_config=ipu_config,
-        train_dataset=train_set,
-        eval_dataset=validation_set,
-        processing_class=tokenizer,
-        compute_metrics=generation_metrics(tokenizer) if args.predict_with_generate else None,
-    )
+    model = job.new_model()
+    trainer = job.trainer(model=model)
+    train_set, validation_set = trainer.train_dataset, trainer.eval_dataset
     references = [pair.target for pair in validation_pairs]
     baseline = text_scores(baseline_texts(validation_pairs), references)
     record = {
@@ -137,6 +113,73 @@ def train(recipe: Seq2SeqArguments, args: IPUSeq2SeqTrainingArguments) -> Dict[s
     return result
 
 
+def searched(words: Sequence[str]) -> Searched:
+    """What `ipu-trainer search seq2seq` varies: the recipe's trainer, which makes a model for each trial."""
+    recipe, args = parse_arguments(words)
+    job = prepare_job(recipe, args)
+    trainer = job.trainer(model_init=job.new_model)
+    told = f"training    {trainer.train_dataset.describe()}\nvalidation  {trainer.eval_dataset.describe()}"
+    return Searched(trainer, "eval_loss", "minimize", told, _settings(recipe, args, job))
+
+
+@dataclasses.dataclass
+class Job:
+    """What the recipe decides before a model is made: checked, with the pairs read."""
+
+    recipe: Seq2SeqArguments
+    args: IPUSeq2SeqTrainingArguments
+    config: Any
+    ipu_config: IPUConfig
+    tokenizer: Any
+    train_pairs: List[Pair]
+    validation_pairs: List[Pair]
+    lengths: Tuple[int, int]
+    scratch: bool
+    overrides: Dict[str, Any]
+
+    def new_model(self) -> Any:
+        transformers.set_seed(self.args.seed)
+        config = copy.deepcopy(self.config)
+        model = build_model(self.recipe.model, config, self.tokenizer, self.lengths, self.scratch, self.overrides)
+        transformers.set_seed(self.args.seed)  # a trial then draws as a run, whose trainer begins with this seed
+        return model
+
+    def trainer(self, **model: Any) -> IPUSeq2SeqTrainer:
+        """model: model= or model_init=."""
+        prefix = self.recipe.source_prefix
+        return IPUSeq2SeqTrainer(
+            **model,
+            args=self.args,
+            ipu_config=self.ipu_config,
+            train_dataset=FixedShapePairs(self.train_pairs, self.tokenizer, *self.lengths, prefix),
+            eval_dataset=FixedShapePairs(self.validation_pairs, self.tokenizer, *self.lengths, prefix),
+            processing_class=self.tokenizer,
+            compute_metrics=generation_metrics(self.tokenizer) if self.args.predict_with_generate else None,
+        )
+
+
+def prepare_job(recipe: Seq2SeqArguments, args: IPUSeq2SeqTrainingArguments) -> Job:
+    """Model configuration, pairs and tokenizer. Raises ValueError for what does not go together."""
+    config = find_config(recipe.model, SIZES, NO_DROPOUT)
+    check_encoder_decoder(recipe.model, config)
+    scratch = from_scratch(recipe.model, SIZES, recipe.from_scratch)
+    overrides = parse_overrides(recipe.model_overrides)
+    check_overrides(overrides, scratch)
+    change_config(config, overrides)
+    lengths = (recipe.source_length, recipe.target_length)
+    check_shapes(config, 0, lengths)
+    train_pairs, validation_pairs = split_pairs(recipe, args.seed)
+    own = own_tokenizer(recipe.model, SIZES)
+    source = recipe.tokenizer or (own if own and has_tokenizer(own) else "")
+    if source:
+        tokenizer = load_tokenizer(source)
+    else:
+        texts = (text for pair in train_pairs for text in (pair.source, pair.target))
+        tokenizer = train_tokenizer(texts, recipe.vocab_size, "RobertaTokenizer")
+    ipu_config = load_profile(recipe.ipu_config).config if recipe.ipu_config else IPUConfig(output_mode="sum")
+    return Job(recipe, args, config, ipu_config, tokenizer, train_pairs, validation_pairs, lengths, scratch, overrides)
+
+
 def split_pairs(recipe: Seq2SeqArguments, seed: int) -> Tuple[List[Pair], List[Pair]]:
     """(training, validation) pairs: each once, no package or group in both, at most max_pairs and max_validation_pairs."""
     if recipe.pairs:
@@ -183,25 +226,19 @@ def _predictions(pairs: Sequence[Pair], written: Sequence[str]) -> str:
     return out.getvalue()
 
 
-def _settings(
-    recipe: Seq2SeqArguments,
-    args: IPUSeq2SeqTrainingArguments,
-    ipu_config: IPUConfig,
-    train_pairs: Sequence[Pair],
-    validation_pairs: Sequence[Pair],
-) -> Dict[str, Any]:
+def _settings(recipe: Seq2SeqArguments, args: IPUSeq2SeqTrainingArguments, job: Job) -> Dict[str, Any]:
     return {
         "task": "seq2seq",
         "model": recipe.model,
         "seed": args.seed,
         "data": {
-            "pairs": len(train_pairs),
-            "groups": sorted({pair.group for pair in train_pairs})[:50],
-            "fingerprint": fingerprint([*train_pairs, *validation_pairs]),
+            "pairs": len(job.train_pairs),
+            "groups": sorted({pair.group for pair in job.train_pairs})[:50],
+            "fingerprint": fingerprint([*job.train_pairs, *job.validation_pairs]),
         },
         "settings": {
             "recipe": dataclasses.asdict(recipe),
             "training": training_settings(args),
-            "ipu_config": ipu_config.to_dict(),
+            "ipu_config": job.ipu_config.to_dict(),
         },
     }

@@ -1,0 +1,302 @@
+"""What the task's page says of one evaluation, section by section."""
+
+from __future__ import annotations
+
+from typing import Any, List, Mapping, Optional, Tuple
+
+import numpy as np
+
+from ipu_trainer.tasks.chest_xray.boxes import file_name
+from ipu_trainer.tasks.chest_xray.calibration import brier_score
+from ipu_trainer.tasks.chest_xray.evaluation import Evaluation
+from ipu_trainer.tasks.chest_xray.figures import calibration, finding_card
+from ipu_trainer.tasks.chest_xray.labels import NO_FINDING
+from ipu_trainer.tasks.chest_xray.metrics import SMALLEST_SUBGROUP
+from ipu_trainer.tasks.chest_xray.radiologists import RadiologistLabels, compare, matching
+from ipu_trainer.tasks.pages.drawing import forest
+from ipu_trainer.tasks.pages.page import Beside, Block, Cards, Drawing, Table, Text, interval, number
+
+# Drawings of more findings than this would make a page that nobody scrolls through; the tables have them all.
+MOST_CARDS = 30
+_NAN = float("nan")
+
+
+def auroc_blocks(evaluation: Evaluation) -> List[Block]:
+    metrics = evaluation.metrics
+    per_finding: Mapping[str, Any] = metrics["per_finding"]
+    ordered = sorted(evaluation.defined, key=lambda name: -per_finding[name]["auroc"])
+    drawings: List[Block] = []
+    if ordered:
+        rows = [
+            (f"{name} ({per_finding[name]['num_positive']})", [auroc_point(per_finding[name])])
+            for name in ordered[: 2 * MOST_CARDS]
+        ]
+        mean = _number(metrics["mean_auroc_14"])
+        caption = "AUROC with its patient-bootstrap 95 % interval; in brackets the positive images. Grey: guessing."
+        drawings.append(Drawing(forest(rows, line=(mean, f"macro mean {number(mean)}")), caption))
+    others = [name for name in evaluation.findings if name not in ordered]
+    blocks: List[Block] = []
+    if others:
+        blocks.append(
+            Text("No AUROC: " + "; ".join(f"{name} ({_why(evaluation, name)})" for name in others) + ".", "warning")
+        )
+    table = []
+    for name in [*ordered, *others]:
+        table.append(_auroc_row(name, per_finding.get(name, {})))
+    table.append(
+        [
+            "macro mean",
+            number(metrics["mean_auroc_14"]),
+            interval(metrics["mean_auroc_14_interval"]),
+            number(metrics["mean_auprc_14"]),
+            "",
+            "",
+            "",
+        ]
+    )
+    if "no_finding" in metrics:
+        table.append(_auroc_row(f"{NO_FINDING} (apart)", metrics["no_finding"]))
+    head = ["finding", "AUROC", "95 % interval", "AUPRC", "95 % interval", "prevalence", "positives"]
+    blocks.append(Beside([*drawings, Table(head, table, [len(ordered) + len(others)])]))
+    blocks.append(
+        Text(
+            "The macro mean is over the findings above with an AUROC. Intervals resample patients, "
+            f"{metrics['bootstrap']['replicates']} times: images of one patient are not independent. AUPRC is to be read "
+            "beside the prevalence, which guessing would reach.",
+            "note",
+        )
+    )
+    return blocks
+
+
+def card_blocks(evaluation: Evaluation) -> List[Block]:
+    per_finding = evaluation.metrics["per_finding"]
+    names = sorted(evaluation.defined, key=lambda name: -per_finding[name]["num_positive"])
+    if not names:
+        return [
+            Text("No finding has both classes and numbers for probabilities, so there is no curve to draw.", "warning")
+        ]
+    cards = []
+    for name in names[:MOST_CARDS]:
+        row = per_finding[name]
+        caption = f"{name}: AUROC {number(row['auroc'])}, AUPRC {number(row['auprc'])}, {row['num_positive']} positives"
+        cards.append(
+            Drawing(finding_card(*evaluation.column(name), evaluation.thresholds.get(name, _NAN)), caption, "card")
+        )
+    blocks: List[Block] = [Cards(cards)]
+    if len(names) > MOST_CARDS:
+        blocks.append(Text(f"Drawn are the {MOST_CARDS} most frequent of {len(names)} findings.", "note"))
+    blocks.append(
+        Text("Red: the threshold that was chosen on validation. Grey: guessing, or perfect reliability.", "note")
+    )
+    return blocks
+
+
+def calibration_blocks(evaluation: Evaluation) -> List[Block]:
+    names = [name for name in evaluation.findings if np.isfinite(evaluation.column(name)[1]).all()]
+    if not names or not len(evaluation.predictions):
+        return [Text("The probabilities are no numbers, so there is nothing to hold against the outcomes.", "warning")]
+    columns = [evaluation.column(name) for name in names]
+    y, score = np.concatenate([y for y, _ in columns]), np.concatenate([s for _, s in columns])
+    per_finding = evaluation.metrics["per_finding"]
+    rows = []
+    for name, (truth, probability) in zip(names, columns):
+        guess = brier_score(truth, np.full(len(truth), truth.mean()))
+        own = brier_score(truth, probability)
+        skill = 1 - own / guess if guess else _NAN
+        rows.append(
+            [
+                name,
+                number(own, 4),
+                number(skill, 2),
+                number(per_finding.get(name, {}).get("ece"), 4),
+                number(float(probability.mean())),
+                number(float(truth.mean())),
+            ]
+        )
+    drawing = Drawing(calibration(y, score), f"Reliability of {len(names)} findings together, {len(y):,} predictions")
+    return [
+        Beside([drawing, Table(["finding", "Brier", "skill", "ECE", "mean probability", "observed rate"], rows)]),
+        Text(
+            "Brier: mean squared distance of probability and outcome, 0 is perfect. Skill: the share by which it is below "
+            "that of always saying the prevalence; under 0 the probabilities are worse than that. ECE: mean distance of "
+            "probability and rate over 15 bins.",
+            "note",
+        ),
+    ]
+
+
+def threshold_blocks(evaluation: Evaluation) -> List[Block]:
+    rows = []
+    names = [*evaluation.findings, *(name for name in evaluation.predictions.findings if name == NO_FINDING)]
+    for name in names:
+        y, score = evaluation.column(name)
+        threshold = evaluation.thresholds.get(name, _NAN)
+        if not np.isfinite(threshold) or not np.isfinite(score).all():
+            rows.append([name, number(threshold), *["–"] * 8])
+            continue
+        called = score >= threshold
+        true_p, false_p = int((called & (y == 1)).sum()), int((called & (y == 0)).sum())
+        false_n, true_n = int((~called & (y == 1)).sum()), int((~called & (y == 0)).sum())
+        shares = [(true_p, false_n), (true_n, false_p), (true_p, false_p), (true_n, false_n)]
+        rows.append(
+            [name, number(threshold)]
+            + [number(a / (a + b) if a + b else _NAN) for a, b in shares]
+            + [str(count) for count in (true_p, false_p, false_n, true_n)]
+        )
+    head = [
+        "finding",
+        "threshold",
+        "sensitivity",
+        "specificity",
+        "PPV",
+        "NPV",
+        "true +",
+        "false +",
+        "false -",
+        "true -",
+    ]
+    return [
+        Table(head, rows),
+        Text(
+            "Thresholds maximise sensitivity + specificity on the validation split and were fixed before this split was "
+            "looked at. A dash is for a finding without both classes on validation, or without the share's cases here.",
+            "note",
+        ),
+    ]
+
+
+def subgroup_blocks(metrics: Mapping[str, Any]) -> List[Block]:
+    groups: Mapping[str, Mapping[str, Any]] = metrics.get("subgroups", {})
+    if not groups:
+        return [Text("The data name no sex, age or view.", "note")]
+    points = []
+    rows = []
+    for kind, values in groups.items():
+        for name, group in values.items():
+            few = " (too few)" if group["too_few_images"] else ""
+            bounds = group.get("mean_auroc_14_interval")
+            low, high = (_number(v) for v in (bounds or (None, None)))
+            points.append((f"{kind} {name} ({group['num_images']})", [(_number(group["mean_auroc_14"]), low, high)]))
+            rows.append(
+                [
+                    f"{kind} {name}",
+                    f"{group['num_images']}{few}",
+                    str(group["defined_findings"]),
+                    number(group["mean_auroc_14"]),
+                    interval(bounds),
+                ]
+            )
+    overall = _number(metrics["mean_auroc_14"])
+    drawings: List[Block] = []
+    if any(np.isfinite(series[0][0]) for _, series in points):
+        drawing = forest(points, line=(overall, f"all {number(overall)}"), xlabel="AUROC, macro mean, 95 % interval")
+        drawings.append(Drawing(drawing, "Macro mean AUROC by sex, age and view; in brackets the images"))
+    head = ["group", "images", "findings", "AUROC, macro mean", "95 % interval"]
+    return [
+        Beside([*drawings, Table(head, rows)]),
+        Text(
+            "The mean of a group is over the findings that have both classes in it, so groups with different counts of "
+            f"findings are not strictly comparable. Under {SMALLEST_SUBGROUP} images a number says nothing.",
+            "note",
+        ),
+    ]
+
+
+def radiologist_blocks(evaluation: Evaluation, labels: Optional[RadiologistLabels]) -> List[Block]:
+    if labels is None:
+        return [
+            Text(
+                "Not compared. With labels that radiologists gave, such as Google's for ChestX-ray14: "
+                "ipu-trainer report RUN --radiologist-labels FILE.",
+                "note",
+            )
+        ]
+    predictions = evaluation.predictions
+    metrics = evaluation.metrics["bootstrap"]
+    found = compare(predictions, labels, metrics["replicates"], metrics["seed"])
+    common = sum(file_name(name) in labels.values for name in predictions.file_names)
+    told = (
+        f"{common} of the {len(predictions):,} evaluated images have labels of radiologists; the file has them of "
+        f"{len(labels.values):,} images."
+    )
+    left_out = [column for column in labels.columns if not matching(column, predictions.findings)]
+    if left_out:
+        told += f" Left out, since no finding has the name: {', '.join(left_out)}."
+    if not found:
+        return [Text(told + " There is nothing to compare.", "warning")]
+    blocks: List[Block] = [Text(told + (" So few images decide nothing." if common < 100 else ""))]
+    mined = [
+        [
+            row.name,
+            str(row.num_images),
+            str(row.num_patients),
+            str(row.radiologist_positive),
+            str(row.mined_positive),
+            str(row.both_positive),
+            number(row.sensitivity, 2),
+            number(row.precision, 2),
+            number(row.kappa, 2),
+        ]
+        for row in found
+    ]
+    head = [
+        "label",
+        "images",
+        "patients",
+        "positive: radiologists",
+        "mined",
+        "both",
+        "sensitivity",
+        "precision",
+        "kappa",
+    ]
+    blocks += [Text("The mined labels, the radiologists' being the truth:"), Table(head, mined)]
+    points = [(row.name, [auroc_point(row.against_radiologists), auroc_point(row.against_mined)]) for row in found]
+    if any(np.isfinite(value) for _, series in points for value, _, _ in series):
+        drawing = forest(points, legend=("radiologists' labels", "mined labels"))
+        blocks.append(Drawing(drawing, "The model's AUROC on the same images, by whose labels count"))
+    rows = [
+        [row.name]
+        + [
+            text
+            for scores in (row.against_radiologists, row.against_mined)
+            for text in (number(scores["auroc"]), interval(scores["auroc_interval"]))
+        ]
+        for row in found
+    ]
+    blocks.append(Table(["label", "AUROC, radiologists", "95 % interval", "AUROC, mined", "95 % interval"], rows))
+    return blocks
+
+
+def _auroc_row(name: str, row: Mapping[str, Any]) -> List[str]:
+    prevalence = row.get("prevalence")
+    return [
+        name,
+        number(row.get("auroc")),
+        interval(row.get("auroc_interval")),
+        number(row.get("auprc")),
+        interval(row.get("auprc_interval")),
+        "–" if prevalence is None else f"{100 * prevalence:.1f} %",
+        str(row.get("num_positive", "–")),
+    ]
+
+
+def _why(evaluation: Evaluation, name: str) -> str:
+    y, score = evaluation.column(name)
+    bad = int((~np.isfinite(score)).sum())
+    if bad:
+        return f"{bad} of {len(score)} probabilities are no numbers"
+    if not len(y):
+        return "no images"
+    return "no image has it" if not y.any() else "every image has it" if y.all() else "not in metrics.json"
+
+
+def auroc_point(row: Mapping[str, Any]) -> Tuple[float, float, float]:
+    """(value, low, high) of a row of metrics.json; NaN where it has none."""
+    low, high = row.get("auroc_interval") or (None, None)
+    return _number(row.get("auroc")), _number(low), _number(high)
+
+
+def _number(value: Any) -> float:
+    return _NAN if value is None else float(value)
