@@ -20,6 +20,8 @@ from ipu_trainer.training.checkpoints import last_complete_checkpoint
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.json"
 HISTORY_FILE = "history.json"
+# What a resumed run may have otherwise: where its logs go.
+_MAY_DIFFER = ("report_to", "run_name", "disable_tqdm")
 
 
 def read_run(run_dir: Path) -> Dict[str, Any]:
@@ -73,7 +75,7 @@ def resumable_checkpoint(run_dir: Path, args: IPUTrainingArguments, settings: Di
         name
         for group in ("recipe", "training")
         for name in set(then.get(group, {})) | set(now[group])
-        if then.get(group, {}).get(name) != now[group].get(name)
+        if name not in _MAY_DIFFER and then.get(group, {}).get(name) != now[group].get(name)
     )
     if record.get("data", {}).get("fingerprint") != settings["data"]["fingerprint"]:
         changed.append("data")

@@ -17,6 +17,7 @@ from ipu_trainer.tasks.flags import parse_flags, takes_bf16
 from ipu_trainer.training import compat
 from ipu_trainer.training.arguments import IPUTrainingArguments
 from ipu_trainer.training.precision import Precision, choose_precision
+from ipu_trainer.training.reporting import default_reporters
 
 # Pairs of one micro-batch make the ranking loss; fewer samples than this give it too few.
 _SMALLEST_RANKED_MICRO_BATCH = 8
@@ -34,7 +35,7 @@ _RECIPE = compat.training_defaults(
     per_device_eval_batch_size=64,
     remove_unused_columns=False,
     dataloader_pin_memory=torch.cuda.is_available(),
-    report_to=["none"],
+    report_to=default_reporters(),
 )
 _OWN_RECIPE = {"layer_decay": 0.65, "head_learning_rate_factor": 5.0, "drop_path": 0.1}
 

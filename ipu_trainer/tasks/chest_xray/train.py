@@ -33,6 +33,8 @@ from ipu_trainer.tasks.pages.run import report_or_reason
 from ipu_trainer.tasks.record import RUN_FILE, resumable_checkpoint, versions, write_history
 from ipu_trainer.tasks.search import Searched
 from ipu_trainer.training.arguments import IPUTrainingArguments
+from ipu_trainer.training.monitor import watch
+from ipu_trainer.training.reporting import live_view
 
 
 def run(words: Sequence[str]) -> None:
@@ -51,6 +53,7 @@ def train(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Dict[str, A
     data, validation_set = job.data, job.validation_set
     checkpoint = resumable_checkpoint(run_dir, args, job.settings)
     trainer = job.trainer(model=job.new_model())
+    watch(trainer)
     table = trainer.batch_table(trainer.epoch_plan)
     record = {
         "status": "running",
@@ -66,6 +69,7 @@ def train(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Dict[str, A
         print(f"backend    {trainer.backend.name} on {where} ({trainer.backend.reason})")
         print(f"precision  {record['precision']['name']} ({record['precision']['reason']})")
         print(f"loss       {job.loss.describe()}")
+        print(f"live view  {live_view(args.report_to, args.output_dir)}")
         if checkpoint:
             print(f"resuming from {checkpoint}")
         write_json(run_dir / RUN_FILE, record)

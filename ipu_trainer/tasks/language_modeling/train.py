@@ -40,6 +40,8 @@ from ipu_trainer.tasks.record import RUN_FILE, resumable_checkpoint, training_se
 from ipu_trainer.tasks.search import Searched
 from ipu_trainer.tasks.tokenizers import has_tokenizer, save_tokenizer
 from ipu_trainer.training.arguments import IPUTrainingArguments
+from ipu_trainer.training.monitor import watch
+from ipu_trainer.training.reporting import live_view
 from ipu_trainer.training.trainer import IPUTrainer
 
 
@@ -60,6 +62,7 @@ def train(recipe: LanguageModelingArguments, args: IPUTrainingArguments) -> Dict
     checkpoint = resumable_checkpoint(run_dir, args, settings)
     model = job.new_model()
     trainer = job.trainer(model=model)
+    watch(trainer, tokens_per_sample=job.sequence_length)
     prompts = list(recipe.sample_prompts)
 
     def write(current: Any) -> List[str]:
@@ -85,6 +88,7 @@ def train(recipe: LanguageModelingArguments, args: IPUTrainingArguments) -> Dict
         )
         print(record["batch_table"])
         print(f"backend     {trainer.backend.name} ({trainer.backend.reason})")
+        print(f"live view   {live_view(args.report_to, args.output_dir)}")
         print(f"baseline    unigram perplexity on validation {baseline:,.1f}")
         if checkpoint:
             print(f"resuming from {checkpoint}")

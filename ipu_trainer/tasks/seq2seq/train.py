@@ -40,6 +40,8 @@ from ipu_trainer.tasks.seq2seq.model import NO_DROPOUT, SIZES, build_model, chec
 from ipu_trainer.tasks.seq2seq.page import write_report
 from ipu_trainer.tasks.seq2seq.pairs import FixedShapePairs, Pair, docstring_pairs, read_pairs
 from ipu_trainer.tasks.tokenizers import has_tokenizer, load_tokenizer, save_tokenizer, train_tokenizer
+from ipu_trainer.training.monitor import watch
+from ipu_trainer.training.reporting import live_view
 from ipu_trainer.training.seq2seq import IPUSeq2SeqTrainer, IPUSeq2SeqTrainingArguments
 
 
@@ -60,6 +62,7 @@ def train(recipe: Seq2SeqArguments, args: IPUSeq2SeqTrainingArguments) -> Dict[s
     checkpoint = resumable_checkpoint(run_dir, args, settings)
     model = job.new_model()
     trainer = job.trainer(model=model)
+    watch(trainer, tokens_per_sample=recipe.source_length + recipe.target_length)
     train_set, validation_set = trainer.train_dataset, trainer.eval_dataset
     references = [pair.target for pair in validation_pairs]
     baseline = text_scores(baseline_texts(validation_pairs), references)
@@ -79,6 +82,7 @@ def train(recipe: Seq2SeqArguments, args: IPUSeq2SeqTrainingArguments) -> Dict[s
         print(f"model       {recipe.model}, {model.num_parameters():,} parameters")
         print(record["batch_table"])
         print(f"backend     {trainer.backend.name} ({trainer.backend.reason})")
+        print(f"live view   {live_view(args.report_to, args.output_dir)}")
         print(f"baseline    words of the name: BLEU {baseline['bleu']:.1f}, chrF {baseline['chrf']:.1f}")
         if checkpoint:
             print(f"resuming from {checkpoint}")
