@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, FrozenSet, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -29,26 +29,32 @@ class Looking:
         subject: Optional[ChestXrayDataset] = None,
         model: Any = None,
         collator: Optional[ChestXrayCollator] = None,
-        elsewhere: Sequence[str] = (),
+        everything: Optional[ChestXrayDataset] = None,
         reason: str = "",
         reason_no_model: str = "",
     ) -> None:
         self.subject, self.model, self.collator = subject, model, collator
-        self.elsewhere = frozenset(elsewhere)
+        self.everything = everything
         self.reason, self.reason_no_model = reason, reason_no_model
         names = [] if subject is None else subject.table["file_name"]
         self._position = {name: position for position, name in enumerate(names)}
 
     @classmethod
     def of_run(cls, run_dir: Path, prepared: PreparedChestXrays, subject: ChestXrayDataset) -> Looking:
-        elsewhere = {file_name(n) for n in prepared.split("all").table["file_name"]}
-        elsewhere -= {file_name(n) for n in subject.table["file_name"]}
+        everything = prepared.split("all")
         try:
             normalisation = load_normalisation(run_dir, prepared.size, prepared.manifest["resample"])
             model = load_for_saliency(run_dir)
         except (ValueError, OSError) as error:
-            return cls(subject, elsewhere=sorted(elsewhere), reason_no_model=f"No saliency: {error}")
-        return cls(subject, model, ChestXrayCollator(normalisation), sorted(elsewhere))
+            return cls(subject, everything=everything, reason_no_model=f"No saliency: {error}")
+        return cls(subject, model, ChestXrayCollator(normalisation), everything)
+
+    def in_other_splits(self) -> FrozenSet[str]:
+        """Names of the prepared images that were not evaluated, without folders."""
+        if self.everything is None or self.subject is None:
+            return frozenset()
+        names = {file_name(name) for name in self.everything.table["file_name"]}
+        return frozenset(names - {file_name(name) for name in self.subject.table["file_name"]})
 
     def has(self, name: str) -> bool:
         return name in self._position
@@ -131,7 +137,7 @@ def look_at_boxes(predictions: Predictions, looking: Looking, boxes: Mapping[str
         tuple(images),
         predictions.findings,
         len(boxes),
-        sum(name in looking.elsewhere for name in boxes),
+        len(looking.in_other_splits().intersection(boxes)),
         tuple(sorted(unknown)),
         len(predictions),
     )

@@ -90,7 +90,7 @@ def evaluation_page(
         Section("Subgroups", subgroup_blocks(evaluation.metrics)),
         Section("Best and worst predictions", _prediction_section(evaluation, looking, boxes)),
         Section("Where the model looks", _looking_section(evaluation, looking, boxes)),
-        Section("Radiologists' labels", radiologist_blocks(evaluation, labels)),
+        Section("Radiologists' labels", radiologist_blocks(evaluation, labels, looking.everything)),
     ]
     own = evaluation.folder == evaluation.run.folder
     title = f"Chest X-rays: {evaluation.run.name}" + ("" if own else f", evaluated in {evaluation.folder.name}")

@@ -10,7 +10,7 @@ import csv
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Dict, List, Tuple
+from typing import Callable, Dict, List, Optional, Tuple
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -20,6 +20,10 @@ from ipu_trainer.atomic import atomic_path, write_text
 from ipu_trainer.tasks.chest_xray.labels import NIH_FINDINGS, NO_FINDING, pathologies
 
 CSV_NAME = "phantoms.csv"
+# Where the signs are, in the form of NIH's BBox_List_2017.csv: pixels of a picture of 1024.
+BOXES_NAME = "boxes.csv"
+# Signs of the whole picture or of both lungs: a box around them would say nothing.
+_WITHOUT_BOX = ("Edema", "Emphysema", "Fibrosis", "Infiltration")
 
 
 @dataclass(frozen=True)
@@ -40,9 +44,10 @@ class PhantomSettings:
 
 
 def write_phantoms(folder: Path, settings: PhantomSettings, progress: bool = True) -> Path:
-    """Write images/ and phantoms.csv in NIH's layout; returns the CSV's path. The CSV comes last."""
+    """Write images/, boxes.csv and phantoms.csv in NIH's layout; returns the last one's path, which is written last."""
     generator = np.random.default_rng(settings.seed)
     rows: List[List[object]] = []
+    boxes: List[List[object]] = []
     patient = 0
     bar = tqdm(total=settings.num_images, unit="image", desc="phantoms", disable=not progress)
     while len(rows) < settings.num_images:
@@ -55,10 +60,12 @@ def write_phantoms(folder: Path, settings: PhantomSettings, progress: bool = Tru
                 break
             findings = chronic if generator.random() < 0.7 else _draw_findings(generator)
             view = "AP" if generator.random() < (0.6 if findings else 0.3) else "PA"
-            pixels = draw_phantom(body, findings, view, settings.size, generator)
+            signs: Dict[str, Tuple[float, float, float, float]] = {}
+            pixels = draw_phantom(body, findings, view, settings.size, generator, signs)
             name = f"{patient:08d}_{visit:03d}.png"
             with atomic_path(folder / "images" / name) as temporary:
                 Image.fromarray(pixels).save(temporary, format="PNG")
+            boxes += [[name, finding, *(round(1024 * v, 3) for v in box)] for finding, box in signs.items()]
             told = _mislabel(findings, settings.label_noise, generator)
             rows.append([name, "|".join(told) or NO_FINDING, visit, patient, age, sex, view])
             bar.update(1)
@@ -69,6 +76,9 @@ def write_phantoms(folder: Path, settings: PhantomSettings, progress: bool = Tru
         ["Image Index", "Finding Labels", "Follow-up #", "Patient ID", "Patient Age", "Patient Sex", "View Position"]
     )
     writer.writerows(rows)
+    listed = io.StringIO()
+    csv.writer(listed, lineterminator="\n").writerows([["Image Index", "Finding Label", "Bbox [x,y,w,h]"], *boxes])
+    write_text(folder / BOXES_NAME, listed.getvalue())
     write_text(folder / CSV_NAME, out.getvalue())
     return folder / CSV_NAME
 
@@ -118,13 +128,40 @@ class _Body:
 
 
 def draw_phantom(
-    body: _Body, findings: Tuple[str, ...], view: str, size: int, generator: np.random.Generator
+    body: _Body,
+    findings: Tuple[str, ...],
+    view: str,
+    size: int,
+    generator: np.random.Generator,
+    signs: Optional[Dict[str, Tuple[float, float, float, float]]] = None,
 ) -> np.ndarray:
-    """uint8 (size, size): one chest with the signs of its findings."""
+    """uint8 (size, size): one chest with the signs of its findings.
+
+    signs, if given, gets a box (left, top, width, height, in shares of the side) for each finding that is in one place.
+    """
     canvas = _Canvas(body, view, size, generator)
     for name in findings:
+        before, heart = canvas.added.copy(), canvas.heart_width
         _SIGNS[name](canvas)
+        if signs is not None and name not in _WITHOUT_BOX:
+            change = np.abs(canvas.added - before)
+            if canvas.heart_width != heart:
+                change = canvas.heart()
+            signs[name] = _box_around(change)
     return canvas.finish()
+
+
+def _box_around(change: np.ndarray) -> Tuple[float, float, float, float]:
+    """Of what is at least 40 % of the largest change."""
+    inside = change >= 0.4 * change.max()
+    columns, rows = np.flatnonzero(inside.any(axis=0)), np.flatnonzero(inside.any(axis=1))
+    left, top = columns[0] / change.shape[1], rows[0] / change.shape[0]
+    return (
+        float(left),
+        float(top),
+        float((columns[-1] + 1) / change.shape[1] - left),
+        float((rows[-1] + 1) / change.shape[0] - top),
+    )
 
 
 class _Canvas:
@@ -146,6 +183,9 @@ class _Canvas:
 
     def lung(self, side: int) -> np.ndarray:
         return self.blob(side * 0.21, -0.02, self.body.width, self.lung_height, 0.12)
+
+    def heart(self) -> np.ndarray:
+        return self.blob(0.055, 0.13, self.heart_width, 0.13, 0.15)
 
     def lungs(self) -> np.ndarray:
         return np.asarray(np.maximum(self.lung(-1), self.lung(1)))
@@ -169,7 +209,7 @@ class _Canvas:
         ribs = np.sin(46 * (self.y + 0.5 * self.x**2) + self.body.rib_phase)
         picture += 0.05 * np.clip(ribs, 0, 1) * self.lungs()
         picture += 0.20 * self.blob(0, 0.0, 0.055, 0.5, 0.3)
-        picture += 0.24 * self.blob(0.055, 0.13, self.heart_width, 0.13, 0.15)
+        picture += 0.24 * self.heart()
         picture += self.added
         picture += 0.025 * self.noise(4) + self.random.normal(0, 0.02, picture.shape)
         picture = (picture - picture.mean()) * self.between(0.9, 1.1) + 0.45 + self.between(-0.04, 0.04)

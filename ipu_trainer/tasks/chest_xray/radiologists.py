@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, Sequence, Tuple
 
 import numpy as np
 
@@ -30,21 +30,15 @@ class RadiologistLabels:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """One finding on the images that radiologists labelled. Intervals are of a patient bootstrap.
-
-    sensitivity, precision and kappa are the mined label's, the radiologists' being the truth.
-    """
+class Agreement:
+    """Mined labels of one finding on the images that radiologists labelled, the radiologists' being the truth."""
 
     name: str
     num_images: int
-    num_patients: int
     radiologist_positive: int
     mined_positive: int
     both_positive: int
     kappa: float
-    against_radiologists: Mapping[str, Any]
-    against_mined: Mapping[str, Any]
 
     @property
     def sensitivity(self) -> float:
@@ -53,6 +47,17 @@ class Comparison:
     @property
     def precision(self) -> float:
         return self.both_positive / self.mined_positive if self.mined_positive else float("nan")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The model on one finding and the same images, by whose labels count: rows as in metrics.json's per_finding."""
+
+    name: str
+    num_images: int
+    num_patients: int
+    against_radiologists: Mapping[str, Any]
+    against_mined: Mapping[str, Any]
 
 
 def read_radiologist_labels(path: Path) -> RadiologistLabels:
@@ -81,7 +86,7 @@ def read_radiologist_labels(path: Path) -> RadiologistLabels:
     return RadiologistLabels(tuple(head[column] for column in chosen), values)
 
 
-def matching(column: str, findings: Tuple[str, ...]) -> Tuple[str, ...]:
+def matching(column: str, findings: Sequence[str]) -> Tuple[str, ...]:
     """The findings that a column of radiologists' labels speaks of; empty if none has its name."""
     plain = {name.lower().replace("_", " "): name for name in findings}
     key = column.lower().replace("_", " ")
@@ -91,42 +96,50 @@ def matching(column: str, findings: Tuple[str, ...]) -> Tuple[str, ...]:
     return union if union and all(name in findings for name in union) else ()
 
 
-def compare(
-    predictions: Predictions, labels: RadiologistLabels, num_bootstrap: int = 1000, seed: int = 0
-) -> List[Comparison]:
-    """One comparison for each column that matches findings; empty where no evaluated image has a label."""
+def agreement(
+    file_names: Sequence[str], truth: np.ndarray, findings: Sequence[str], labels: RadiologistLabels
+) -> List[Agreement]:
+    """truth: mined labels (num_images, num_findings). One row for each column that matches findings and has images."""
     results = []
-    for position, column in enumerate(labels.columns):
-        names = matching(column, predictions.findings)
-        said = [labels.values.get(file_name(name)) for name in predictions.file_names]
-        rows = [i for i, values in enumerate(said) if values is not None and np.isfinite(values[position])]
-        if not names or not rows:
-            continue
-        columns = [predictions.findings.index(name) for name in names]
-        expert = np.array([said[i][position] for i in rows])  # type: ignore[index]  # None was left out above
+    for name, columns, rows, expert in _matched(file_names, findings, labels):
+        mined = truth[rows][:, columns].max(axis=1)
+        counts = (len(rows), int(expert.sum()), int(mined.sum()), int((expert * mined).sum()))
+        results.append(Agreement(name, *counts, kappa=_kappa(expert, mined)))
+    return results
+
+
+def scores(
+    predictions: Predictions, labels: RadiologistLabels, num_bootstrap: int = 1000, seed: int = 0
+) -> List[Scores]:
+    """One row for each column that matches findings; empty where no evaluated image has a label."""
+    results = []
+    for name, columns, rows, expert in _matched(predictions.file_names, predictions.findings, labels):
         mined = predictions.truth[rows][:, columns].max(axis=1)
         # Of "one of the two" the larger probability is the usual score.
         score = predictions.probability[rows][:, columns].max(axis=1)
-        table = {"patient_id": [predictions.patient_ids[i] for i in rows]}
-        label = " or ".join(names)
-        scored = [
-            evaluate_predictions(truth[:, None], score[:, None], [label], table, None, num_bootstrap, seed)
+        table = {"patient_id": [predictions.patient_ids[row] for row in rows]}
+        expert_row, mined_row = (
+            evaluate_predictions(truth[:, None], score[:, None], [name], table, None, num_bootstrap, seed)
             for truth in (expert, mined)
-        ]
-        results.append(
-            Comparison(
-                label,
-                len(rows),
-                len(set(table["patient_id"])),
-                int(expert.sum()),
-                int(mined.sum()),
-                int((expert * mined).sum()),
-                _kappa(expert, mined),
-                scored[0]["per_finding"][label],
-                scored[1]["per_finding"][label],
-            )
         )
+        patients = len(set(table["patient_id"]))
+        found = (expert_row["per_finding"][name], mined_row["per_finding"][name])
+        results.append(Scores(name, len(rows), patients, *found))
     return results
+
+
+def _matched(
+    file_names: Sequence[str], findings: Sequence[str], labels: RadiologistLabels
+) -> Iterator[Tuple[str, List[int], List[int], np.ndarray]]:
+    """(name, columns of findings, rows with a label, the radiologists' labels of these rows)."""
+    said = [labels.values.get(file_name(name)) for name in file_names]
+    for position, column in enumerate(labels.columns):
+        names = matching(column, findings)
+        pairs = [(row, values[position]) for row, values in enumerate(said) if values is not None]
+        known = [(row, value) for row, value in pairs if np.isfinite(value)]
+        if names and known:
+            columns = [list(findings).index(name) for name in names]
+            yield " or ".join(names), columns, [row for row, _ in known], np.array([value for _, value in known])
 
 
 def _kappa(one: np.ndarray, other: np.ndarray) -> float:

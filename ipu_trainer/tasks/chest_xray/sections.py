@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, List, Mapping, Optional, Tuple
+from typing import Any, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
 from ipu_trainer.tasks.chest_xray.boxes import file_name
 from ipu_trainer.tasks.chest_xray.calibration import brier_score
+from ipu_trainer.tasks.chest_xray.dataset import ChestXrayDataset
 from ipu_trainer.tasks.chest_xray.evaluation import Evaluation
 from ipu_trainer.tasks.chest_xray.figures import calibration, finding_card
 from ipu_trainer.tasks.chest_xray.labels import NO_FINDING
 from ipu_trainer.tasks.chest_xray.metrics import SMALLEST_SUBGROUP
-from ipu_trainer.tasks.chest_xray.radiologists import RadiologistLabels, compare, matching
+from ipu_trainer.tasks.chest_xray.radiologists import RadiologistLabels, Scores, agreement, matching, scores
 from ipu_trainer.tasks.pages.drawing import forest
 from ipu_trainer.tasks.pages.page import Beside, Block, Cards, Drawing, Table, Text, interval, number
 
@@ -203,7 +204,10 @@ def subgroup_blocks(metrics: Mapping[str, Any]) -> List[Block]:
     ]
 
 
-def radiologist_blocks(evaluation: Evaluation, labels: Optional[RadiologistLabels]) -> List[Block]:
+def radiologist_blocks(
+    evaluation: Evaluation, labels: Optional[RadiologistLabels], everything: Optional[ChestXrayDataset] = None
+) -> List[Block]:
+    """everything: all prepared images, for the mined labels; without them those that were evaluated stand in."""
     if labels is None:
         return [
             Text(
@@ -213,59 +217,76 @@ def radiologist_blocks(evaluation: Evaluation, labels: Optional[RadiologistLabel
             )
         ]
     predictions = evaluation.predictions
-    metrics = evaluation.metrics["bootstrap"]
-    found = compare(predictions, labels, metrics["replicates"], metrics["seed"])
+    names: Sequence[str] = predictions.file_names
+    truth, findings = predictions.truth, list(predictions.findings)
+    if everything is not None:
+        names, truth, findings = everything.table["file_name"], everything.labels, everything.findings
     common = sum(file_name(name) in labels.values for name in predictions.file_names)
-    told = (
-        f"{common} of the {len(predictions):,} evaluated images have labels of radiologists; the file has them of "
-        f"{len(labels.values):,} images."
-    )
-    left_out = [column for column in labels.columns if not matching(column, predictions.findings)]
+    prepared = sum(file_name(name) in labels.values for name in names)
+    told = f"{common} of the {len(predictions):,} evaluated images have labels of radiologists"
+    told += f", {prepared} of all {len(names):,} prepared ones" if everything is not None else ""
+    told += f"; the file has them of {len(labels.values):,} images."
+    left_out = [column for column in labels.columns if not matching(column, findings)]
     if left_out:
         told += f" Left out, since no finding has the name: {', '.join(left_out)}."
-    if not found:
+    mined = agreement(names, truth, findings, labels)
+    if not mined:
         return [Text(told + " There is nothing to compare.", "warning")]
     blocks: List[Block] = [Text(told + (" So few images decide nothing." if common < 100 else ""))]
-    mined = [
-        [
-            row.name,
-            str(row.num_images),
-            str(row.num_patients),
-            str(row.radiologist_positive),
-            str(row.mined_positive),
-            str(row.both_positive),
-            number(row.sensitivity, 2),
-            number(row.precision, 2),
-            number(row.kappa, 2),
-        ]
-        for row in found
+    where = "all prepared images" if everything is not None else "the evaluated images"
+    blocks += [
+        Text(f"The mined labels of {where}, the radiologists' being the truth:"),
+        Table(
+            ["label", "images", "radiologists +", "mined +", "both +", "sensitivity", "precision", "kappa"],
+            [
+                [
+                    row.name,
+                    *(
+                        str(n)
+                        for n in (row.num_images, row.radiologist_positive, row.mined_positive, row.both_positive)
+                    ),
+                    *(number(value, 2) for value in (row.sensitivity, row.precision, row.kappa)),
+                ]
+                for row in mined
+            ],
+        ),
     ]
+    bootstrap = evaluation.metrics["bootstrap"]
+    found = scores(predictions, labels, bootstrap["replicates"], bootstrap["seed"])
+    return blocks + _score_blocks(found)
+
+
+def _score_blocks(found: Sequence[Scores]) -> List[Block]:
+    if not found:
+        return [Text("None of them was evaluated, so the model cannot be held against them.", "warning")]
+    points = [(row.name, [auroc_point(row.against_radiologists), auroc_point(row.against_mined)]) for row in found]
+    blocks: List[Block] = [Text("The model on the evaluated ones, by whose labels count:")]
+    if any(np.isfinite(value) for _, series in points for value, _, _ in series):
+        drawing = forest(points, legend=("radiologists' labels", "mined labels"))
+        blocks.append(Drawing(drawing, "The model's AUROC on the same images"))
     head = [
         "label",
         "images",
         "patients",
-        "positive: radiologists",
-        "mined",
-        "both",
-        "sensitivity",
-        "precision",
-        "kappa",
+        "radiologists +",
+        "AUROC",
+        "95 % interval",
+        "mined +",
+        "AUROC",
+        "95 % interval",
     ]
-    blocks += [Text("The mined labels, the radiologists' being the truth:"), Table(head, mined)]
-    points = [(row.name, [auroc_point(row.against_radiologists), auroc_point(row.against_mined)]) for row in found]
-    if any(np.isfinite(value) for _, series in points for value, _, _ in series):
-        drawing = forest(points, legend=("radiologists' labels", "mined labels"))
-        blocks.append(Drawing(drawing, "The model's AUROC on the same images, by whose labels count"))
-    rows = [
-        [row.name]
-        + [
-            text
-            for scores in (row.against_radiologists, row.against_mined)
-            for text in (number(scores["auroc"]), interval(scores["auroc_interval"]))
-        ]
-        for row in found
-    ]
-    blocks.append(Table(["label", "AUROC, radiologists", "95 % interval", "AUROC, mined", "95 % interval"], rows))
+    rows = []
+    for row in found:
+        cells = [row.name, str(row.num_images), str(row.num_patients)]
+        for scored in (row.against_radiologists, row.against_mined):
+            cells += [str(scored["num_positive"]), number(scored["auroc"]), interval(scored["auroc_interval"])]
+        rows.append(cells)
+    blocks.append(Table(head, rows))
+    undefined = [row.name for row in found if number(row.against_radiologists["auroc"]) == "–"]
+    if undefined:
+        blocks.append(
+            Text(f"No AUROC: the radiologists' labels have one class only for {', '.join(undefined)}.", "note")
+        )
     return blocks
 
 
