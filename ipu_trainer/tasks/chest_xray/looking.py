@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, FrozenSet, List, Mapping, Optional, Sequence, Tuple
@@ -204,7 +205,7 @@ def looking_blocks(boxed: BoxedImages, looking: Looking) -> List[Block]:
         "picture's middle",
         "chance",
     ]
-    chosen = sorted(boxed.images, key=lambda image: (-image.probability, image.name))[:_MOST_BOXED]
+    chosen = _shown(boxed.images)
     cases = [
         _case(
             f"{boxed.findings[image.column]}",
@@ -227,9 +228,20 @@ def looking_blocks(boxed: BoxedImages, looking: Looking) -> List[Block]:
             "finding is there.",
             "note",
         ),
-        Text(f"The {len(cases)} pairs with the highest probability, boxes in light blue:"),
+        Text(f"{len(cases)} of the pairs, the likeliest of each finding first; boxes in light blue:"),
         Cases(cases),
     ]
+
+
+def _shown(images: Sequence[BoxedImage]) -> List[BoxedImage]:
+    """The likeliest of each finding, then the second likeliest of each, and so on."""
+    ordered = sorted(images, key=lambda image: (-image.probability, image.name))
+    turn: List[Tuple[int, BoxedImage]] = []
+    seen: Counter[int] = Counter()
+    for image in ordered:
+        turn.append((seen[image.column], image))
+        seen[image.column] += 1
+    return [image for _, image in sorted(turn, key=lambda pair: pair[0])[:_MOST_BOXED]]
 
 
 _STORIES = {

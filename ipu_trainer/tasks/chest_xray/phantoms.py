@@ -14,11 +14,13 @@ from typing import Callable, Dict, List, Optional, Tuple
 
 import numpy as np
 from PIL import Image, ImageFilter
+from scipy import ndimage
 from tqdm import tqdm
 
 from ipu_trainer.atomic import atomic_path, write_text
 from ipu_trainer.tasks.chest_xray.labels import NIH_FINDINGS, NO_FINDING, pathologies
 
+Box = Tuple[float, float, float, float]  # left, top, width, height in shares of the picture's side
 CSV_NAME = "phantoms.csv"
 # Where the signs are, in the form of NIH's BBox_List_2017.csv: pixels of a picture of 1024.
 BOXES_NAME = "boxes.csv"
@@ -60,12 +62,14 @@ def write_phantoms(folder: Path, settings: PhantomSettings, progress: bool = Tru
                 break
             findings = chronic if generator.random() < 0.7 else _draw_findings(generator)
             view = "AP" if generator.random() < (0.6 if findings else 0.3) else "PA"
-            signs: Dict[str, Tuple[float, float, float, float]] = {}
+            signs: Dict[str, List[Box]] = {}
             pixels = draw_phantom(body, findings, view, settings.size, generator, signs)
             name = f"{patient:08d}_{visit:03d}.png"
             with atomic_path(folder / "images" / name) as temporary:
                 Image.fromarray(pixels).save(temporary, format="PNG")
-            boxes += [[name, finding, *(round(1024 * v, 3) for v in box)] for finding, box in signs.items()]
+            boxes += [
+                [name, finding, *(round(1024 * v, 3) for v in box)] for finding, found in signs.items() for box in found
+            ]
             told = _mislabel(findings, settings.label_noise, generator)
             rows.append([name, "|".join(told) or NO_FINDING, visit, patient, age, sex, view])
             bar.update(1)
@@ -133,11 +137,11 @@ def draw_phantom(
     view: str,
     size: int,
     generator: np.random.Generator,
-    signs: Optional[Dict[str, Tuple[float, float, float, float]]] = None,
+    signs: Optional[Dict[str, List[Box]]] = None,
 ) -> np.ndarray:
     """uint8 (size, size): one chest with the signs of its findings.
 
-    signs, if given, gets a box (left, top, width, height, in shares of the side) for each finding that is in one place.
+    signs, if given, gets the boxes of each finding that is in few places.
     """
     canvas = _Canvas(body, view, size, generator)
     for name in findings:
@@ -147,21 +151,23 @@ def draw_phantom(
             change = np.abs(canvas.added - before)
             if canvas.heart_width != heart:
                 change = canvas.heart()
-            signs[name] = _box_around(change)
+            signs[name] = _boxes_around(change)
     return canvas.finish()
 
 
-def _box_around(change: np.ndarray) -> Tuple[float, float, float, float]:
-    """Of what is at least 40 % of the largest change."""
-    inside = change >= 0.4 * change.max()
-    columns, rows = np.flatnonzero(inside.any(axis=0)), np.flatnonzero(inside.any(axis=1))
-    left, top = columns[0] / change.shape[1], rows[0] / change.shape[0]
-    return (
-        float(left),
-        float(top),
-        float((columns[-1] + 1) / change.shape[1] - left),
-        float((rows[-1] + 1) / change.shape[0] - top),
-    )
+def _boxes_around(change: np.ndarray) -> List[Box]:
+    """One for each connected region that is at least 40 % of the largest change."""
+    regions, _ = ndimage.label(change >= 0.4 * change.max())
+    height, width = change.shape
+    return [
+        (
+            columns.start / width,
+            rows.start / height,
+            (columns.stop - columns.start) / width,
+            (rows.stop - rows.start) / height,
+        )
+        for rows, columns in ndimage.find_objects(regions)
+    ]
 
 
 class _Canvas:
