@@ -20,8 +20,8 @@ from ipu_trainer.training.checkpoints import last_complete_checkpoint
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.json"
 HISTORY_FILE = "history.json"
-# What a resumed run may have otherwise: where its logs go.
-_MAY_DIFFER = ("report_to", "run_name", "disable_tqdm")
+# What a resumed run may have otherwise: where its logs go and what is written at the end.
+_MAY_DIFFER = ("report", "report_to", "run_name", "disable_tqdm")
 
 
 def read_run(run_dir: Path) -> Dict[str, Any]:

@@ -66,6 +66,7 @@ class ChestXrayArguments:
     gamma: float = field(default=Augmentation.gamma, metadata={"help": "Largest relative gamma."})
     erasing: float = field(default=Augmentation.erasing, metadata={"help": "Probability of one erased rectangle."})
     horizontal_flip: bool = field(default=False, metadata={"help": "Flip left and right (dextrocardia: off)."})
+    report: bool = field(default=True, metadata={"help": "Write report.html at the end."})
     num_bootstrap: int = field(default=1000, metadata={"help": "Patient-bootstrap replicates for intervals."})
 
     @property

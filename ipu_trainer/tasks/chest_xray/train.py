@@ -29,7 +29,7 @@ from ipu_trainer.tasks.chest_xray.record import resolved_settings
 from ipu_trainer.tasks.chest_xray.trainer import ChestXrayTrainer, sigmoid
 from ipu_trainer.tasks.chest_xray.transforms import ChestXrayCollator, Normalisation, load_normalisation
 from ipu_trainer.tasks.curves import plot_training
-from ipu_trainer.tasks.pages.run import report_or_reason
+from ipu_trainer.tasks.pages.run import REPORT_FILE, report_or_reason
 from ipu_trainer.tasks.record import RUN_FILE, resumable_checkpoint, versions, write_history
 from ipu_trainer.tasks.search import Searched
 from ipu_trainer.training.arguments import IPUTrainingArguments
@@ -43,7 +43,9 @@ def run(words: Sequence[str]) -> None:
     metrics = train(recipe, args)
     if metrics:
         table = report.metrics_table(metrics)
-        print(f"\n{metrics['split']} split\n{table}\n\nmodel, metrics, plots and report.html: {args.output_dir}")
+        print(f"\n{metrics['split']} split\n{table}\n\nmodel, metrics and plots: {args.output_dir}")
+        if recipe.report:
+            print(f"to read: {Path(args.output_dir) / REPORT_FILE}")
 
 
 def train(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Dict[str, Any]:
@@ -103,7 +105,8 @@ def train(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Dict[str, A
     record.update(status="finished", thresholds=thresholds, evaluated_split=evaluated)
     write_text(run_dir / "README.md", report.model_card(record, result))
     write_json(run_dir / RUN_FILE, record)
-    report_or_reason(write_report, run_dir)
+    if recipe.report:
+        report_or_reason(write_report, run_dir)
     return result
 
 
