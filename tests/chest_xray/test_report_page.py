@@ -24,7 +24,9 @@ from ipu_trainer.tasks.pages.page import write_page
 
 def test_a_report_has_what_ran_curves_intervals_calibration_subgroups_and_thresholds(tmp_path):
     page = checked_page(write_report(write_run(tmp_path / "run", *predictions(300))))
-    titles = "at-a-glance auroc-by-finding curves-by-finding calibration thresholds subgroups best-and-worst-predictions"
+    titles = (
+        "at-a-glance auroc-by-finding curves-by-finding calibration thresholds subgroups best-and-worst-predictions"
+    )
     assert list(page.sections)[1:] == [*titles.split(), "where-the-model-looks", "radiologists-labels", "training"] + [
         "batches", "everything-that-was-set",
     ]  # fmt: skip
@@ -97,7 +99,13 @@ def test_ten_thousand_images_with_the_largest_pictures_stay_under_five_megabytes
 
 
 def test_names_from_files_are_text_and_never_markup_or_formulas(tmp_path):
-    nasty = ['<script>alert(1)</script>', '"><img src=x onerror=alert(1)>', "$\\frac{1}{", "No Finding", "&lt;b&gt; ]]>"]
+    nasty = [
+        "<script>alert(1)</script>",
+        '"><img src=x onerror=alert(1)>',
+        "$\\frac{1}{$",
+        "No Finding",
+        "&lt;b&gt; ]]>",
+    ]
     truth, probability = predictions(40, nasty)
     names = [f"</h4><script>{i}</script>/{i // 2:03d}_\"'><svg onload=x>.png" for i in range(40)]
     folder = write_run(
@@ -125,7 +133,9 @@ def test_best_and_worst_images_rank_highest_and_lowest_and_none_is_shown_twice(t
         assert max(sum(i.column == j.column for j in images) for i in images) <= 2
     missed = chosen["missed"][0]
     lowest = min(
-        (np.mean(probability[:, c] < probability[r, c]), r, c) for r, c in np.argwhere(truth == 1) if FINDINGS[c] != "No Finding"
+        (np.mean(probability[:, c] < probability[r, c]), r, c)
+        for r, c in np.argwhere(truth == 1)
+        if FINDINGS[c] != "No Finding"
     )
     assert (missed.row, missed.column) == lowest[1:]
 
@@ -212,7 +222,9 @@ def test_an_ipu_config_brings_the_pipeline_and_a_prediction_that_says_so(tmp_pat
 
     shutil.copytree(phantoms / "model", tmp_path / "run")
     values = settings(1e-3)
-    values["training"]["ipu_config_overrides"] = "layers_per_ipu=[1 1 1],ipus_per_replica=3,gradient_accumulation_steps=5"
+    values["training"]["ipu_config_overrides"] = (
+        "layers_per_ipu=[1 1 1],ipus_per_replica=3,gradient_accumulation_steps=5"
+    )
     write_run(tmp_path / "run", *predictions(20), settings=values)
     page = checked_page(write_report(tmp_path / "run"))
     told = page.sections["on-ipus"]
