@@ -229,12 +229,15 @@ def test_the_sample_of_nih_is_told_how_few_boxes_and_radiologist_labels_it_has(n
     boxed = read_boxes(official / "BBox_List_2017.csv")
     read = read_radiologist_labels(official / "google2019_nih-chest-xray-labels.csv.gz")
     here = sorted(path.name for path in (nih_sample / "images").iterdir())
-    wanted = [name for name in here if name in boxed or name in read.values] + here[:40]
+    wanted = {name for name in here if name in boxed or name in read.values} | set(here[:40])
     with gzip.open(official / "Data_Entry_2017_v2020.csv.gz", "rt", newline="") as file:
         table = [row for number, row in enumerate(csv.reader(file)) if number == 0 or row[0] in wanted]
     with (tmp_path / "labels.csv").open("w", newline="") as file:
         csv.writer(file).writerows(table)
-    command = ["prepare", "chest-xray", "--csv", str(tmp_path / "labels.csv"), "--images", str(nih_sample / "images")]
+    (tmp_path / "images").mkdir()
+    for name in wanted:
+        shutil.copyfile(nih_sample / "images" / name, tmp_path / "images" / name)
+    command = ["prepare", "chest-xray", "--csv", str(tmp_path / "labels.csv"), "--images", str(tmp_path / "images")]
     command += [
         "--train-val-list",
         str(official / "train_val_list.txt"),
