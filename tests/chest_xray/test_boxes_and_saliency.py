@@ -110,7 +110,9 @@ def test_weighted_attention_adds_up_what_raises_the_output():
 
 def test_saliency_of_a_batch_is_that_of_its_images_and_of_the_finding_that_is_asked_for(phantoms, tmp_path):
     shutil.copytree(phantoms / "model", tmp_path / "model")
-    model = load_for_saliency(tmp_path / "model")
+    with pytest.raises(ValueError, match="has 2 outputs for 3 findings"):
+        load_for_saliency(tmp_path / "model", ["Effusion", "Mass", "Nodule"])
+    model = load_for_saliency(tmp_path / "model", ["Effusion", "Mass"])
     pixels = torch.randn(11, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     columns = [i % 2 for i in range(11)]
     found = saliency(model, pixels, columns)
@@ -156,7 +158,7 @@ def test_a_model_that_learned_two_signs_is_seen_to_look_at_the_one_that_is_asked
     pixels, truth, patches = striped(100, 1000)
     both = [image for image in range(100) if truth[image].sum() == 2]
     for output in range(2):
-        heat = saliency(load_for_saliency(tmp_path), pixels[both], [output] * len(both)).gradient
+        heat = saliency(load_for_saliency(tmp_path, ["A", "B"]), pixels[both], [output] * len(both)).gradient
         boxes = [divmod(int(patches[image, output]), 4) for image in both]
         hits = [is_hit(one, [Box("", c / 4, r / 4, 0.25, 0.25)]) for one, (r, c) in zip(heat, boxes)]
         assert len(both) > 15 and sum(hits) >= 0.9 * len(both)
@@ -248,6 +250,8 @@ def test_the_sample_of_nih_is_told_how_few_boxes_and_radiologist_labels_it_has(n
     data = load_prepared(tmp_path / "data")
     test = data.split("test")
     shutil.copytree(phantoms / "model", tmp_path / "run")
+    config = ViTConfig.from_pretrained(phantoms / "model", num_labels=len(data.findings))
+    ViTForImageClassification(config).save_pretrained(tmp_path / "run")
     _, probability = predictions(len(test), data.findings)
     write_run(
         tmp_path / "run", test.labels, probability, data.findings, test.table["file_name"], tmp_path / "data",

@@ -41,11 +41,13 @@ class Looking:
         self._position = {name: position for position, name in enumerate(names)}
 
     @classmethod
-    def of_run(cls, run_dir: Path, prepared: PreparedChestXrays, subject: ChestXrayDataset) -> Looking:
+    def of_run(
+        cls, run_dir: Path, findings: Sequence[str], prepared: PreparedChestXrays, subject: ChestXrayDataset
+    ) -> Looking:
         everything = prepared.split("all")
         try:
             normalisation = load_normalisation(run_dir, prepared.size, prepared.manifest["resample"])
-            model = load_for_saliency(run_dir)
+            model = load_for_saliency(run_dir, findings)
         except (ValueError, OSError) as error:
             return cls(subject, everything=everything, reason_no_model=f"No saliency: {error}")
         return cls(subject, model, ChestXrayCollator(normalisation), everything)

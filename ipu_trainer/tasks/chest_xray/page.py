@@ -156,7 +156,7 @@ def _looking(evaluation: Evaluation, data: Optional[Path]) -> Looking:
             raise ValueError(f"{message} Give the folder that was evaluated.")
         return Looking(reason=f"{message} Give it with --data.")
     subject = prepared.split(evaluation.split)
-    return Looking.of_run(evaluation.run.folder, prepared, subject)
+    return Looking.of_run(evaluation.run.folder, evaluation.predictions.findings, prepared, subject)
 
 
 def _prediction_section(

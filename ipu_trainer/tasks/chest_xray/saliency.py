@@ -26,11 +26,15 @@ class Saliency:
     gradient: np.ndarray
 
 
-def load_for_saliency(run_dir: Path) -> Any:
-    """The run's model with attention that can be looked at. Raises ValueError if it is no ViT."""
+def load_for_saliency(run_dir: Path, findings: Sequence[str]) -> Any:
+    """The run's model with attention that can be looked at. Raises ValueError if it is no ViT with these outputs."""
     config = ViTConfig.from_pretrained(str(run_dir))
     if config.model_type != "vit":
         raise ValueError(f"{run_dir} holds a {config.model_type}: saliency reads the attention of a ViT.")
+    if config.num_labels != len(findings):
+        raise ValueError(
+            f"the model in {run_dir} has {config.num_labels} outputs for {len(findings)} findings: it is not this run's."
+        )
     config._attn_implementation = "eager"  # other implementations never make the probabilities
     model = ViTForImageClassification.from_pretrained(str(run_dir), config=config)
     return model.float().eval().to("cuda" if torch.cuda.is_available() else "cpu")
