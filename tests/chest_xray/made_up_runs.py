@@ -22,7 +22,7 @@ def predictions(num_images, findings=FINDINGS, seed=0, skill=1.0):
     return truth, 1 / (1 + np.exp(-logits))
 
 
-def write_run(folder, truth, probability, findings=FINDINGS, names=None, data=None, num_bootstrap=20, **changes):
+def write_run(folder, truth, probability, findings=FINDINGS, names=None, num_bootstrap=20, **changes):
     """run.json, metrics.json, predictions.csv and history.json in folder; changes go into run.json."""
     count = len(truth)
     names = names or [f"{i // 3:08d}_{i % 3:03d}.png" for i in range(count)]
@@ -54,7 +54,7 @@ def write_run(folder, truth, probability, findings=FINDINGS, names=None, data=No
         "seed": 3,
         "split_method": "official",
         "synthetic_data": False,
-        "data": {"folder": str(data or folder / "gone"), "fingerprint": "f" * 32, "size": 32},
+        "data": {"folder": str(folder / "gone"), "fingerprint": "f" * 32, "size": 32},
         "backend": {"name": "host", "reason": "asked for", "torch_device": "cpu"},
         "precision": {"name": "fp32", "reason": "asked for"},
         "versions": {"ipu_trainer": "0.1.0", "torch": "2"},

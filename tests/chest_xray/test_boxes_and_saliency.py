@@ -254,7 +254,7 @@ def test_the_sample_of_nih_is_told_how_few_boxes_and_radiologist_labels_it_has(n
     ViTForImageClassification(config).save_pretrained(tmp_path / "run")
     _, probability = predictions(len(test), data.findings)
     write_run(
-        tmp_path / "run", test.labels, probability, data.findings, test.table["file_name"], tmp_path / "data",
+        tmp_path / "run", test.labels, probability, data.findings, test.table["file_name"],
         data={"folder": str(tmp_path / "data"), "fingerprint": data.fingerprint, "size": 32},
     )  # fmt: skip
     command = ["report", str(tmp_path / "run"), "--boxes", str(official / "BBox_List_2017.csv"), "--radiologist-labels"]

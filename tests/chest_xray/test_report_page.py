@@ -197,9 +197,7 @@ def settings(rate):
 def test_a_comparison_warns_of_other_data_and_refuses_other_tasks(tmp_path, capsys):
     one = write_run(tmp_path / "one" / "run", *predictions(40))
     names = [f"9{i:07d}_000.png" for i in range(40)]
-    other = write_run(
-        tmp_path / "two" / "run", *predictions(40), names=names, data="x",
-    )  # fmt: skip
+    other = write_run(tmp_path / "two" / "run", *predictions(40), names=names)
     record = json.loads((other / "run.json").read_text())
     record["data"]["fingerprint"] = "e" * 32
     write_json(other / "run.json", record)
