@@ -7,9 +7,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from html_pages import checked_page
 from hypothesis import given
 from hypothesis import strategies as st
-from made_up_runs import checked_page, predictions, write_run
+from made_up_runs import predictions, write_run
 from sklearn.metrics import cohen_kappa_score, roc_auc_score
 from transformers import ViTConfig, ViTForImageClassification
 

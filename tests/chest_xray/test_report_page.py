@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from made_up_runs import FINDINGS, checked_page, predictions, write_run
+from html_pages import checked_page
+from made_up_runs import FINDINGS, predictions, write_run
 
 from ipu_trainer.atomic import write_json
 from ipu_trainer.cli import main
