@@ -1,6 +1,7 @@
 """How fast a run goes and what it takes, in Trainer's own logs, so that the console and every reporter have it.
 
-    watch(trainer)                       adds samples_per_second, memory_bytes and loss_scale to each log of a training loss
+    watch(trainer)                       adds samples_per_second, data_wait_share, memory_bytes and loss_scale to each log of
+                                         a training loss
     watch(trainer, tokens_per_sample=n)  tokens_per_second too
 
 Tasks add it; IPUTrainer alone logs what Trainer logs. The first step is left out of the rates: it compiles and starts
@@ -19,7 +20,12 @@ from transformers import TrainerCallback
 
 def watch(trainer: Any, tokens_per_sample: int = 0) -> Monitor:
     """Add a Monitor to an IPUTrainer, before the callbacks of reporters: what it adds to a log reaches all of them."""
-    monitor = Monitor(lambda: samples_per_step(trainer), tokens_per_sample, lambda: loss_scale(trainer))
+    monitor = Monitor(
+        lambda: samples_per_step(trainer),
+        tokens_per_sample,
+        lambda: loss_scale(trainer),
+        lambda: trainer.data_wait_seconds,
+    )
     trainer.callback_handler.callbacks.insert(0, monitor)
     return monitor
 
@@ -48,16 +54,22 @@ def memory_bytes(device: Any) -> int:
 
 
 class Monitor(TrainerCallback):  # type: ignore[misc]
-    """Adds rates and memory to logs that have a training loss. scale() is the loss scale, or None."""
+    """Adds rates and memory to logs that have a training loss.
+
+    scale() is the loss scale, waited() the seconds that the loop has waited for batches so far; None where nobody knows.
+    """
 
     def __init__(
         self,
         samples: Callable[[], int],
         tokens_per_sample: int = 0,
         scale: Callable[[], Optional[float]] = lambda: None,
+        waited: Callable[[], Optional[float]] = lambda: None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._samples, self._tokens, self._scale, self._clock = samples, tokens_per_sample, scale, clock
+        self._waited = waited
+        self._waited_before = 0.0
         self._began: Optional[float] = None  # when the steps that are counted began; evaluation and saving move it on
         self._first_step = 0
         self._last_event = 0.0
@@ -68,7 +80,7 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._last_event = self._clock()
         if self._began is None:
-            self._began, self._first_step = self._last_event, state.global_step
+            self._begin(self._last_event, state.global_step)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._last_event = self._clock()
@@ -94,11 +106,17 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
                 added["samples_per_second"] = round(rate, 3)
                 if self._tokens:
                     added["tokens_per_second"] = round(rate * self._tokens, 1)
-            self._began, self._first_step = now, state.global_step
+                waited = self._waited()
+                if waited is not None:
+                    added["data_wait_share"] = round(min(1.0, (waited - self._waited_before) / seconds), 4)
+            self._begin(now, state.global_step)
         self._last_event = now
         logs.update(added)
         if state.log_history and "loss" in state.log_history[-1]:
             state.log_history[-1].update(added)  # Trainer keeps a copy that it made before
+
+    def _begin(self, now: float, step: int) -> None:
+        self._began, self._first_step, self._waited_before = now, step, self._waited() or 0.0
 
     def _leave_out(self) -> None:
         now = self._clock()

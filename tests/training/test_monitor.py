@@ -34,8 +34,10 @@ def trainer_with(folder, config=None, **changes):
 
 
 def test_rates_count_steps_after_the_first_and_leave_evaluation_and_saving_out():
-    clock = SimpleNamespace(now=0.0)
-    monitor = Monitor(lambda: 8, tokens_per_sample=10, scale=lambda: 4.0, clock=lambda: clock.now)
+    clock = SimpleNamespace(now=0.0, waited=0.0)
+    monitor = Monitor(
+        lambda: 8, tokens_per_sample=10, scale=lambda: 4.0, waited=lambda: clock.waited, clock=lambda: clock.now
+    )
     state, args = TrainerState(), SimpleNamespace(device=torch.device("cpu"))
 
     def happens(event, seconds, **more):
@@ -54,12 +56,15 @@ def test_rates_count_steps_after_the_first_and_leave_evaluation_and_saving_out()
         return logs
 
     happens("on_train_begin", 0)
+    clock.waited += 90  # workers start
     step(100)  # compiles
     first = logged()
     assert "samples_per_second" not in first and first["loss_scale"] == 4.0 and first["memory_bytes"] > 1e6
     for _ in range(4):
         step(2)
-    assert logged()["samples_per_second"] == 4 * 8 / 8
+    clock.waited += 2
+    logs = logged()
+    assert logs["samples_per_second"] == 4 * 8 / 8 and logs["data_wait_share"] == 2 / 8
     happens("on_evaluate", 50)
     happens("on_save", 30)
     step(2)
@@ -84,7 +89,13 @@ def test_every_reporter_and_the_log_history_have_the_rates_and_a_trainer_without
     losses = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert len(losses) == 3
     for entry in losses:
-        assert entry["samples_per_second"] > 0 and entry["memory_bytes"] > 1e7 and "loss_scale" not in entry
+        assert (entry.get("data_wait_share") is None) == (trainer.data_wait_seconds is None)
+        assert (
+            0 <= entry.get("data_wait_share", 0) <= 1
+            and entry["samples_per_second"] > 0
+            and entry["memory_bytes"] > 1e7
+            and "loss_scale" not in entry
+        )
         assert entry["tokens_per_second"] == pytest.approx(3 * entry["samples_per_second"], rel=1e-3)
     assert [entry["samples_per_second"] for entry in reporter.told if "loss" in entry] == [
         entry["samples_per_second"] for entry in losses

@@ -127,9 +127,7 @@ def augment(
         axis=1,
     ).astype(np.float32)
     if a.rotation_degrees or a.scale or a.aspect or a.shift or a.horizontal_flip:
-        grid = functional.affine_grid(
-            torch.from_numpy(affine).to(gray.device), [len(gray), 1, gray.shape[1], gray.shape[2]], align_corners=False
-        )
+        grid = _affine_grid(torch.from_numpy(affine).to(gray.device), gray.shape[1], gray.shape[2])
         gray = functional.grid_sample(gray[:, None], grid, mode="bilinear", align_corners=False)[:, 0]
 
     def each(values: np.ndarray) -> torch.Tensor:
@@ -145,6 +143,18 @@ def augment(
     if a.erasing:
         gray = _erase(gray, mean, random[:, 8:], a.erasing)
     return gray
+
+
+def _affine_grid(affine: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """(micro_batch, height, width, 2) where each pixel comes from, of (micro_batch, 2, 3), sides from -1 to 1.
+
+    By elements, not as torch's batched product of three columns, which a GPU may round to ten bits.
+    """
+    y = (2 * torch.arange(height, device=affine.device, dtype=affine.dtype) + 1) / height - 1
+    x = (2 * torch.arange(width, device=affine.device, dtype=affine.dtype) + 1) / width - 1
+    matrix = affine[:, None, None]
+    grid: torch.Tensor = x[:, None] * matrix[..., 0] + y[:, None, None] * matrix[..., 1] + matrix[..., 2]
+    return grid
 
 
 class ChestXrayCollator:
@@ -163,7 +173,7 @@ class ChestXrayCollator:
     def __call__(
         self, samples: Union[Mapping[str, torch.Tensor], Sequence[Mapping[str, torch.Tensor]]]
     ) -> Dict[str, torch.Tensor]:
-        batch = samples if isinstance(samples, Mapping) else _stack(samples)
+        batch = samples if isinstance(samples, Mapping) else stack(samples)
         gray = augment(batch["pixels"], batch["epoch"], batch["index"], self.augmentation, self.seed)
         return {"pixel_values": self.normalisation(gray), "labels": batch["labels"]}
 
@@ -214,7 +224,7 @@ def _erase(gray: torch.Tensor, fill: torch.Tensor, random: np.ndarray, probabili
     return torch.where(inside, fill.expand_as(gray), gray)
 
 
-def _stack(samples: Sequence[Mapping[str, torch.Tensor]]) -> Dict[str, torch.Tensor]:
+def stack(samples: Sequence[Mapping[str, torch.Tensor]]) -> Dict[str, torch.Tensor]:
     return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
 
 
