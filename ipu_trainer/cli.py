@@ -255,11 +255,17 @@ def _report(namespace: argparse.Namespace) -> int:
         raise ValueError(f"{', '.join(flags)} goes with one chest X-ray run. Leave it out, or give one such run.")
     if len(folders) > 1:
         check_runs(tasks)
-        print(_task_module(tasks[0], "page").write_comparison(folders, namespace.output or Path("comparison.html")))
-        return 0
     module = _task_module(tasks[0], "page")
-    more = [module.ReportInputs(**given)] if flags else []
-    print(module.write_report(folders[0], namespace.output, *more))
+    try:
+        if len(folders) > 1:
+            print(module.write_comparison(folders, namespace.output or Path("comparison.html")))
+        else:
+            print(module.write_report(folders[0], namespace.output, *([module.ReportInputs(**given)] if flags else [])))
+    except KeyError as error:
+        raise ValueError(
+            f"run.json or metrics.json of {', '.join(map(str, folders))} has no {error}: another release wrote it, or a "
+            "program changed it. Evaluate the run again, or make the report with that release."
+        ) from error
     return 0
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Sequence, Tuple
 
+import torch
+
 from ipu_trainer.config.ipu_config import IPUConfig
 from ipu_trainer.machine.hardware import SYSTEMS
 from ipu_trainer.machine.schedule import Schedule, pipelined_training
@@ -132,7 +134,7 @@ def report_or_reason(write_report: Callable[[Path], Path], run_dir: Path) -> Non
     """Write the page of what has just finished. All results are on disk by now: what stops the page is said, no more."""
     try:
         write_report(run_dir)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, torch.cuda.OutOfMemoryError) as error:  # a GPU may still be full of the training
         print(f"no {REPORT_FILE}: {error} To try again: ipu-trainer report {run_dir}", file=sys.stderr)
 
 
