@@ -92,12 +92,13 @@ def test_a_run_and_an_evaluation_end_in_a_page_that_shows_pictures_curves_and_wh
     told = page.sections["best-and-worst-predictions"]
     assert "gradient-weighted" in told and "rollout" in told and "Without pictures" not in told
     assert sum(name == "src" for _, name, _ in page.attributes) % 3 == 0
-    assert "synthetic phantoms" in page.text and "memory, bytes" in page.sections["training"]
+    assert "synthetic phantoms" in page.text and "memory, GiB" in page.sections["training"]
     assert len(json.loads((run / "history.json").read_text())) > 6
     command = ["evaluate", "chest-xray", "--run", str(run), "--data", str(prepared), "--split", "all"]
     assert main([*command, "--output", str(tmp_path / "all"), "--num-bootstrap", "10"]) == 0
     page = checked_page(tmp_path / "all" / "report.html")
     assert "120of" in page.sections["at-a-glance"] and "evaluated in all" in page.text
+    assert "was trained on some or all of the evaluated images" in page.text
     assert main(["report", str(tmp_path / "all"), "--boxes", str(phantoms / "boxes.csv")]) == 0
     boxed = read_boxes(phantoms / "boxes.csv")
     told = checked_page(tmp_path / "all" / "report.html").sections["where-the-model-looks"]

@@ -30,6 +30,13 @@ class Evaluation:
     thresholds: Mapping[str, float] = field(default_factory=dict)
 
     @property
+    def seen_in_training(self) -> str:
+        """ "training" or "thresholds" if evaluated images took part in the one or in choosing the other, else ""."""
+        if self.fingerprint != self.run.record["data"]["fingerprint"]:
+            return ""
+        return {"train": "training", "all": "training", "validation": "thresholds"}.get(self.split, "")
+
+    @property
     def findings(self) -> List[str]:
         """The findings that are reported, without "No Finding"."""
         return pathologies(self.predictions.findings)

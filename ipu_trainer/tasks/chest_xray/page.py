@@ -108,6 +108,8 @@ def notice(*evaluations: Evaluation) -> str:
         words.append(
             "The split is by image: patients are in training and evaluation alike, so the numbers mean little."
         )
+    if any(evaluation.seen_in_training == "training" for evaluation in evaluations):
+        words.append("The model was trained on some or all of the evaluated images, so the numbers say little.")
     return " ".join(words)
 
 

@@ -157,11 +157,15 @@ def threshold_blocks(evaluation: Evaluation) -> List[Block]:
         "false -",
         "true -",
     ]
+    where = {
+        "": "and were fixed before these images were looked at.",
+        "thresholds": "which are these very images, so sensitivity and specificity are too good here.",
+        "training": "and some of these images took part in that, or in training.",
+    }[evaluation.seen_in_training]
     return [
         Table(head, rows),
         Text(
-            "Thresholds maximise sensitivity + specificity on the validation split and were fixed before this split was "
-            "looked at. A dash is for a finding without both classes on validation, or without the share's cases here.",
+            f"Thresholds maximise sensitivity + specificity on the run's validation split, {where} A dash is for a finding without both classes on validation, or without the share's cases here.",
             "note",
         ),
     ]

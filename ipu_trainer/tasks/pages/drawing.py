@@ -79,6 +79,8 @@ def curves(
         axes.set_ylabel(ylabel)
         if logarithmic:
             axes.set_yscale("log")
+            for ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+                ticks(lambda value, _: f"{value:g}")  # the scale's own labels are formulas
         if len(lines) > 1:
             axes.legend(fontsize=8)
         _grid(axes)
@@ -134,10 +136,14 @@ def stage_timeline(stages: Sequence[Any], schedule: Any) -> str:
     return svg(stages, timeline(stages, schedule))
 
 
-def from_history(history: Sequence[Mapping[str, Any]], name: str) -> Tuple[List[float], List[float]]:
-    """(epochs, values) of a key of Trainer's log history."""
+def from_history(
+    history: Sequence[Mapping[str, Any]], name: str, factor: float = 1.0
+) -> Tuple[List[float], List[float]]:
+    """(epochs, values times factor) of a key of Trainer's log history."""
     found = [(entry.get("epoch"), entry.get(name)) for entry in history]
-    points = [(float(x), float(y)) for x, y in found if isinstance(x, (int, float)) and isinstance(y, (int, float))]
+    points = [
+        (float(x), factor * float(y)) for x, y in found if isinstance(x, (int, float)) and isinstance(y, (int, float))
+    ]
     return [x for x, _ in points], [y for _, y in points]
 
 

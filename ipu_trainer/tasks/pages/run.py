@@ -38,14 +38,14 @@ from ipu_trainer.tasks.pages.page import (
 from ipu_trainer.tasks.record import METRICS_FILE, RUN_FILE, read_history, read_run
 
 REPORT_FILE = "report.html"
-# Logged values that get a drawing of their own where a run has them: (key, label).
+# Logged values that get a drawing of their own where a run has them: (key, label, factor).
 _RATES = (
-    ("samples_per_second", "samples a second"),
-    ("tokens_per_second", "tokens a second"),
-    ("data_wait_share", "share of time waiting for data"),
-    ("memory_bytes", "memory, bytes"),
-    ("loss_scale", "loss scale"),
-    ("learning_rate", "learning rate"),
+    ("samples_per_second", "samples a second", 1.0),
+    ("tokens_per_second", "tokens a second", 1.0),
+    ("data_wait_share", "share of time waiting for data", 1.0),
+    ("memory_bytes", "memory, GiB", 2.0**-30),
+    ("loss_scale", "loss scale", 1.0),
+    ("learning_rate", "learning rate", 1.0),
 )
 
 
@@ -153,8 +153,8 @@ def facts(run: Run) -> Facts:
     if "precision" in record:
         rows.append(("precision", f"{record['precision']['name']} ({record['precision']['reason']})"))
     for name, value in flat(record["data"]).items():
-        if isinstance(value, (str, int, float)) and len(rows) < 16:
-            rows.append((f"data, {name}", f"{value:,}" if isinstance(value, int) else str(value)))
+        if isinstance(value, (str, int, float)) and not name.startswith("settings.") and len(rows) < 20:
+            rows.append((f"data: {name.replace('.', ' ')}", f"{value:,}" if isinstance(value, int) else str(value)))
     ended: Mapping[str, Any] = next((entry for entry in reversed(run.history) if "train_runtime" in entry), {})
     if ended:
         rows.append(("training took", f"{ended['train_runtime']:,.0f} s, {number(ended.get('epoch'), 1)} epochs"))
@@ -171,10 +171,10 @@ def training_blocks(runs: Sequence[Tuple[str, Sequence[Mapping[str, Any]]]], wat
             Text("No log history was kept beside this run: it is written as history.json since release 0.1.0.", "note")
         ]
     drawings = []
-    keys: List[Tuple[str, str, bool]] = [("loss", "training loss", False), ("eval_loss", "validation loss", False)]
-    keys += [(watched.key, watched.label, watched.logarithmic), *((key, label, False) for key, label in _RATES)]
-    for key, label, logarithmic in keys:
-        lines = [(name, *from_history(history, key)) for name, history in runs]
+    shown = [("loss", "training loss", 1.0), ("eval_loss", "validation loss", 1.0), (watched.key, watched.label, 1.0)]
+    for key, label, factor in [*shown, *_RATES]:
+        logarithmic = key == watched.key and watched.logarithmic
+        lines = [(name, *from_history(history, key, factor)) for name, history in runs]
         lines = [line for line in lines if line[1]]
         if not lines or (key not in ("loss", watched.key) and all(len(set(y)) < 2 for _, _, y in lines)):
             continue
