@@ -165,7 +165,8 @@ def threshold_blocks(evaluation: Evaluation) -> List[Block]:
     return [
         Table(head, rows),
         Text(
-            f"Thresholds maximise sensitivity + specificity on the run's validation split, {where} A dash is for a finding without both classes on validation, or without the share's cases here.",
+            f"Thresholds maximise sensitivity + specificity on the run's validation split, {where} A dash is for a finding "
+            "without both classes on validation, or without the share's cases here.",
             "note",
         ),
     ]
