@@ -189,7 +189,7 @@ def main():
                 files = pool.map(write_png, [(folder, number) for number in range(512)])
             print(f"PNGs of {np.mean([Path(file).stat().st_size for file in files]) / 1e3:.0f} kB", flush=True)
             variants["datasets + set_transform, 16 workers, bf16"] = from_pngs(
-                files, 128, 24, 10, bf16=True, dataloader_num_workers=16
+                files, 128, 64, 40, bf16=True, dataloader_num_workers=16
             )
             variants["datasets + set_transform, all defaults"] = from_pngs(files, 8, 24, 8)
         rates, failed = in_turns(variants, given.rounds, given.seconds)

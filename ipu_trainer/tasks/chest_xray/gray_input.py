@@ -8,7 +8,7 @@ The folded weights are made from the model's own in every step, so gradients rea
 from __future__ import annotations
 
 import contextlib
-from typing import Iterator, Optional
+from typing import Iterator, Optional, Tuple
 
 import torch
 from torch import nn
@@ -23,6 +23,7 @@ class GrayProjection:
     def __init__(self, projection: nn.Conv2d, normalisation: Normalisation) -> None:
         self.projection = projection
         self.normalisation = normalisation
+        self._constants: Optional[Tuple[torch.Tensor, torch.Tensor]] = None
 
     @classmethod
     def of(cls, model: nn.Module, normalisation: Normalisation) -> Optional[GrayProjection]:
@@ -51,8 +52,7 @@ class GrayProjection:
 
     def _forward(self, pixels: torch.Tensor) -> torch.Tensor:
         weight, bias = self.projection.weight, self.projection.bias
-        mean = weight.new_tensor(self.normalisation.mean).view(1, 3, 1, 1)
-        std = weight.new_tensor(self.normalisation.std).view(1, 3, 1, 1)
+        mean, std = self._mean_and_std(weight)
         scaled = weight / std
         shift = -(scaled * mean).sum(dim=(1, 2, 3))
         weight = scaled.sum(dim=1)  # (channels, height, width) of a patch
@@ -63,3 +63,12 @@ class GrayProjection:
         patches = gray.reshape(number, rows * columns, height * width)
         tokens = functional.linear(patches, weight.flatten(1), shift if bias is None else bias + shift)
         return tokens.transpose(1, 2).view(number, -1, rows, columns)
+
+    def _mean_and_std(self, like: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+        """Each (1, 3, 1, 1), made once: to copy them in every step would wait for the GPU."""
+        found = self._constants
+        if found is None or found[0].device != like.device or found[0].dtype != like.dtype:
+            given = (self.normalisation.mean, self.normalisation.std)
+            mean, std = (like.new_tensor(values).view(1, 3, 1, 1) for values in given)
+            self._constants = found = (mean, std)
+        return found

@@ -34,6 +34,7 @@ class ChestXrayTrainer(IPUTrainer):
     ) -> None:
         super().__init__(*positional, **named)
         self.finding_loss = finding_loss
+        self.model_accepts_loss_kwargs = False  # means over samples: nobody counts labels, or waits for the count
         self._collator_on_gpu: Optional[ChestXrayCollator] = None
         if not self.backend.has_executors and self.args.device.type == "cuda":
             self._feed_gpu()

@@ -127,11 +127,11 @@ def augment(
         axis=1,
     ).astype(np.float32)
     if a.rotation_degrees or a.scale or a.aspect or a.shift or a.horizontal_flip:
-        grid = _affine_grid(torch.from_numpy(affine).to(gray.device), gray.shape[1], gray.shape[2])
+        grid = _affine_grid(_beside(affine, gray), gray.shape[1], gray.shape[2])
         gray = functional.grid_sample(gray[:, None], grid, mode="bilinear", align_corners=False)[:, 0]
 
     def each(values: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(values.astype(np.float32)).to(gray.device)[:, None, None]
+        return _beside(values, gray)[:, None, None]
 
     mean = gray.mean(dim=(1, 2), keepdim=True)
     gray = (
@@ -143,6 +143,14 @@ def augment(
     if a.erasing:
         gray = _erase(gray, mean, random[:, 8:], a.erasing)
     return gray
+
+
+def _beside(values: np.ndarray, other: torch.Tensor) -> torch.Tensor:
+    """float32 of values on the other's device. A GPU takes them from pinned memory: from other memory it would be waited for."""
+    tensor = torch.from_numpy(values.astype(np.float32))
+    if other.device.type != "cuda":
+        return tensor.to(other.device)
+    return tensor.pin_memory().to(other.device, non_blocking=True)
 
 
 def _affine_grid(affine: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -215,7 +223,7 @@ def _mix(value: Any) -> Any:
 def _erase(gray: torch.Tensor, fill: torch.Tensor, random: np.ndarray, probability: float) -> torch.Tensor:
     """Gray rectangles of 10 to 35 % of a side, at random[:, 0:2] with sides random[:, 2:4], where random[:, 4] says so."""
     height, width = gray.shape[1:]
-    numbers = torch.from_numpy(random.astype(np.float32)).to(gray.device)[:, :, None, None]
+    numbers = _beside(random, gray)[:, :, None, None]
     tall, wide = (0.1 + 0.25 * numbers[:, 2]) * height, (0.1 + 0.25 * numbers[:, 3]) * width
     top, left = numbers[:, 0] * (height - tall), numbers[:, 1] * (width - wide)
     y = torch.arange(height, device=gray.device)[None, :, None]
