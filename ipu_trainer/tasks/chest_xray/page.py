@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, List, Mapping, Optional, Sequence, Tuple
 
+from ipu_trainer.tasks.chest_xray.best_and_worst import prediction_blocks
 from ipu_trainer.tasks.chest_xray.boxes import Box, read_boxes
 from ipu_trainer.tasks.chest_xray.comparison import difference_blocks, forest_blocks
 from ipu_trainer.tasks.chest_xray.dataset import load_prepared
 from ipu_trainer.tasks.chest_xray.evaluation import Evaluation, load_evaluation
-from ipu_trainer.tasks.chest_xray.looking import Looking, look_at_boxes, looking_blocks, prediction_blocks
+from ipu_trainer.tasks.chest_xray.looking import Looking
+from ipu_trainer.tasks.chest_xray.pointing_game import look_at_boxes, looking_blocks
 from ipu_trainer.tasks.chest_xray.predictions import choose_images
 from ipu_trainer.tasks.chest_xray.radiologists import RadiologistLabels, read_radiologist_labels
 from ipu_trainer.tasks.chest_xray.sections import (
