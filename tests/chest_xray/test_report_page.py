@@ -20,6 +20,7 @@ from ipu_trainer.tasks.chest_xray.looking import Looking
 from ipu_trainer.tasks.chest_xray.page import write_comparison, write_report
 from ipu_trainer.tasks.chest_xray.predictions import choose_images, read_predictions
 from ipu_trainer.tasks.chest_xray.saliency import Saliency
+from ipu_trainer.tasks.pages.comparison import distinct_names
 from ipu_trainer.tasks.pages.page import write_page
 
 
@@ -214,6 +215,14 @@ def test_a_comparison_warns_of_other_data_and_refuses_other_tasks(tmp_path, caps
     write_json(other / "run.json", {**record, "task": "seq2seq"})
     assert main(["report", str(one), str(other)]) == 1
     assert "Compare runs of one task" in capsys.readouterr().err
+
+
+def test_runs_are_called_by_the_shortest_end_that_tells_them_apart(tmp_path):
+    assert distinct_names([tmp_path / "a" / "run", tmp_path / "b" / "run", tmp_path / "c" / "other"]) == [
+        "a/run", "b/run", "other",
+    ]  # fmt: skip
+    assert distinct_names([tmp_path / "x", tmp_path / "x" / "x"]) == [f"{tmp_path.name}/x", "x/x"]
+    assert distinct_names([tmp_path / "run", tmp_path / "a" / ".." / "run"]) == ["run (1)", "run (2)"]
 
 
 def test_an_ipu_config_brings_the_pipeline_and_a_prediction_that_says_so(tmp_path, phantoms):

@@ -66,11 +66,6 @@ def forest_blocks(evaluations: Sequence[Evaluation], names: Sequence[str]) -> Li
     )
     points = [(findings[i], series[i]) for i in order[: 2 * MOST_CARDS]]
     table = [[findings[i], *(f"{number(v)} ({interval((low, high))})" for v, low, high in series[i])] for i in order]
-    return [
-        Beside(
-            [
-                Drawing(forest(points, legend=names), "AUROC with patient-bootstrap 95 % intervals"),
-                Table(["finding", *names], table),
-            ]
-        )
-    ]
+    drawing = Drawing(forest(points, legend=names), "AUROC with patient-bootstrap 95 % intervals")
+    blocks: List[Block] = [drawing, Table(["finding", *names], table)]
+    return [Beside(blocks)] if len(names) == 2 else blocks

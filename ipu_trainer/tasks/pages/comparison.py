@@ -47,13 +47,15 @@ def check_runs(tasks: Sequence[str]) -> None:
 
 
 def distinct_names(folders: Sequence[Path]) -> List[str]:
-    """The shortest ends of the paths that tell all of them apart; a folder given twice is numbered."""
+    """The shortest end of each path that no other path has; folders given twice are numbered."""
     parts = [Path(folder).resolve().parts for folder in folders]
-    for length in range(1, max(len(part) for part in parts) + 1):
-        names = ["/".join(part[-length:]) for part in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [f"{'/'.join(part[-1:])} ({number_})" for number_, part in enumerate(parts, start=1)]
+    if len(set(parts)) < len(parts):
+        return [f"{part[-1]} ({position})" for position, part in enumerate(parts, start=1)]
+    names = []
+    for part in parts:
+        ends = ((part[-length:], length) for length in range(1, len(part) + 1))
+        names.append(next("/".join(end) for end, n in ends if sum(other[-n:] == end for other in parts) == 1))
+    return names
 
 
 def _headline(columns: Sequence[Compared], digits: int) -> List[Block]:
