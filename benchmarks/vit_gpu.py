@@ -170,6 +170,7 @@ def main():
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--warm-up", type=int, default=12)
     parser.add_argument("--seconds", type=float, default=420.0, help="no new round after so many")
+    parser.add_argument("--only", default="", help="variants whose names hold this text")
     parser.add_argument("--without-pngs", action="store_true", help="leave out the variants that read PNGs")
     parser.add_argument("--output", type=Path, default=Path("vit_gpu.json"))
     given = parser.parse_args()
@@ -179,7 +180,7 @@ def main():
         variants = {
             "recipe, from the store": recipe(dataset, batch, *timed),
             "recipe, its batch on the GPU": recipe(dataset, batch, *timed, on_gpu=True),
-            "recipe, from the store, nothing fused": recipe(dataset, batch, *timed, fuse_projections=False),
+            "recipe, from the store, q k v apart": recipe(dataset, batch, *timed, fuse_projections=False),
             "Trainer bf16, on the GPU": stock_on_gpu(batch, *timed),
             "Trainer bf16, on the GPU, batch 128": stock_on_gpu(128, *timed),
             "Trainer bf16 + torch_compile, on the GPU": stock_on_gpu(batch, *timed, torch_compile=True),
@@ -192,6 +193,7 @@ def main():
                 files, 128, 64, 40, bf16=True, dataloader_num_workers=16
             )
             variants["datasets + set_transform, all defaults"] = from_pngs(files, 8, 24, 8)
+        variants = {name: run for name, run in variants.items() if given.only in name}
         rates, failed = in_turns(variants, given.rounds, given.seconds)
     text, about = report(rates, "recipe, from the store", FLOPS, "images/s")
     print(text)

@@ -46,6 +46,13 @@ class IPUTrainingArguments(TrainingArguments):
     drop_path: float = field(
         default=0.0, metadata={"help": "Stochastic depth: how often the last layer is skipped while training."}
     )
+    fold: bool = field(
+        default=True,
+        metadata={
+            "help": "On the host: micro-batches of an update are computed together as far as memory allows, where the result "
+            "is equal (checked before the first update)."
+        },
+    )
     compile: str = field(
         default="auto",
         metadata={

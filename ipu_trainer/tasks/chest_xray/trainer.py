@@ -28,6 +28,7 @@ class ChestXrayTrainer(IPUTrainer):
     """
 
     data_collator: Any
+    loader_follows_folding = True
 
     def __init__(
         self, *positional: Any, finding_loss: FindingLoss, balance: float = 0.0, tail: str = "drop", **named: Any
@@ -62,8 +63,8 @@ class ChestXrayTrainer(IPUTrainer):
         return {"pixel_values": collator.normalisation(gray), "labels": labels}
 
     def _gray_projection(self) -> Optional[GrayProjection]:
-        """The current model's; None where it has none, or a flag says so."""
-        if self._collator_on_gpu is None or not getattr(self.args, "fuse_projections", False):
+        """The current model's; None where it has none."""
+        if self._collator_on_gpu is None:
             return None
         if self._projection is None or self._projection[0] is not self.model:
             self._projection = (self.model, GrayProjection.of(self.model, self._collator_on_gpu.normalisation))
@@ -97,9 +98,18 @@ class ChestXrayTrainer(IPUTrainer):
             return BatchGeometry(geometry.samples_per_host_step // processes, replicas=processes)
         # Several GPUs of one process (DataParallel) share out one batch: the micro-batches of all of them.
         copies = max(1, self.args.n_gpu)
+        folded = 1 if self.folding is None else self.folding.factor
+        replicas, processes = geometry.replicas // copies, int(self.args.world_size)
+        accumulation = geometry.gradient_accumulation * replicas // processes
         return dataclasses.replace(
-            geometry, micro_batch=geometry.micro_batch * copies, replicas=geometry.replicas // copies
+            geometry,
+            micro_batch=geometry.micro_batch * copies * folded,
+            gradient_accumulation=accumulation // folded,
+            replicas=processes,
         )
+
+    def why_not_foldable(self, *_: Any, **__: Any) -> Optional[str]:
+        return None  # the sampler gives whole updates alone
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, *_: Any, **__: Any) -> Any:
         labels = inputs["labels"]
