@@ -4,6 +4,7 @@ ipu-trainer prepare  chest-xray   label CSV and images -> a prepared data set
 ipu-trainer train    chest-xray   prepared data set and model -> a run
 ipu-trainer search   TASK         hyper-parameter search over what `train TASK` does
 ipu-trainer evaluate chest-xray   run and prepared data set -> metrics
+ipu-trainer report   RUN...       a run as one HTML page, or several side by side
 ipu-trainer phantoms chest-xray   synthetic chests to try all of this with
 ipu-trainer simulate [--trace DIR] SCRIPT [ARGS...]   a program written for IPUs, on the simulator
 ipu-trainer doctor                                what is there to compute with, and which backend `auto` takes
@@ -101,6 +102,14 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--output", type=Path, required=True, help="folder for metrics, predictions and plots")
     evaluate.add_argument("--num-bootstrap", type=int, default=1000, help="patient-bootstrap replicates")
     evaluate.set_defaults(run=_evaluate)
+
+    report = commands.add_parser("report", help="a finished run as one HTML page, or several runs side by side")
+    report.add_argument("folders", type=Path, nargs="+", metavar="RUN", help="folder of a run, or of an evaluation")
+    report.add_argument("--output", type=Path, help="file (default: RUN/report.html, comparison.html for several)")
+    report.add_argument("--data", type=Path, help="the prepared data that was evaluated, if it has moved")
+    report.add_argument("--boxes", type=Path, help="boxes by radiologists: NIH's BBox_List_2017.csv")
+    report.add_argument("--radiologist-labels", type=Path, help="labels by radiologists: Google's for ChestX-ray14")
+    report.set_defaults(run=_report)
 
     phantoms = _task_command(commands, "phantoms", "write synthetic chest X-rays and a small ViT")
     phantoms.add_argument("--output", type=Path, required=True, help="folder for images, phantoms.csv and model")
@@ -200,7 +209,33 @@ def _evaluate(namespace: argparse.Namespace) -> int:
     metrics = evaluate(namespace.run_dir, namespace.data, namespace.split, namespace.output, namespace.num_bootstrap)
     for name in metrics["findings_unknown_to_the_model"]:
         print(f"warning: the model has no output for {name!r}", file=sys.stderr)
-    print(f"{report.metrics_table(metrics)}\n\nmetrics and plots: {namespace.output}")
+    print(f"{report.metrics_table(metrics)}\n\nmetrics, plots and report.html: {namespace.output}")
+    return 0
+
+
+def _report(namespace: argparse.Namespace) -> int:
+    from ipu_trainer.tasks.pages.comparison import check_runs
+    from ipu_trainer.tasks.pages.run import task_of
+
+    folders: List[Path] = namespace.folders
+    tasks = [task_of(folder) for folder in folders]
+    given = {name: getattr(namespace, name) for name in ("data", "boxes", "radiologist_labels")}
+    flags = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
+    if flags and (len(folders) > 1 or tasks[0] != "chest-xray"):
+        raise ValueError(f"{', '.join(flags)} goes with one chest X-ray run. Leave it out, or give one such run.")
+    if len(folders) > 1:
+        check_runs(tasks)
+    module = _task_module(tasks[0], "page")
+    try:
+        if len(folders) > 1:
+            print(module.write_comparison(folders, namespace.output or Path("comparison.html")))
+        else:
+            print(module.write_report(folders[0], namespace.output, *([module.ReportInputs(**given)] if flags else [])))
+    except KeyError as error:
+        raise ValueError(
+            f"run.json or metrics.json of {', '.join(map(str, folders))} has no {error}: another release wrote it, or a "
+            "program changed it. Evaluate the run again, or make the report with that release."
+        ) from error
     return 0
 
 

@@ -61,6 +61,8 @@ def run(task: str, searched: Callable[[Sequence[str]], Searched], words: Sequenc
     given = ["--output", str(folder), *rest]
     if not {"--save_strategy", "--save-strategy"} & {word.split("=")[0] for word in rest}:
         given += ["--save_strategy", "no"]  # a trial is judged, not kept
+    if not {"--report_to", "--report-to"} & {word.split("=")[0] for word in rest}:
+        given += ["--report_to", "none"]  # the study has the results; a folder of logs for each trial is asked for
     subject = searched(given)
     args = subject.trainer.args
     space = space or _default_space(args)

@@ -325,6 +325,11 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         finally:
             self.args.gradient_accumulation_steps = in_loop
 
+    @property
+    def data_wait_seconds(self) -> Optional[float]:
+        """How long this training has waited for batches so far; None before transformers 4.46, whose loop does not say."""
+        return self._data_wait_seconds if hasattr(Trainer, "get_batch_samples") else None
+
     def get_batch_samples(self, *positional: Any, **named: Any) -> Any:
         begin = time.perf_counter()
         samples, num_items = super().get_batch_samples(*positional, **named)

@@ -17,6 +17,7 @@ from ipu_trainer.tasks.flags import parse_flags, takes_bf16
 from ipu_trainer.training import compat
 from ipu_trainer.training.arguments import IPUTrainingArguments
 from ipu_trainer.training.precision import Precision, choose_precision
+from ipu_trainer.training.reporting import default_reporters
 
 # Pairs of one micro-batch make the ranking loss; fewer samples than this give it too few.
 _SMALLEST_RANKED_MICRO_BATCH = 8
@@ -34,7 +35,7 @@ _RECIPE = compat.training_defaults(
     per_device_eval_batch_size=64,
     remove_unused_columns=False,
     dataloader_pin_memory=torch.cuda.is_available(),
-    report_to=["none"],
+    report_to=default_reporters(),
     logging_nan_inf_filter=False,  # it waits for the GPU in every step, and hides what went wrong
 )
 _OWN_RECIPE = {"layer_decay": 0.65, "head_learning_rate_factor": 5.0, "drop_path": 0.1}
@@ -66,6 +67,7 @@ class ChestXrayArguments:
     gamma: float = field(default=Augmentation.gamma, metadata={"help": "Largest relative gamma."})
     erasing: float = field(default=Augmentation.erasing, metadata={"help": "Probability of one erased rectangle."})
     horizontal_flip: bool = field(default=False, metadata={"help": "Flip left and right (dextrocardia: off)."})
+    report: bool = field(default=True, metadata={"help": "Write report.html at the end."})
     num_bootstrap: int = field(default=1000, metadata={"help": "Patient-bootstrap replicates for intervals."})
 
     @property
