@@ -424,17 +424,27 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         if not self.backend.has_executors or dataset is None or not hasattr(dataset, "__len__"):
             return None
         samples, step = len(dataset), self.batch_geometry.samples_per_host_step
-        return self.batch_geometry.epoch(samples, "pad" if self._fills_up else "drop") if samples >= step else None
+        if self._fills_up:
+            return self.batch_geometry.epoch(samples, "pad")
+        return self.batch_geometry.epoch(samples, "drop") if samples >= step else None
 
     def _check_epoch(self, geometry: BatchGeometry) -> None:
-        """Refuse a data set that does not fill one host step. A subclass with its own data loader checks itself."""
+        """Refuse a data set that makes no host step. A subclass with its own data loader checks itself."""
         dataset = self.train_dataset
         stock = type(self).get_train_dataloader is IPUTrainer.get_train_dataloader
         if stock and dataset is not None and hasattr(dataset, "__len__"):
-            plan = geometry.epoch(len(dataset))
+            plan = geometry.epoch(len(dataset), "pad" if self._fills_up else "drop")
             left_out = plan.samples_dropped
             if self._fills_up:
-                left_out -= usable_samples(plan.samples_dropped, geometry)
+                rest = plan.num_samples % geometry.samples_per_host_step
+                left_out = rest - usable_samples(rest, geometry)
+            if plan.num_samples < geometry.samples_per_host_step:
+                logger.warning(
+                    "%d samples are fewer than the %d of one host step (%s): every epoch is one weight update of these",
+                    plan.num_samples,
+                    geometry.samples_per_host_step,
+                    geometry.describe(),
+                )
             if left_out:
                 logger.warning(
                     "%d samples are not whole host steps of %d (%s): %d are left out of each epoch, other ones each "
