@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
+import torch
 from transformers import TrainingArguments
 
 from ipu_trainer.backends import check_name, choose_backend
 from ipu_trainer.pipelining.pipeline import PIPELININGS
 from ipu_trainer.training import compat
+from ipu_trainer.training.compile import COMPILES
 
 
 @dataclass
@@ -44,6 +46,16 @@ class IPUTrainingArguments(TrainingArguments):
     drop_path: float = field(
         default=0.0, metadata={"help": "Stochastic depth: how often the last layer is skipped while training."}
     )
+    compile: str = field(
+        default="auto",
+        metadata={
+            "help": "layers (each repeated layer compiled: fastest for Transformers models), model (torch_compile), off, or "
+            "auto: layers on a GPU."
+        },
+    )
+    fuse_projections: bool = field(
+        default=True, metadata={"help": "With compile layers: query, key and value as one matrix product."}
+    )
     ema_decay: float = field(
         default=0.0, metadata={"help": "Decay of the weight average that is evaluated and saved; 0 is off."}
     )
@@ -63,6 +75,7 @@ class IPUTrainingArguments(TrainingArguments):
                     f"{name} is for a device, and --backend {self.backend} computes on the host here. Use --bf16 or "
                     "--fp16 on a GPU, or --backend sdk or simulated."
                 )
+        self._settle_compile(on_device)
         super().__post_init__()
         for name, low, high in (
             ("layer_decay", 0.0, 1.0),
@@ -75,6 +88,26 @@ class IPUTrainingArguments(TrainingArguments):
             value = getattr(self, name)
             if not 0.0 <= value < 1.0:
                 raise ValueError(f"{name} {value} must be at least 0 (off) and below 1.")
+
+    def _settle_compile(self, on_device: bool) -> None:
+        """Hold `compile` against torch_compile and the backend, and switch TF32 on where a GPU has it and nobody spoke."""
+        if self.compile not in COMPILES:
+            raise ValueError(f"compile {self.compile!r} is not one of {', '.join(COMPILES)}.")
+        named = any(getattr(self, f"torch_compile{part}") for part in ("", "_backend", "_mode"))
+        if named and self.compile in ("layers", "off"):
+            raise ValueError(f"torch_compile compiles the model, and compile={self.compile} contradicts it. Give one.")
+        if on_device and self.compile not in ("auto", "off"):
+            raise ValueError(
+                f"compile={self.compile} is for the host: on a device poptorch compiles. Leave it at auto."
+            )
+        if named:
+            self.compile = "model"
+        elif self.compile == "model":
+            self.torch_compile = True
+        on_gpu = not on_device and not getattr(self, compat.field_name("use_cpu")) and torch.cuda.is_available()
+        tf32: Optional[bool] = self.__dict__["tf32"]
+        if on_gpu and tf32 is None and torch.cuda.get_device_capability()[0] >= 8:
+            self.tf32 = True
 
 
 # Settings that change how the host computes, and what does their work on a device.

@@ -6,7 +6,8 @@ The training loop is the stock one. What this class changes, and why:
     create_optimizer       learning rates by depth, if asked for
     create_scheduler       one learning rate for all updates of a host step, as a device has it
     get_batch_samples      means over float labels stay means under accumulation (compat.counts_labels)
-    _inner_training_loop   accumulation x replicas of the IPUConfig become this process's accumulation, or a host step
+    _inner_training_loop   accumulation x replicas of the IPUConfig become this process's accumulation, or a host step;
+                           on a GPU layers are compiled and projections fused (compile.py)
     call_model_init        stochastic depth for the model of every trial
     _load_from_checkpoint, _load_best_model    checkpoints with renamed tensors (compat.load_renamed_weights)
     evaluation_loop, _save the weight average, if asked for; weights that are on the device
@@ -28,6 +29,7 @@ iterations samples, and steps of the arguments (max_steps, save_steps, ...) coun
 from __future__ import annotations
 
 import contextlib
+import time
 from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
 
 import torch
@@ -43,6 +45,7 @@ from ipu_trainer.config.ipu_config import IPUConfig
 from ipu_trainer.config.profiles import load_profile
 from ipu_trainer.training import compat
 from ipu_trainer.training.arguments import IPUTrainingArguments, refuse_on_device
+from ipu_trainer.training.compile import choose_compile, compiled_layers, fused_projections
 from ipu_trainer.training.device import (
     NUM_ITEMS,
     DeviceModel,
@@ -60,6 +63,8 @@ from ipu_trainer.training.streams import WholeHostSteps
 from ipu_trainer.training.weight_average import WeightAverage
 
 logger = logging.get_logger(__name__)
+# Above this share of the time spent in waiting for data, a run is told that its loader is what holds it up.
+_LOADER_BOUND = 0.5
 
 
 class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
@@ -109,6 +114,8 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         self._device_run: Optional[DeviceRun] = None
         self._micro_batch_found: Optional[int] = None
         self._num_parameters = 0
+        self._data_wait_seconds = 0.0
+        self.data_wait_share = 0.0  # of the last training, from transformers 4.46 on
         self.weight_average: Optional[WeightAverage] = None
         if getattr(args, "ema_decay", 0.0):
             self.weight_average = WeightAverage(args.ema_decay)
@@ -173,7 +180,17 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         try:
             if getattr(args, "compile_only", False):
                 return self._compile_only()
-            result = super()._inner_training_loop(self._train_batch_size, *positional, **named)
+            self._data_wait_seconds, begin = 0.0, time.perf_counter()
+            with self._fast_layers():
+                result = super()._inner_training_loop(self._train_batch_size, *positional, **named)
+            self.data_wait_share = self._data_wait_seconds / (time.perf_counter() - begin)
+            if self.data_wait_share > _LOADER_BOUND:
+                logger.warning(
+                    "%.0f %% of the training went by waiting for data. More dataloader_num_workers (now %d), or data that is "
+                    "prepared beforehand, would make it faster.",
+                    100 * self.data_wait_share,
+                    args.dataloader_num_workers,
+                )
             if self._device_run is not None:
                 result.metrics["train_compile_seconds"] = self._device_run.compile_seconds
                 self._device_run.compile_seconds = 0.0
@@ -187,6 +204,22 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         if self.weight_average is not None and not best_was_loaded:
             self.weight_average.copy_to(self.model)
         return result
+
+    @contextlib.contextmanager
+    def _fast_layers(self) -> Iterator[None]:
+        """On the host: inside the block layers are compiled and projections fused, as the arguments say."""
+        wanted = getattr(self.args, "compile", "off")
+        if self.backend.has_executors or wanted == "off":
+            yield
+            return
+        choice = choose_compile(wanted, self.args.device.type, self.args.n_gpu)
+        logger.info("compile: %s (%s)", choice.name, choice.reason)
+        with contextlib.ExitStack() as stack:
+            if choice.name == "layers":
+                if self.args.fuse_projections:
+                    stack.enter_context(fused_projections(self.model))
+                stack.enter_context(compiled_layers(self.model, required=wanted == "layers"))
+            yield
 
     def _shrink_micro_batch(self, batch_size: Any) -> None:
         """auto_find_batch_size asks for a smaller batch: a smaller micro-batch, accumulated more often, it shall be."""
@@ -218,7 +251,9 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
             self.args.gradient_accumulation_steps = in_loop
 
     def get_batch_samples(self, *positional: Any, **named: Any) -> Any:
+        begin = time.perf_counter()
         samples, num_items = super().get_batch_samples(*positional, **named)
+        self._data_wait_seconds += time.perf_counter() - begin
         if num_items is not None and not all(compat.counts_labels(inputs) for inputs in samples):
             num_items = None
         return samples, num_items

@@ -35,6 +35,7 @@ _RECIPE = compat.training_defaults(
     remove_unused_columns=False,
     dataloader_pin_memory=torch.cuda.is_available(),
     report_to=["none"],
+    logging_nan_inf_filter=False,  # it waits for the GPU in every step, and hides what went wrong
 )
 _OWN_RECIPE = {"layer_decay": 0.65, "head_learning_rate_factor": 5.0, "drop_path": 0.1}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Dict
+from typing import Any, Dict, Mapping, Optional, Tuple
 
 import numpy as np
 import torch
@@ -12,9 +12,10 @@ from transformers import TrainerCallback
 
 from ipu_trainer.config.batching import BatchGeometry
 from ipu_trainer.tasks.chest_xray.dataset import ChestXrayDataset
+from ipu_trainer.tasks.chest_xray.gray_input import GrayProjection
 from ipu_trainer.tasks.chest_xray.losses import FindingLoss
 from ipu_trainer.tasks.chest_xray.sampler import FindingBatchSampler
-from ipu_trainer.tasks.chest_xray.transforms import ChestXrayCollator
+from ipu_trainer.tasks.chest_xray.transforms import ChestXrayCollator, augment, stack
 from ipu_trainer.training.trainer import IPUTrainer
 
 
@@ -22,18 +23,59 @@ class ChestXrayTrainer(IPUTrainer):
     """IPUTrainer with the task's loss and its batch sampler.
 
     compute_loss: finding_loss of the logits. get_train_dataloader: whole host steps from FindingBatchSampler, already
-    shared out over the processes. Everything else is IPUTrainer's.
+    shared out over the processes. On a GPU batches travel as uint8 gray pixels, and _prepare_inputs augments and normalises
+    them there; a training step reads the gray channel alone (gray_input.py). Everything else is IPUTrainer's.
     """
+
+    data_collator: Any
 
     def __init__(
         self, *positional: Any, finding_loss: FindingLoss, balance: float = 0.0, tail: str = "drop", **named: Any
     ) -> None:
         super().__init__(*positional, **named)
         self.finding_loss = finding_loss
+        self.model_accepts_loss_kwargs = False  # means over samples: nobody counts labels, or waits for the count
+        self._collator_on_gpu: Optional[ChestXrayCollator] = None
+        if not self.backend.has_executors and self.args.device.type == "cuda":
+            self._feed_gpu()
         self._balance, self._tail = balance, tail
         self.train_sampler = self._new_sampler()
         self.epoch_plan = self.batch_geometry.epoch(len(self.train_dataset), tail)
         self.add_callback(_SamplerEpoch(self))
+
+    def _feed_gpu(self) -> None:
+        """Leave to the GPU what ChestXrayCollator does, and to the loader the gathering of bytes."""
+        if isinstance(self.data_collator, ChestXrayCollator):
+            self._collator_on_gpu, self.data_collator = self.data_collator, gathered
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        collator = self._collator_on_gpu
+        if collator is None or "pixels" not in inputs:
+            return super()._prepare_inputs(inputs)
+        # epoch and index stay: numbers of the augmentation are drawn here, and reading them back would wait for the GPU.
+        device = self.args.device
+        pixels = inputs["pixels"].to(device, non_blocking=True)
+        gray = augment(pixels, inputs["epoch"], inputs["index"], collator.augmentation, collator.seed)
+        labels = inputs["labels"].to(device, non_blocking=True)
+        if self.model.training and self.args.n_gpu <= 1 and self._gray_projection() is not None:
+            return {"gray": gray, "labels": labels}
+        return {"pixel_values": collator.normalisation(gray), "labels": labels}
+
+    def _gray_projection(self) -> Optional[GrayProjection]:
+        """The current model's; None where it has none, or a flag says so."""
+        if self._collator_on_gpu is None or not getattr(self.args, "fuse_projections", False):
+            return None
+        if self._projection is None or self._projection[0] is not self.model:
+            self._projection = (self.model, GrayProjection.of(self.model, self._collator_on_gpu.normalisation))
+        return self._projection[1]
+
+    _projection: Optional[Tuple[Any, Optional[GrayProjection]]] = None
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        if "pixels" in inputs:  # the shape is what counts
+            number, height, width = inputs["pixels"].shape
+            inputs = {"pixel_values": torch.empty((number, 3, height, width), device="meta")}
+        return super().floating_point_ops(inputs)
 
     def _new_sampler(self) -> FindingBatchSampler:
         """Anew for each loop: a search, or a micro-batch that did not fit, changes seed and geometry."""
@@ -61,7 +103,12 @@ class ChestXrayTrainer(IPUTrainer):
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, *_: Any, **__: Any) -> Any:
         labels = inputs["labels"]
-        outputs = model(pixel_values=inputs["pixel_values"])
+        projection = self._gray_projection() if "gray" in inputs else None
+        if projection is not None:
+            with projection.reading_gray():
+                outputs = model(pixel_values=projection.gray_channels(inputs["gray"]))
+        else:
+            outputs = model(pixel_values=inputs["pixel_values"])
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
         loss = self.finding_loss(logits, labels)
         return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
@@ -86,6 +133,11 @@ class ChestXrayTrainer(IPUTrainer):
         """float64 (num_images, num_findings): sigmoid of the logits."""
         logits = self.predict(dataset).predictions
         return sigmoid(np.asarray(logits, dtype=np.float64))
+
+
+def gathered(samples: Any) -> Dict[str, torch.Tensor]:
+    """A batch of ChestXrayDataset, or a list of its samples, as stored: what travels to a GPU."""
+    return dict(samples) if isinstance(samples, Mapping) else stack(samples)
 
 
 class PicturesOnly:

@@ -127,13 +127,11 @@ def augment(
         axis=1,
     ).astype(np.float32)
     if a.rotation_degrees or a.scale or a.aspect or a.shift or a.horizontal_flip:
-        grid = functional.affine_grid(
-            torch.from_numpy(affine).to(gray.device), [len(gray), 1, gray.shape[1], gray.shape[2]], align_corners=False
-        )
+        grid = _affine_grid(_beside(affine, gray), gray.shape[1], gray.shape[2])
         gray = functional.grid_sample(gray[:, None], grid, mode="bilinear", align_corners=False)[:, 0]
 
     def each(values: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(values.astype(np.float32)).to(gray.device)[:, None, None]
+        return _beside(values, gray)[:, None, None]
 
     mean = gray.mean(dim=(1, 2), keepdim=True)
     gray = (
@@ -145,6 +143,26 @@ def augment(
     if a.erasing:
         gray = _erase(gray, mean, random[:, 8:], a.erasing)
     return gray
+
+
+def _beside(values: np.ndarray, other: torch.Tensor) -> torch.Tensor:
+    """float32 of values on the other's device. A GPU takes them from pinned memory: from other memory it would be waited for."""
+    tensor = torch.from_numpy(values.astype(np.float32))
+    if other.device.type != "cuda":
+        return tensor.to(other.device)
+    return tensor.pin_memory().to(other.device, non_blocking=True)
+
+
+def _affine_grid(affine: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """(micro_batch, height, width, 2) where each pixel comes from, of (micro_batch, 2, 3), sides from -1 to 1.
+
+    By elements, not as torch's batched product of three columns, which a GPU may round to ten bits.
+    """
+    y = (2 * torch.arange(height, device=affine.device, dtype=affine.dtype) + 1) / height - 1
+    x = (2 * torch.arange(width, device=affine.device, dtype=affine.dtype) + 1) / width - 1
+    matrix = affine[:, None, None]
+    grid: torch.Tensor = x[:, None] * matrix[..., 0] + y[:, None, None] * matrix[..., 1] + matrix[..., 2]
+    return grid
 
 
 class ChestXrayCollator:
@@ -163,7 +181,7 @@ class ChestXrayCollator:
     def __call__(
         self, samples: Union[Mapping[str, torch.Tensor], Sequence[Mapping[str, torch.Tensor]]]
     ) -> Dict[str, torch.Tensor]:
-        batch = samples if isinstance(samples, Mapping) else _stack(samples)
+        batch = samples if isinstance(samples, Mapping) else stack(samples)
         gray = augment(batch["pixels"], batch["epoch"], batch["index"], self.augmentation, self.seed)
         return {"pixel_values": self.normalisation(gray), "labels": batch["labels"]}
 
@@ -205,7 +223,7 @@ def _mix(value: Any) -> Any:
 def _erase(gray: torch.Tensor, fill: torch.Tensor, random: np.ndarray, probability: float) -> torch.Tensor:
     """Gray rectangles of 10 to 35 % of a side, at random[:, 0:2] with sides random[:, 2:4], where random[:, 4] says so."""
     height, width = gray.shape[1:]
-    numbers = torch.from_numpy(random.astype(np.float32)).to(gray.device)[:, :, None, None]
+    numbers = _beside(random, gray)[:, :, None, None]
     tall, wide = (0.1 + 0.25 * numbers[:, 2]) * height, (0.1 + 0.25 * numbers[:, 3]) * width
     top, left = numbers[:, 0] * (height - tall), numbers[:, 1] * (width - wide)
     y = torch.arange(height, device=gray.device)[None, :, None]
@@ -214,7 +232,7 @@ def _erase(gray: torch.Tensor, fill: torch.Tensor, random: np.ndarray, probabili
     return torch.where(inside, fill.expand_as(gray), gray)
 
 
-def _stack(samples: Sequence[Mapping[str, torch.Tensor]]) -> Dict[str, torch.Tensor]:
+def stack(samples: Sequence[Mapping[str, torch.Tensor]]) -> Dict[str, torch.Tensor]:
     return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
 
 

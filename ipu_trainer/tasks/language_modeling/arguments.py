@@ -20,8 +20,8 @@ _RECIPE = compat.training_defaults(
     warmup_ratio=0.05,
     lr_scheduler_type="cosine",
     eval_strategy="steps",
-    eval_steps=200,
-    save_steps=200,
+    eval_steps=150,
+    save_steps=150,
     save_total_limit=2,
     save_safetensors=True,
     logging_steps=20,
@@ -29,6 +29,7 @@ _RECIPE = compat.training_defaults(
     remove_unused_columns=False,
     dataloader_pin_memory=torch.cuda.is_available(),
     report_to=["none"],
+    logging_nan_inf_filter=False,  # it waits for the GPU in every step, and hides what went wrong
 )
 
 
@@ -61,7 +62,7 @@ class LanguageModelingArguments:
         default=0, metadata={"help": "Tokens in a row; default 128 for nano and mini, else the model's positions."}
     )
     files: str = field(default="data-science", metadata={"help": "data-science or all, of the installed Python code."})
-    max_megabytes: float = field(default=8.0, metadata={"help": "Largest part of the corpus to take; 0 is all."})
+    max_megabytes: float = field(default=4.0, metadata={"help": "Largest part of the corpus to take; 0 is all."})
     validation_fraction: float = field(
         default=0.1, metadata={"help": "Share of the text in packages (or folders) that are not trained on."}
     )

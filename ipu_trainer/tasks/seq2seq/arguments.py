@@ -29,6 +29,7 @@ _RECIPE = compat.training_defaults(
     remove_unused_columns=False,
     dataloader_pin_memory=torch.cuda.is_available(),
     report_to=["none"],
+    logging_nan_inf_filter=False,  # it waits for the GPU in every step, and hides what went wrong
 )
 
 

@@ -1,0 +1,138 @@
+"""What makes a GPU fast without changing what is computed: layers compiled one by one, projections of one input as one.
+
+Compiling a whole Transformers model traces what is better left out (an attention mask that is all true, caches); compiling
+each repeated layer does not, and compiles once for all of them. Parameters keep their names and stay apart, so checkpoints
+and optimizer states are what they were, and everything is undone when training ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers.utils import logging
+
+from ipu_trainer.training.layers import layer_stacks
+
+logger = logging.get_logger(__name__)
+
+COMPILES = ("auto", "layers", "model", "off")
+# Names of the three projections in an attention module, as Transformers models have them.
+_PROJECTIONS = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q_lin", "k_lin", "v_lin"))
+
+# Losses of Transformers over a whole vocabulary.
+_VOCABULARY_LOSSES = ("ForCausalLMLoss", "ForMaskedLMLoss")
+
+
+@dataclass(frozen=True)
+class CompileChoice:
+    name: str
+    reason: str
+
+
+def choose_compile(requested: str, device_type: str, num_gpus: int = 1) -> CompileChoice:
+    """ "layers", "model" or "off" for `--compile requested`. Raises ValueError for layers where they cannot be compiled."""
+    if requested not in COMPILES:
+        raise ValueError(f"compile {requested!r} is not one of {', '.join(COMPILES)}.")
+    missing = None
+    if not hasattr(nn.Module, "compile"):
+        missing = f"torch {torch.__version__} compiles no modules in place (2.2 does)"
+    elif num_gpus > 1:
+        missing = f"{num_gpus} GPUs of one process copy the model for each batch; start one process a GPU (torchrun)"
+    if requested == "layers" and missing:
+        raise ValueError(f"compile=layers: {missing}. Use --compile off.")
+    if requested != "auto":
+        return CompileChoice(requested, "asked for")
+    if device_type != "cuda":
+        return CompileChoice("off", "it pays on a GPU")
+    return CompileChoice("off", missing) if missing else CompileChoice("layers", "a GPU computes")
+
+
+@contextlib.contextmanager
+def compiled_layers(model: nn.Module, required: bool, backend: str = "inductor") -> Iterator[int]:
+    """Inside the block each repeated layer of `model` is compiled, and a loss over a vocabulary; yields how many layers.
+
+    required: raise ValueError for a model without repeated layers, instead of leaving it as it is.
+    """
+    layers = [layer for _, stack in layer_stacks(model) for layer in stack]
+    if required and not layers:
+        raise ValueError(
+            f"{type(model).__name__} has no repeated layers (a ModuleList of one class) to compile. Use --compile model "
+            "or off."
+        )
+    own = [layer for layer in layers if layer._compiled_call_impl is None]  # what somebody else compiled stays
+    loss = getattr(model, "loss_function", None)
+    over_vocabulary = getattr(loss, "__name__", "") in _VOCABULARY_LOSSES
+    for layer in own:
+        layer.compile(backend=backend)
+    if over_vocabulary:  # eager, its float32 copies of the logits cost as much as several layers
+        model.loss_function = torch.compile(loss, backend=backend)  # type: ignore[assignment, arg-type]
+    try:
+        yield len(layers)
+    finally:
+        for layer in own:
+            layer._compiled_call_impl = None
+        if over_vocabulary:
+            model.loss_function = loss  # type: ignore[assignment]
+
+
+@contextlib.contextmanager
+def fused_projections(model: nn.Module) -> Iterator[int]:
+    """Inside the block query, key and value of one input are one matrix product; yields how many attentions do it.
+
+    Weights stay three parameters, put beside each other for the product. Where the three have different inputs
+    (cross-attention) each is computed alone, as before.
+    """
+    groups = [group for module in model.modules() for group in [_projections_of(module)] if group is not None]
+    for group in groups:
+        shared = _OneProduct(group)
+        for position, linear in enumerate(group):
+            linear.forward = shared.forward_of(position)  # type: ignore[method-assign, assignment]
+    try:
+        yield len(groups)
+    finally:
+        for group in groups:
+            for linear in group:
+                del linear.__dict__["forward"]
+
+
+def _projections_of(module: nn.Module) -> Optional[Tuple[nn.Linear, nn.Linear, nn.Linear]]:
+    for names in _PROJECTIONS:
+        found = [getattr(module, name, None) for name in names]
+        # Exactly nn.Linear: adapters and quantised layers compute something else.
+        if all(type(linear) is nn.Linear and "forward" not in linear.__dict__ for linear in found):
+            alike = {(linear.in_features, linear.bias is None) for linear in found}  # type: ignore[union-attr]
+            hooked = any(linear._forward_hooks or linear._forward_pre_hooks for linear in found)  # type: ignore[union-attr]
+            return tuple(found) if len(alike) == 1 and not hooked else None  # type: ignore[return-value]
+    return None
+
+
+class _OneProduct:
+    """Whichever of the three is asked first computes all, and the others take their parts of the same input."""
+
+    def __init__(self, linears: Tuple[nn.Linear, ...]) -> None:
+        self.linears = linears
+        self.sizes = [linear.out_features for linear in linears]
+        self.input: Optional[torch.Tensor] = None
+        self.parts: Dict[int, Any] = {}
+
+    def forward_of(self, position: int) -> Callable[[torch.Tensor], Any]:
+        def forward(hidden: torch.Tensor) -> Any:
+            if self.input is hidden and position in self.parts:
+                part = self.parts.pop(position)
+                if not self.parts:
+                    self.input = None
+                return part
+            weight = torch.cat([linear.weight for linear in self.linears])
+            biases: List[torch.Tensor] = [linear.bias for linear in self.linears if linear.bias is not None]
+            product = functional.linear(hidden, weight, torch.cat(biases) if biases else None)
+            parts = torch.split(product, self.sizes, dim=-1)
+            self.input = hidden
+            self.parts = {other: part for other, part in enumerate(parts) if other != position}
+            return parts[position]
+
+        return forward

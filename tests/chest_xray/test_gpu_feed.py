@@ -1,0 +1,117 @@
+"""What a GPU is fed: bytes, from which it makes what the CPU's collator makes; and a patch projection on one channel."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers import ConvNextConfig, ConvNextForImageClassification, Trainer, ViTConfig, ViTForImageClassification
+
+from ipu_trainer.tasks.chest_xray.arguments import parse_arguments
+from ipu_trainer.tasks.chest_xray.gray_input import GrayProjection
+from ipu_trainer.tasks.chest_xray.train import prepare_job
+from ipu_trainer.tasks.chest_xray.trainer import gathered
+from ipu_trainer.tasks.chest_xray.transforms import Normalisation
+from ipu_trainer.training import compat
+
+NORMALISATION = Normalisation((0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
+
+
+def vit():
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, image_size=16, patch_size=4,
+        num_labels=2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    return ViTForImageClassification(config).double().train()
+
+
+def test_a_gray_projection_is_exact_in_float64_and_leaves_no_trace():
+    model = vit()
+    gray = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels = torch.tensor([0, 1, 1])
+    names = list(model.state_dict())
+    results = []
+    projection = GrayProjection.of(model, NORMALISATION)
+    for folded in (False, True):
+        model.zero_grad()
+        if folded:
+            with projection.reading_gray():
+                loss = model(pixel_values=GrayProjection.gray_channels(gray), labels=labels).loss
+        else:
+            loss = model(pixel_values=NORMALISATION(gray), labels=labels).loss
+        loss.backward()
+        results.append((loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}))
+    (loss, gradients), (folded_loss, folded_gradients) = results
+    torch.testing.assert_close(folded_loss, loss, rtol=0, atol=1e-13)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(folded_gradients[name], gradient, rtol=0, atol=1e-12)
+    assert list(model.state_dict()) == names
+    assert not any("forward" in part.__dict__ for part in model.modules())
+
+
+def test_other_first_convolutions_are_left_alone():
+    assert GrayProjection.of(nn.Linear(2, 2), NORMALISATION) is None
+    assert GrayProjection.of(nn.Conv2d(1, 4, 4, 4), NORMALISATION) is None
+    assert GrayProjection.of(nn.Conv2d(3, 4, 3, 1, padding=1), NORMALISATION) is None
+    config = ConvNextConfig(hidden_sizes=[8, 8], depths=[1, 1], num_stages=2, image_size=16)
+    assert GrayProjection.of(ConvNextForImageClassification(config), NORMALISATION) is not None
+
+
+def trained(prepared, phantoms, folder, feed, *more):
+    words = [
+        "--data", str(prepared), "--model", str(phantoms / "model"), "--output", str(folder), "--num_train_epochs", "1",
+        "--per_device_train_batch_size", "16", "--precision", "fp32", "--disable_tqdm", "true", "--learning_rate", "1e-3",
+        "--" + compat.field_name("use_cpu"), "true", "--erasing", "0.5", *more,
+    ]  # fmt: skip
+    job = prepare_job(*parse_arguments(words))
+    trainer = job.trainer(model=job.new_model())
+    if feed:
+        trainer._feed_gpu()
+        assert trainer.data_collator is gathered
+    trainer.train()
+    return trainer, job
+
+
+@pytest.mark.parametrize("more", [(), ("--fuse_projections", "false")])
+def test_training_on_bytes_ends_in_the_same_weights_and_evaluation(prepared, phantoms, tmp_path, more):
+    """On this machine the "GPU" is the CPU; the CUDA test below does it on one."""
+    plain, job = trained(prepared, phantoms, tmp_path / "plain", False, *more)
+    fed, _ = trained(prepared, phantoms, tmp_path / "fed", True, *more)
+    tolerance = {"rtol": 0, "atol": 1e-4 if not more else 0.0}  # folding rounds, and AdamW divides small numbers
+    for (name, value), other in zip(plain.model.state_dict().items(), fed.model.state_dict().values()):
+        torch.testing.assert_close(other, value, msg=name, **tolerance)
+    before, after = plain.evaluate(), fed.evaluate()
+    assert after["eval_loss"] == pytest.approx(before["eval_loss"], abs=1e-5)
+    assert fed.probabilities(job.validation_set) == pytest.approx(plain.probabilities(job.validation_set), abs=1e-4)
+    assert fed.state.total_flos == plain.state.total_flos > 0
+
+
+def test_bytes_reach_the_model_once_and_pictures_are_made_there(prepared, phantoms, tmp_path):
+    trainer, job = trained(prepared, phantoms, tmp_path, True)
+    batch = gathered([job.train_set[(0, 1)], job.train_set[(0, 2)]])
+    assert batch["pixels"].dtype == torch.uint8
+    trainer.model.train()
+    made = trainer._prepare_inputs(copy.copy(batch))
+    expected = trainer._collator_on_gpu(batch)
+    torch.testing.assert_close(
+        trainer._collator_on_gpu.normalisation(made["gray"]), expected["pixel_values"], rtol=0, atol=0
+    )
+    trainer.model.eval()
+    torch.testing.assert_close(trainer._prepare_inputs(batch)["pixel_values"], expected["pixel_values"], rtol=0, atol=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_makes_the_pictures_that_a_cpu_makes(prepared, phantoms, tmp_path):
+    trainer, job = trained(prepared, phantoms, tmp_path, True)
+    batch = gathered([job.train_set[(3, index)] for index in range(8)])
+    expected = trainer._collator_on_gpu(batch)["pixel_values"]
+    on_gpu = trainer._collator_on_gpu({**batch, "pixels": batch["pixels"].cuda()})["pixel_values"].cpu()
+    # Rotation samples between pixels: the two round its grid differently.
+    torch.testing.assert_close(on_gpu, expected, rtol=0, atol=2e-3)
+
+
+@pytest.mark.skipif(not hasattr(Trainer, "get_batch_samples"), reason="transformers reads batches in its loop")
+def test_a_run_says_how_long_it_waited_for_data(prepared, phantoms, tmp_path):
+    trainer, _ = trained(prepared, phantoms, tmp_path, False)
+    assert 0 < trainer.data_wait_share < 1

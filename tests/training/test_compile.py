@@ -1,0 +1,228 @@
+"""Compiled layers and fused projections: the same numbers, parameters and checkpoints, and nothing left behind."""
+
+import contextlib
+import copy
+
+import pytest
+import torch
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+from ipu_trainer import IPUTrainer, IPUTrainingArguments
+from ipu_trainer.training import compat
+from ipu_trainer.training import compile as module
+from ipu_trainer.training.compile import choose_compile, compiled_layers, fused_projections
+
+IDS = torch.randint(3, 50, (3, 8), generator=torch.Generator().manual_seed(0))
+PIXELS = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+compiles = pytest.mark.skipif(not hasattr(torch.nn.Module, "compile"), reason="torch compiles no modules in place")
+
+
+def vit(layers=2):
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=16, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=16, image_size=16, patch_size=8,
+        num_labels=2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    return ViTForImageClassification(config)
+
+
+def bert():
+    torch.manual_seed(0)
+    config = BertConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, vocab_size=50,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    return BertForSequenceClassification(config)
+
+
+def gpt2():
+    torch.manual_seed(0)
+    config = GPT2Config(
+        n_embd=16, n_layer=2, n_head=2, vocab_size=50, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=1,
+        eos_token_id=2,
+    )  # fmt: skip
+    return GPT2LMHeadModel(config)
+
+
+def bart():
+    torch.manual_seed(0)
+    config = BartConfig(
+        d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2,
+        encoder_ffn_dim=16, decoder_ffn_dim=16, vocab_size=50, dropout=0.0,
+    )  # fmt: skip
+    return BartForConditionalGeneration(config)
+
+
+CASES = {
+    "vit": (vit, {"pixel_values": PIXELS, "labels": torch.tensor([0, 1, 0, 1])}, 2),
+    "bert": (bert, {"input_ids": IDS, "labels": torch.tensor([0, 1, 0])}, 2),
+    "gpt2": (gpt2, {"input_ids": IDS, "labels": IDS}, 0),
+    "bart": (bart, {"input_ids": IDS, "labels": IDS}, 6),  # two encoder layers, two decoder layers with two attentions
+}
+
+
+def loss_and_gradients(model, inputs):
+    model.zero_grad()
+    loss = model(**inputs).loss
+    loss.backward()
+    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_fused_projections_are_exact_in_float64_and_leave_no_trace(name):
+    make, inputs, expected = CASES[name]
+    model = make().double().train()
+    names = list(model.state_dict())
+    loss, gradients = loss_and_gradients(model, inputs)
+    with fused_projections(model) as count:
+        assert count == expected
+        assert list(model.state_dict()) == names
+        fused_loss, fused = loss_and_gradients(model, inputs)
+    assert fused_loss == pytest.approx(float(loss), abs=1e-13)
+    assert fused.keys() == gradients.keys()
+    for parameter, gradient in gradients.items():
+        torch.testing.assert_close(fused[parameter], gradient, rtol=0, atol=1e-13)
+    assert not any("forward" in part.__dict__ for part in model.modules())
+
+
+def test_a_fused_attention_makes_one_product_where_three_were():
+    model = vit().train()
+    counted = []
+    linear = torch.nn.functional.linear
+
+    def count(*given):
+        counted.append(1)
+        return linear(*given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.functional, "linear", count)
+        model(pixel_values=PIXELS.float())
+        plain = len(counted)
+        counted.clear()
+        with fused_projections(model):
+            model(pixel_values=PIXELS.float())
+    assert plain - len(counted) == 2 * 2
+
+
+def test_adapters_and_hooked_projections_are_left_alone():
+    class Adapted(torch.nn.Linear):
+        pass
+
+    model = vit()
+    attention = next(part for part in model.modules() if module._projections_of(part))
+    first = next(part for name, part in attention.named_children() if name in ("q_proj", "query"))
+    handle = first.register_forward_hook(lambda *_: None)
+    with fused_projections(model) as count:
+        assert count == 1
+    handle.remove()
+    name = "q_proj" if hasattr(attention, "q_proj") else "query"
+    setattr(attention, name, Adapted(16, 16))
+    with fused_projections(model) as count:
+        assert count == 1
+
+
+@compiles
+@pytest.mark.parametrize("name", ["vit", "gpt2"])
+def test_compiled_layers_compute_the_same_and_leave_no_trace(name):
+    make, inputs, _ = CASES[name]
+    model = make().double().train()
+    loss, gradients = loss_and_gradients(model, inputs)
+    torch._dynamo.reset()
+    with fused_projections(model), compiled_layers(model, True, "aot_eager") as count:
+        assert count == 2
+        compiled_loss, compiled = loss_and_gradients(model, inputs)
+    assert compiled_loss == pytest.approx(float(loss), abs=1e-12)
+    for parameter, gradient in gradients.items():
+        torch.testing.assert_close(compiled[parameter], gradient, rtol=0, atol=1e-12)
+    assert not any(part._compiled_call_impl for part in model.modules())
+
+
+@compiles
+def test_all_layers_share_one_graph():
+    """One compilation for twelve layers, not twelve, also where their projections are fused."""
+    from torch._dynamo.utils import counters
+
+    model = vit(layers=12).train()
+    torch._dynamo.reset()
+    counters.clear()
+    with fused_projections(model), compiled_layers(model, True, "aot_eager"):
+        model(pixel_values=PIXELS.float())
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+def test_layers_are_compiled_on_a_gpu_and_what_cannot_be_is_refused():
+    assert choose_compile("auto", "cpu").name == "off"
+    assert choose_compile("off", "cuda").name == "off"
+    with pytest.raises(ValueError, match="not one of auto, layers, model, off"):
+        choose_compile("fast", "cuda")
+    if hasattr(torch.nn.Module, "compile"):
+        assert choose_compile("auto", "cuda").name == "layers"
+        assert choose_compile("auto", "cuda", num_gpus=2).name == "off"
+        with pytest.raises(ValueError, match="start one process a GPU"):
+            choose_compile("layers", "cuda", num_gpus=2)
+        with pytest.raises(ValueError, match="no repeated layers"), compiled_layers(torch.nn.Linear(2, 2), True):
+            pass
+    else:
+        assert choose_compile("auto", "cuda").name == "off"
+        with pytest.raises(ValueError, match="compiles no modules in place"):
+            choose_compile("layers", "cuda")
+
+
+def arguments(folder, **changes):
+    values = {
+        "output_dir": str(folder), "max_steps": 3, "per_device_train_batch_size": 2, "learning_rate": 1e-2,
+        "report_to": [], "disable_tqdm": True, "save_strategy": "steps", "save_steps": 3, "use_cpu": True,
+        "dataloader_pin_memory": False, "backend": "host", "logging_steps": 1, "save_safetensors": True,
+    }  # fmt: skip
+    return IPUTrainingArguments(**compat.training_defaults(**{**values, **changes}))
+
+
+def test_arguments_that_contradict_each_other_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="contradicts it"):
+        arguments(tmp_path, compile="layers", torch_compile=True)
+    with pytest.raises(ValueError, match="poptorch compiles"):
+        arguments(tmp_path, compile="layers", backend="simulated")
+    with pytest.raises(ValueError, match="not one of"):
+        arguments(tmp_path, compile="everything")
+    assert arguments(tmp_path, torch_compile=True).compile == "model"
+    assert arguments(tmp_path, compile="model").torch_compile is True
+
+
+@compiles
+@pytest.mark.parametrize("make", [vit, gpt2])
+def test_a_compiled_training_ends_in_the_same_weights_and_plain_checkpoints(tmp_path, monkeypatch, make):
+    real = module.compiled_layers
+    counts = []
+
+    @contextlib.contextmanager
+    def without_inductor(model, required):
+        with real(model, required, "aot_eager") as count:
+            counts.append(count)
+            yield count
+
+    monkeypatch.setattr("ipu_trainer.training.trainer.compiled_layers", without_inductor)
+    if make is vit:
+        samples = [{"pixel_values": pixels.float(), "labels": i % 2} for i, pixels in enumerate(PIXELS)]
+    else:
+        samples = [{"input_ids": row, "labels": row} for row in IDS]
+    results = {}
+    for name in ("off", "layers"):
+        model = copy.deepcopy(make())
+        trainer = IPUTrainer(model, arguments(tmp_path / name, compile=name), train_dataset=samples)
+        trainer.train()
+        results[name] = model.state_dict()
+        saved = type(model).from_pretrained(tmp_path / name / "checkpoint-3")
+        for key, value in saved.state_dict().items():
+            assert torch.equal(value, results[name][key])
+    assert counts == [2]
+    for key, value in results["off"].items():
+        torch.testing.assert_close(results["layers"][key], value, rtol=0, atol=1e-4)
