@@ -4,8 +4,8 @@
     DATASETS_DIR          read and written: what `prepare` and `phantoms` make
     CHECKPOINT_DIR        written: runs, searches, evaluations
 
-They stand in for flags that are left out, and for nothing else: a flag that is given is taken as it is. Nothing is ever
-written below PUBLIC_DATASETS_DIR.
+They stand in for flags that are left out, and for nothing else: a flag that is given is taken as it is. Where two folders have
+the same name, that of DATASETS_DIR counts. Nothing stands in for a place to write below PUBLIC_DATASETS_DIR.
 """
 
 from __future__ import annotations
