@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument(
         "--csv",
         type=Path,
-        help="label table, NIH's Data_Entry CSV (.gz) or one like it (default: chest-xray-nihcc in DATASETS_DIR or PUBLIC_DATASETS_DIR)",
+        help="label table, NIH's Data_Entry CSV (.gz) or one like it (default: that of chest-xray-nihcc)",
     )
     prepare.add_argument(
         "--images", type=Path, help="folder with the image files, flat or as NIH ships it (default: beside that table)"
