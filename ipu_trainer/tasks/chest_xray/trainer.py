@@ -16,6 +16,7 @@ from ipu_trainer.tasks.chest_xray.gray_input import GrayProjection
 from ipu_trainer.tasks.chest_xray.losses import FindingLoss
 from ipu_trainer.tasks.chest_xray.sampler import FindingBatchSampler
 from ipu_trainer.tasks.chest_xray.transforms import ChestXrayCollator, augment, stack
+from ipu_trainer.training.feeding import sent
 from ipu_trainer.training.trainer import IPUTrainer
 
 
@@ -55,9 +56,9 @@ class ChestXrayTrainer(IPUTrainer):
             return super()._prepare_inputs(inputs)
         # epoch and index stay: numbers of the augmentation are drawn here, and reading them back would wait for the GPU.
         device = self.args.device
-        pixels = inputs["pixels"].to(device, non_blocking=True)
+        pixels = sent(inputs["pixels"], device)
         gray = augment(pixels, inputs["epoch"], inputs["index"], collator.augmentation, collator.seed)
-        labels = inputs["labels"].to(device, non_blocking=True)
+        labels = sent(inputs["labels"], device)
         if self.model.training and self.args.n_gpu <= 1 and self._gray_projection() is not None:
             return {"gray": gray, "labels": labels}
         return {"pixel_values": collator.normalisation(gray), "labels": labels}
