@@ -92,8 +92,10 @@ def explain(plan: Plan) -> str:
     return "one host step, predicted\n" + "\n".join(lines)
 
 
-def to_dict(plan: Plan) -> Dict[str, Any]:
+def to_dict(plan: Plan, dataset_size: Optional[int] = None, epochs: int = 1) -> Dict[str, Any]:
+    """A plan for `--json`; with dataset_size the seconds of the whole training too."""
     low, high = plan.time.interval
+    steps = None if dataset_size is None else math.ceil(dataset_size / plan.time.samples) * epochs
     return {
         "config": plan.to_config().to_dict(),
         "micro_batch": plan.job.micro_batch,
@@ -102,6 +104,7 @@ def to_dict(plan: Plan) -> Dict[str, Any]:
             "interval": [low, high],
             "calibrated_on": plan.time.family,
             "step_s": plan.time.step_s,
+            **({} if steps is None else {"host_steps": steps, "training_s": steps * plan.time.step_s}),
             "memory_share": plan.memory.share,
             "memory_band": plan.memory.band,
             "memory_bytes": [dict(ipu) for ipu in plan.memory.ipus],

@@ -325,6 +325,11 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         finally:
             self.args.gradient_accumulation_steps = in_loop
 
+    @property
+    def data_wait_seconds(self) -> Optional[float]:
+        """How long this training has waited for batches so far; None before transformers 4.46, whose loop does not say."""
+        return self._data_wait_seconds if hasattr(Trainer, "get_batch_samples") else None
+
     def get_batch_samples(self, *positional: Any, **named: Any) -> Any:
         begin = time.perf_counter()
         samples, num_items = super().get_batch_samples(*positional, **named)
@@ -419,17 +424,27 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         if not self.backend.has_executors or dataset is None or not hasattr(dataset, "__len__"):
             return None
         samples, step = len(dataset), self.batch_geometry.samples_per_host_step
-        return self.batch_geometry.epoch(samples, "pad" if self._fills_up else "drop") if samples >= step else None
+        if self._fills_up:
+            return self.batch_geometry.epoch(samples, "pad")
+        return self.batch_geometry.epoch(samples, "drop") if samples >= step else None
 
     def _check_epoch(self, geometry: BatchGeometry) -> None:
-        """Refuse a data set that does not fill one host step. A subclass with its own data loader checks itself."""
+        """Refuse a data set that makes no host step. A subclass with its own data loader checks itself."""
         dataset = self.train_dataset
         stock = type(self).get_train_dataloader is IPUTrainer.get_train_dataloader
         if stock and dataset is not None and hasattr(dataset, "__len__"):
-            plan = geometry.epoch(len(dataset))
+            plan = geometry.epoch(len(dataset), "pad" if self._fills_up else "drop")
             left_out = plan.samples_dropped
             if self._fills_up:
-                left_out -= usable_samples(plan.samples_dropped, geometry)
+                rest = plan.num_samples % geometry.samples_per_host_step
+                left_out = rest - usable_samples(rest, geometry)
+            if plan.num_samples < geometry.samples_per_host_step:
+                logger.warning(
+                    "%d samples are fewer than the %d of one host step (%s): every epoch is one weight update of these",
+                    plan.num_samples,
+                    geometry.samples_per_host_step,
+                    geometry.describe(),
+                )
             if left_out:
                 logger.warning(
                     "%d samples are not whole host steps of %d (%s): %d are left out of each epoch, other ones each "
