@@ -11,6 +11,7 @@ import csv
 import gzip
 import io
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Collection, Dict, Iterator, List, Optional, Sequence, Set, Tuple
@@ -85,6 +86,7 @@ def read_metadata(
     rejections: List[Rejection] = []
     first_line: Dict[str, int] = {}
     claimed: Set[str] = set()
+    shared: Dict[Tuple[str, ...], Tuple[str, ...]] = {}  # findings that many rows have, once
     absent = unknown_ages = 0
     for line, record in _read_records(csv_path):
         name = record["file_name"].strip()
@@ -111,13 +113,13 @@ def read_metadata(
         assert located is not None
         rows.append(
             Row(
-                file_name=name,
+                file_name=located if name == located else name,
                 path=located,
-                findings=findings,
-                patient_id=_patient(patient),
+                findings=shared.setdefault(findings, findings),
+                patient_id=sys.intern(_patient(patient)),
                 age=age,
                 sex=record.get("sex", "").strip().upper()[:1],
-                view=record.get("view", "").strip().upper(),
+                view=sys.intern(record.get("view", "").strip().upper()),
                 follow_up=_whole(record.get("follow_up", "")),
                 line=line,
             )

@@ -219,8 +219,8 @@ def _decode_all(writer: StoreWriter, rows: Sequence[Row], settings: PrepareSetti
     """Fill the store; returns the reason for each row whose file cannot be decoded."""
     missing = [int(row) for row in writer.missing_rows()]
     work = [missing[start : start + _CHUNK] for start in range(0, len(missing), _CHUNK)]
-    tasks = [[(row, str(settings.images / rows[row].path)) for row in chunk] for chunk in work]
-    context = (str(writer.partial), len(rows), settings.size, settings.resample)
+    tasks = [[(row, rows[row].path) for row in chunk] for chunk in work]
+    context = (str(writer.partial), len(rows), settings.size, settings.resample, str(settings.images))
     failures: Dict[int, str] = {}
     num_workers = min(settings.workers or os.cpu_count() or 1, max(1, len(tasks)))
     with tqdm(
@@ -240,7 +240,7 @@ _Result = List[Tuple[int, bytes, Optional[str]]]
 
 
 def _run(
-    tasks: Sequence[Sequence[Tuple[int, str]]], context: Tuple[str, int, int, str], num_workers: int
+    tasks: Sequence[Sequence[Tuple[int, str]]], context: Tuple[str, int, int, str, str], num_workers: int
 ) -> Iterator[_Result]:
     if not tasks:
         return
@@ -254,15 +254,15 @@ def _run(
 
 
 class _Decoder:
-    def __init__(self, partial: str, num_rows: int, size: int, resample: str) -> None:
-        self.size, self.resample = size, resample
+    def __init__(self, partial: str, num_rows: int, size: int, resample: str, images: str) -> None:
+        self.size, self.resample, self.images = size, resample, Path(images)
         self.pixels = writable_rows(Path(partial), num_rows, size)
 
     def __call__(self, task: Sequence[Tuple[int, str]]) -> _Result:
         results: _Result = []
         for row, path in task:
             try:
-                content = Path(path).read_bytes()
+                content = (self.images / path).read_bytes()
                 self.pixels[row] = image_files.resize(image_files.decode_gray(content), self.size, self.resample)
             except (image_files.ImageError, OSError) as error:
                 results.append((row, b"", str(error)))
