@@ -4,11 +4,14 @@ ipu-trainer prepare  chest-xray   label CSV and images -> a prepared data set
 ipu-trainer train    chest-xray   prepared data set and model -> a run
 ipu-trainer search   TASK         hyper-parameter search over what `train TASK` does
 ipu-trainer evaluate chest-xray   run and prepared data set -> metrics
+ipu-trainer report   RUN...       a run as one HTML page, or several side by side
 ipu-trainer phantoms chest-xray   synthetic chests to try all of this with
 ipu-trainer simulate [--trace DIR] SCRIPT [ARGS...]   a program written for IPUs, on the simulator
 ipu-trainer doctor                                what is there to compute with, and which backend `auto` takes
 ipu-trainer plan --model PATH --system pod4       configurations ranked by predicted throughput
 ipu-trainer profiles list | show NAME | check FILE --model PATH
+
+Folders that are left out are those of PUBLIC_DATASETS_DIR, DATASETS_DIR and CHECKPOINT_DIR, where these are set.
 """
 
 from __future__ import annotations
@@ -61,12 +64,16 @@ def _parser() -> argparse.ArgumentParser:
 
     prepare = _task_command(commands, "prepare", "check, split and decode a data set once")
     prepare.add_argument(
-        "--csv", type=Path, required=True, help="label table, NIH's Data_Entry CSV (.gz) or one like it"
+        "--csv",
+        type=Path,
+        help="label table, NIH's Data_Entry CSV (.gz) or one like it (default: that of chest-xray-nihcc)",
     )
     prepare.add_argument(
-        "--images", type=Path, required=True, help="folder with the image files, flat or as NIH ships it"
+        "--images", type=Path, help="folder with the image files, flat or as NIH ships it (default: beside that table)"
     )
-    prepare.add_argument("--output", type=Path, required=True, help="folder for the prepared data set")
+    prepare.add_argument(
+        "--output", type=Path, help="folder for the prepared data set (default: DATASETS_DIR/chest-xray)"
+    )
     prepare.add_argument("--train-val-list", type=Path, help="NIH's train_val_list.txt")
     prepare.add_argument("--test-list", type=Path, help="NIH's test_list.txt")
     prepare.add_argument("--size", type=int, default=224, help="side in pixels (default 224)")
@@ -94,16 +101,34 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = _task_command(commands, "evaluate", "evaluate a finished run")
     evaluate.add_argument(
-        "--run", type=Path, required=True, dest="run_dir", metavar="RUN", help="folder of a finished run"
+        "--run",
+        type=Path,
+        dest="run_dir",
+        metavar="RUN",
+        help="folder of a finished run (default: CHECKPOINT_DIR/chest-xray)",
     )
-    evaluate.add_argument("--data", type=Path, required=True, help="prepared data set")
+    evaluate.add_argument("--data", type=Path, help="prepared data set (default: as train)")
     evaluate.add_argument("--split", default="test", choices=("train", "validation", "test", "all"))
-    evaluate.add_argument("--output", type=Path, required=True, help="folder for metrics, predictions and plots")
+    evaluate.add_argument(
+        "--output",
+        type=Path,
+        help="folder for metrics, predictions and plots (default: CHECKPOINT_DIR/chest-xray-SPLIT)",
+    )
     evaluate.add_argument("--num-bootstrap", type=int, default=1000, help="patient-bootstrap replicates")
     evaluate.set_defaults(run=_evaluate)
 
+    report = commands.add_parser("report", help="a finished run as one HTML page, or several runs side by side")
+    report.add_argument("folders", type=Path, nargs="+", metavar="RUN", help="folder of a run, or of an evaluation")
+    report.add_argument("--output", type=Path, help="file (default: RUN/report.html, comparison.html for several)")
+    report.add_argument("--data", type=Path, help="the prepared data that was evaluated, if it has moved")
+    report.add_argument("--boxes", type=Path, help="boxes by radiologists: NIH's BBox_List_2017.csv")
+    report.add_argument("--radiologist-labels", type=Path, help="labels by radiologists: Google's for ChestX-ray14")
+    report.set_defaults(run=_report)
+
     phantoms = _task_command(commands, "phantoms", "write synthetic chest X-rays and a small ViT")
-    phantoms.add_argument("--output", type=Path, required=True, help="folder for images, phantoms.csv and model")
+    phantoms.add_argument(
+        "--output", type=Path, help="folder for images, phantoms.csv and model (default: DATASETS_DIR/phantoms)"
+    )
     phantoms.add_argument("--num-images", type=int, default=1500)
     phantoms.add_argument("--size", type=int, default=128, help="side of the pictures in pixels")
     phantoms.add_argument("--model-size", type=int, default=64, help="side that the small ViT reads")
@@ -152,9 +177,16 @@ def _task_command(
 
 
 def _prepare(namespace: argparse.Namespace) -> int:
+    from ipu_trainer.tasks import folders
+    from ipu_trainer.tasks.chest_xray import source
     from ipu_trainer.tasks.chest_xray.labels import NIH_FINDINGS
     from ipu_trainer.tasks.chest_xray.prepare import PrepareSettings, prepare
 
+    given = {name: getattr(namespace, name) for name in ("csv", "images", "train_val_list", "test_list")}
+    for name, path in source.stand_ins(given, namespace.split).items():
+        setattr(namespace, name, path)
+        print(f"--{name.replace('_', '-')} {path}")
+    namespace.output = namespace.output or folders.data_to_write("--output", "chest-xray")
     values: Dict[str, object] = {
         name: value for name, value in vars(namespace).items() if name not in ("command", "task", "run", "findings")
     }
@@ -194,22 +226,54 @@ def _task_module(task: str, name: str) -> Any:
 
 
 def _evaluate(namespace: argparse.Namespace) -> int:
+    from ipu_trainer.tasks import folders
     from ipu_trainer.tasks.chest_xray import report
     from ipu_trainer.tasks.chest_xray.evaluate import evaluate
 
-    metrics = evaluate(namespace.run_dir, namespace.data, namespace.split, namespace.output, namespace.num_bootstrap)
+    run_dir = namespace.run_dir or folders.results("--run", "chest-xray")
+    data = namespace.data or folders.data_to_read("--data", "chest-xray")
+    output = namespace.output or folders.results("--output", f"chest-xray-{namespace.split}")
+    metrics = evaluate(run_dir, data, namespace.split, output, namespace.num_bootstrap)
     for name in metrics["findings_unknown_to_the_model"]:
         print(f"warning: the model has no output for {name!r}", file=sys.stderr)
-    print(f"{report.metrics_table(metrics)}\n\nmetrics and plots: {namespace.output}")
+    print(f"{report.metrics_table(metrics)}\n\nmetrics, plots and report.html: {output}")
+    return 0
+
+
+def _report(namespace: argparse.Namespace) -> int:
+    from ipu_trainer.tasks.pages.comparison import check_runs
+    from ipu_trainer.tasks.pages.run import task_of
+
+    folders: List[Path] = namespace.folders
+    tasks = [task_of(folder) for folder in folders]
+    given = {name: getattr(namespace, name) for name in ("data", "boxes", "radiologist_labels")}
+    flags = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
+    if flags and (len(folders) > 1 or tasks[0] != "chest-xray"):
+        raise ValueError(f"{', '.join(flags)} goes with one chest X-ray run. Leave it out, or give one such run.")
+    if len(folders) > 1:
+        check_runs(tasks)
+    module = _task_module(tasks[0], "page")
+    try:
+        if len(folders) > 1:
+            print(module.write_comparison(folders, namespace.output or Path("comparison.html")))
+        else:
+            print(module.write_report(folders[0], namespace.output, *([module.ReportInputs(**given)] if flags else [])))
+    except KeyError as error:
+        raise ValueError(
+            f"run.json or metrics.json of {', '.join(map(str, folders))} has no {error}: another release wrote it, or a "
+            "program changed it. Evaluate the run again, or make the report with that release."
+        ) from error
     return 0
 
 
 def _phantoms(namespace: argparse.Namespace) -> int:
+    from ipu_trainer.tasks import folders
     from ipu_trainer.tasks.chest_xray.phantoms import PhantomSettings, write_phantoms, write_small_vit
 
     settings = PhantomSettings(namespace.num_images, namespace.size, seed=namespace.seed)
-    csv_path = write_phantoms(namespace.output, settings)
-    model = write_small_vit(namespace.output / "model", namespace.model_size, namespace.seed)
+    output = namespace.output or folders.data_to_write("--output", "phantoms")
+    csv_path = write_phantoms(output, settings)
+    model = write_small_vit(output / "model", namespace.model_size, namespace.seed)
     print(
         f"{namespace.num_images} synthetic images: {csv_path.parent / 'images'}, labels {csv_path}, small ViT {model}"
     )

@@ -12,12 +12,8 @@ def plot_training(
     file: Path, history: Sequence[Mapping[str, Any]], metric: str, label: str, logarithmic: bool = False
 ) -> None:
     """Training loss and the validation metric `metric` (a key of Trainer's log history) by epoch, as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4))
+    figure = new_figure(figsize=(7, 4))
+    axes = figure.subplots()
     loss = [(entry["epoch"], entry["loss"]) for entry in history if "loss" in entry]
     values = [(entry["epoch"], entry[metric]) for entry in history if metric in entry]
     axes.plot([x for x, _ in loss], [y for _, y in loss], color="#4878a8", label="training loss")
@@ -32,4 +28,10 @@ def plot_training(
     other.legend(handles=handles, frameon=False, loc="center right")
     with atomic_path(file) as temporary:
         figure.savefig(temporary, format="png", dpi=130, bbox_inches="tight")
-    plt.close(figure)
+
+
+def new_figure(**settings: Any) -> Any:
+    """A matplotlib figure to be saved: no window, no part of a notebook's cell. pyplot and the caller's backend are left alone."""
+    from matplotlib.figure import Figure
+
+    return Figure(**settings)

@@ -11,9 +11,11 @@ from typing import Any, Dict, List, Mapping, Sequence, Tuple
 from transformers import HfArgumentParser
 
 from ipu_trainer.backends import choose_backend
+from ipu_trainer.tasks.folders import results
 from ipu_trainer.training import compat
 from ipu_trainer.training.arguments import IPUTrainingArguments
 from ipu_trainer.training.precision import choose_precision
+from ipu_trainer.training.reporting import check_reporters
 
 
 def parse_flags(
@@ -27,7 +29,7 @@ def parse_flags(
     """(the recipe, values for arguments_class by field name, those that __post_init__ makes left out).
 
     --ipu-config and --ipu_config are one flag; --output is Trainer's --output_dir. Raises ValueError for unknown flags,
-    with the task's name, and where --output is missing.
+    with the task's name, and where --output is missing and CHECKPOINT_DIR is not set.
     """
     # Abbreviations would take a misspelt flag for another.
     parser = HfArgumentParser([recipe_class, arguments_class], prog=f"ipu-trainer {command} {task}", allow_abbrev=False)
@@ -37,11 +39,12 @@ def parse_flags(
     parser.set_defaults(**defaults)
     renamed = [_field_flag(word) for word in with_config(task, argv)]
     if not any(word.split("=")[0] == "--output_dir" for word in renamed) and not {"-h", "--help"} & set(argv):
-        raise ValueError("--output RUN is missing: the folder for checkpoints and results.")
+        renamed += ["--output_dir", str(results("--output", task))]
     namespace, unknown = parser.parse_known_args(renamed)
     if unknown:
         raise ValueError(f"unknown flags {' '.join(unknown)}. `ipu-trainer {command} {task} --help` lists them.")
     values = vars(namespace)
+    check_reporters(values["report_to"])
     names = {item.name for item in dataclasses.fields(recipe_class)}
     recipe = recipe_class(**{name: value for name, value in values.items() if name in names})
     taken = {item.name for item in dataclasses.fields(arguments_class) if item.init}

@@ -19,6 +19,7 @@ import transformers
 
 from ipu_trainer.atomic import write_json
 from ipu_trainer.tasks.flags import flags_given, with_config
+from ipu_trainer.tasks.folders import results
 from ipu_trainer.tasks.search_results import header, row, write_results
 from ipu_trainer.tasks.search_space import Range, parse_range
 from ipu_trainer.training.hyperparameter_search import GEOMETRY, SearchError
@@ -47,8 +48,6 @@ def run(task: str, searched: Callable[[Sequence[str]], Searched], words: Sequenc
         _parser(task).print_help()
         print(f"\nEvery flag of `ipu-trainer train {task}` may follow: it holds for all trials.")
         return
-    if not own.output:
-        raise ValueError("--output FOLDER is missing: where the study and its results go.")
     if own.n_trials < 1:
         raise ValueError(f"--n-trials {own.n_trials}: a search needs at least 1.")
     space = [parse_range(text) for text in own.space]
@@ -56,11 +55,13 @@ def run(task: str, searched: Callable[[Sequence[str]], Searched], words: Sequenc
     if len(set(names)) < len(names):
         raise ValueError(f"--space names one value twice: {', '.join(names)}.")
     pruner = _pruner(own.pruner)
-    folder = Path(own.output)
+    folder = Path(own.output or results("--output", f"{task}-search"))
     rest = with_config(task, rest)
     given = ["--output", str(folder), *rest]
     if not {"--save_strategy", "--save-strategy"} & {word.split("=")[0] for word in rest}:
         given += ["--save_strategy", "no"]  # a trial is judged, not kept
+    if not {"--report_to", "--report-to"} & {word.split("=")[0] for word in rest}:
+        given += ["--report_to", "none"]  # the study has the results; a folder of logs for each trial is asked for
     subject = searched(given)
     args = subject.trainer.args
     space = space or _default_space(args)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Dict, Mapping, Sequence
 
 from ipu_trainer.atomic import atomic_path, write_json, write_text
+from ipu_trainer.tasks.curves import new_figure
 from ipu_trainer.training.hyperparameter_search import open_storage
 
 # Where trials and their results go is no setting of the best run.
@@ -95,13 +96,9 @@ def _importance(study: Any) -> Dict[str, float]:
 
 def _plot(file: Path, study: Any, objectives: Sequence[str], importance: Mapping[str, float]) -> None:
     """The objective of every trial with the best so far, and importances; two objectives against each other."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     complete = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
-    figure, panels = plt.subplots(1, 2 if importance else 1, figsize=(11 if importance else 7, 4), squeeze=False)
+    figure = new_figure(figsize=(11 if importance else 7, 4))
+    panels = figure.subplots(1, 2 if importance else 1, squeeze=False)
     axes = panels[0][0]
     if len(objectives) > 1:
         best = {trial.number for trial in study.best_trials}
@@ -127,7 +124,6 @@ def _plot(file: Path, study: Any, objectives: Sequence[str], importance: Mapping
     figure.tight_layout()
     with atomic_path(file) as temporary:
         figure.savefig(temporary, format="png", dpi=130)
-    plt.close(figure)
 
 
 def _table_csv(study: Any, objectives: Sequence[str], names: Sequence[str]) -> str:

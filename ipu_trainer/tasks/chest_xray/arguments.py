@@ -14,9 +14,11 @@ from ipu_trainer.tasks.chest_xray.dataset import ChestXrayDataset, load_prepared
 from ipu_trainer.tasks.chest_xray.losses import FindingLoss, inverse_frequency
 from ipu_trainer.tasks.chest_xray.transforms import NO_AUGMENTATION, Augmentation
 from ipu_trainer.tasks.flags import parse_flags, takes_bf16
+from ipu_trainer.tasks.folders import data_to_read
 from ipu_trainer.training import compat
 from ipu_trainer.training.arguments import IPUTrainingArguments
 from ipu_trainer.training.precision import Precision, choose_precision
+from ipu_trainer.training.reporting import default_reporters
 
 # Pairs of one micro-batch make the ranking loss; fewer samples than this give it too few.
 _SMALLEST_RANKED_MICRO_BATCH = 8
@@ -34,7 +36,7 @@ _RECIPE = compat.training_defaults(
     per_device_eval_batch_size=64,
     remove_unused_columns=False,
     dataloader_pin_memory=torch.cuda.is_available(),
-    report_to=["none"],
+    report_to=default_reporters(),
     logging_nan_inf_filter=False,  # it waits for the GPU in every step, and hides what went wrong
 )
 _OWN_RECIPE = {"layer_decay": 0.65, "head_learning_rate_factor": 5.0, "drop_path": 0.1}
@@ -44,8 +46,14 @@ _OWN_RECIPE = {"layer_decay": 0.65, "head_learning_rate_factor": 5.0, "drop_path
 class ChestXrayArguments:
     """What the recipe takes besides IPUTrainingArguments."""
 
-    data: str = field(metadata={"help": "Folder made by `ipu-trainer prepare chest-xray`."})
     model: str = field(metadata={"help": "Model folder or Hub id, with its preprocessor_config.json."})
+    data: str = field(
+        default="",
+        metadata={
+            "help": "Folder made by `ipu-trainer prepare chest-xray`; default: chest-xray in DATASETS_DIR or "
+            "PUBLIC_DATASETS_DIR."
+        },
+    )
     ipu_config: Optional[str] = field(default=None, metadata={"help": "Profile name, ipu_config.json or folder."})
     precision: str = field(default="auto", metadata={"help": "auto, bf16 or fp32; auto takes bf16 where it is fast."})
     loss: str = field(default="bce", metadata={"help": "bce or asymmetric."})
@@ -66,6 +74,7 @@ class ChestXrayArguments:
     gamma: float = field(default=Augmentation.gamma, metadata={"help": "Largest relative gamma."})
     erasing: float = field(default=Augmentation.erasing, metadata={"help": "Probability of one erased rectangle."})
     horizontal_flip: bool = field(default=False, metadata={"help": "Flip left and right (dextrocardia: off)."})
+    report: bool = field(default=True, metadata={"help": "Write report.html at the end."})
     num_bootstrap: int = field(default=1000, metadata={"help": "Patient-bootstrap replicates for intervals."})
 
     @property
@@ -83,6 +92,7 @@ def parse_arguments(argv: Sequence[str]) -> Tuple[ChestXrayArguments, IPUTrainin
     """
     defaults = {**_RECIPE, **_OWN_RECIPE, "per_device_train_batch_size": 0}
     recipe, values = parse_flags("chest-xray", ChestXrayArguments, argv, defaults)
+    recipe.data = recipe.data or str(data_to_read("--data", "chest-xray"))
     if not values["per_device_train_batch_size"]:
         values["per_device_train_batch_size"] = _default_micro_batch(recipe)
     values["bf16"] = takes_bf16(recipe.precision, values)

@@ -12,6 +12,7 @@ from sklearn.metrics import roc_curve
 
 from ipu_trainer.atomic import atomic_path, write_json, write_text
 from ipu_trainer.tasks.chest_xray.labels import NO_FINDING
+from ipu_trainer.tasks.curves import new_figure
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> str:
@@ -59,11 +60,13 @@ def plot_evaluation(
     folder: Path, metrics: Mapping[str, Any], truth: np.ndarray, probability: np.ndarray, findings: Sequence[str]
 ) -> None:
     """auroc.png (forest plot), roc.png (curves), calibration.png."""
-    plt = _pyplot()
+    from matplotlib import colormaps
+
     names = [name for name, row in metrics["per_finding"].items() if np.isfinite(row["auroc"])]
     columns = {name: list(findings).index(name) for name in names}
 
-    figure, axes = plt.subplots(figsize=(7, 0.8 + 0.34 * max(4, len(names))))
+    figure = new_figure(figsize=(7, 0.8 + 0.34 * max(4, len(names))))
+    axes = figure.subplots()
     for position, name in enumerate(sorted(names, key=lambda name: float(metrics["per_finding"][name]["auroc"]))):
         row = metrics["per_finding"][name]
         low, high = row["auroc_interval"]
@@ -86,8 +89,9 @@ def plot_evaluation(
     axes.set_xlabel("AUROC with patient-bootstrap 95 % interval (positives in brackets)")
     _save(figure, folder / "auroc.png")
 
-    figure, axes = plt.subplots(figsize=(6.4, 6))
-    colors = plt.get_cmap("tab20")
+    figure = new_figure(figsize=(6.4, 6))
+    axes = figure.subplots()
+    colors = colormaps["tab20"]
     for position, name in enumerate(names):
         false_positive, true_positive, _ = roc_curve(truth[:, columns[name]], probability[:, columns[name]])
         label = f"{name} {metrics['per_finding'][name]['auroc']:.2f}"
@@ -100,7 +104,8 @@ def plot_evaluation(
         axes.legend(fontsize=7, frameon=False, loc="lower right")
     _save(figure, folder / "roc.png")
 
-    figure, axes = plt.subplots(figsize=(5, 5))
+    figure = new_figure(figsize=(5, 5))
+    axes = figure.subplots()
     if names:
         chosen = [columns[name] for name in names]
         score, y = probability[:, chosen].ravel(), truth[:, chosen].ravel()
@@ -201,16 +206,6 @@ def _number(value: float) -> str:
     return f"{value:.3f}" if np.isfinite(value) else "NaN"
 
 
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
-
-
 def _save(figure: Any, file: Path) -> None:
     with atomic_path(file) as temporary:
         figure.savefig(temporary, format="png", dpi=130, bbox_inches="tight")
-    _pyplot().close(figure)

@@ -24,14 +24,18 @@ from ipu_trainer.tasks.chest_xray.arguments import ChestXrayArguments, finding_l
 from ipu_trainer.tasks.chest_xray.dataset import ChestXrayDataset, PreparedChestXrays, load_prepared
 from ipu_trainer.tasks.chest_xray.losses import FindingLoss
 from ipu_trainer.tasks.chest_xray.model import load_model, load_processor
+from ipu_trainer.tasks.chest_xray.page import write_report
 from ipu_trainer.tasks.chest_xray.record import resolved_settings
 from ipu_trainer.tasks.chest_xray.trainer import ChestXrayTrainer, sigmoid
 from ipu_trainer.tasks.chest_xray.transforms import ChestXrayCollator, Normalisation, load_normalisation
 from ipu_trainer.tasks.curves import plot_training
 from ipu_trainer.tasks.fit_warning import feasibility_check, fit_warning, warn
-from ipu_trainer.tasks.record import RUN_FILE, resumable_checkpoint, versions
+from ipu_trainer.tasks.pages.run import REPORT_FILE, report_or_reason
+from ipu_trainer.tasks.record import RUN_FILE, resumable_checkpoint, versions, write_history
 from ipu_trainer.tasks.search import Searched
 from ipu_trainer.training.arguments import IPUTrainingArguments
+from ipu_trainer.training.monitor import watch
+from ipu_trainer.training.reporting import live_view
 
 
 def run(words: Sequence[str]) -> None:
@@ -41,6 +45,8 @@ def run(words: Sequence[str]) -> None:
     if metrics:
         table = report.metrics_table(metrics)
         print(f"\n{metrics['split']} split\n{table}\n\nmodel, metrics and plots: {args.output_dir}")
+        if recipe.report:
+            print(f"to read: {Path(args.output_dir) / REPORT_FILE}")
 
 
 def train(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Dict[str, Any]:
@@ -51,6 +57,7 @@ def train(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Dict[str, A
     checkpoint = resumable_checkpoint(run_dir, args, job.settings)
     model = job.new_model()
     trainer = job.trainer(model=model)
+    watch(trainer)
     table = trainer.batch_table(trainer.epoch_plan)
     record = {
         "status": "running",
@@ -66,6 +73,7 @@ def train(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Dict[str, A
         print(f"backend    {trainer.backend.name} on {where} ({trainer.backend.reason})")
         print(f"precision  {record['precision']['name']} ({record['precision']['reason']})")
         print(f"loss       {job.loss.describe()}")
+        print(f"live view  {live_view(args.report_to, args.output_dir)}")
         if checkpoint:
             print(f"resuming from {checkpoint}")
         write_json(run_dir / RUN_FILE, record)
@@ -91,6 +99,7 @@ def train(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Dict[str, A
     }
     load_processor(recipe.model).save_pretrained(run_dir)
     report.write_evaluation(run_dir, result, subject.labels, probability, data.findings, subject.table)
+    write_history(run_dir, trainer.state.log_history)
     plot_training(
         run_dir / "plots" / "training.png",
         trainer.state.log_history,
@@ -100,6 +109,8 @@ def train(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Dict[str, A
     record.update(status="finished", thresholds=thresholds, evaluated_split=evaluated)
     write_text(run_dir / "README.md", report.model_card(record, result))
     write_json(run_dir / RUN_FILE, record)
+    if recipe.report:
+        report_or_reason(write_report, run_dir)
     return result
 
 

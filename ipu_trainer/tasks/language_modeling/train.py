@@ -25,6 +25,7 @@ from ipu_trainer.tasks.language_modeling.corpus import Corpus, prepare_corpus
 from ipu_trainer.tasks.language_modeling.metrics import perplexity, token_losses
 from ipu_trainer.tasks.language_modeling.model import NO_DROPOUT, SIZES, build_model, check_shapes, is_masked
 from ipu_trainer.tasks.language_modeling.packing import PackedRows, RowCollator, unigram_perplexity
+from ipu_trainer.tasks.language_modeling.page import write_report
 from ipu_trainer.tasks.language_modeling.samples import PrintSamples, continuations, fillings
 from ipu_trainer.tasks.models import (
     change_config,
@@ -35,10 +36,13 @@ from ipu_trainer.tasks.models import (
     own_tokenizer,
     parse_overrides,
 )
-from ipu_trainer.tasks.record import RUN_FILE, resumable_checkpoint, training_settings, versions
+from ipu_trainer.tasks.pages.run import report_or_reason
+from ipu_trainer.tasks.record import RUN_FILE, resumable_checkpoint, training_settings, versions, write_history
 from ipu_trainer.tasks.search import Searched
 from ipu_trainer.tasks.tokenizers import has_tokenizer, save_tokenizer
 from ipu_trainer.training.arguments import IPUTrainingArguments
+from ipu_trainer.training.monitor import watch
+from ipu_trainer.training.reporting import live_view
 from ipu_trainer.training.trainer import IPUTrainer
 
 
@@ -47,7 +51,7 @@ def run(words: Sequence[str]) -> None:
     recipe, args = parse_arguments(words)
     metrics = train(recipe, args)
     if metrics:
-        print(f"\n{table(metrics)}\n\nmodel, metrics, samples and plots: {args.output_dir}")
+        print(f"\n{table(metrics)}\n\nmodel, metrics, samples, plots and report.html: {args.output_dir}")
 
 
 def train(recipe: LanguageModelingArguments, args: IPUTrainingArguments) -> Dict[str, Any]:
@@ -59,6 +63,7 @@ def train(recipe: LanguageModelingArguments, args: IPUTrainingArguments) -> Dict
     checkpoint = resumable_checkpoint(run_dir, args, settings)
     model = job.new_model()
     trainer = job.trainer(model=model)
+    watch(trainer, tokens_per_sample=job.sequence_length)
     prompts = list(recipe.sample_prompts)
 
     def write(current: Any) -> List[str]:
@@ -84,6 +89,7 @@ def train(recipe: LanguageModelingArguments, args: IPUTrainingArguments) -> Dict
         )
         print(record["batch_table"])
         print(f"backend     {trainer.backend.name} ({trainer.backend.reason})")
+        print(f"live view   {live_view(args.report_to, args.output_dir)}")
         print(f"baseline    unigram perplexity on validation {baseline:,.1f}")
         if checkpoint:
             print(f"resuming from {checkpoint}")
@@ -101,10 +107,12 @@ def train(recipe: LanguageModelingArguments, args: IPUTrainingArguments) -> Dict
     save_tokenizer(corpus.tokenizer, run_dir)
     write_json(run_dir / "metrics.json", result)
     history = trainer.state.log_history
+    write_history(run_dir, history)
     plot_training(run_dir / "plots" / "training.png", history, "eval_perplexity", "validation perplexity", True)
     write_text(run_dir / "README.md", model_card(record, result))
     record["status"] = "finished"
     write_json(run_dir / RUN_FILE, record)
+    report_or_reason(write_report, run_dir)
     return result
 
 

@@ -1,0 +1,29 @@
+"""NIH's data where it is mounted, as Graphcore's tutorial had it: a folder chest-xray-nihcc with the table and images/."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Dict, Optional
+
+from ipu_trainer.tasks.folders import data_to_read, find_data
+
+FOLDER = "chest-xray-nihcc"
+TABLES = tuple(f"{FOLDER}/Data_Entry_2017{version}.csv{packed}" for version in ("_v2020", "") for packed in ("", ".gz"))
+LISTS = {"train_val_list": f"{FOLDER}/train_val_list.txt", "test_list": f"{FOLDER}/test_list.txt"}
+
+
+def stand_ins(given: Dict[str, Optional[Path]], split: Optional[str]) -> Dict[str, Path]:
+    """What stands in for flags of `prepare` that were left out; the flags that were given are no part of it.
+
+    given: csv, images, train_val_list and test_list. The lists are taken where neither table nor images nor lists were given,
+    both are there, and no other split than the official one is asked for. Raises ValueError if there is no table or no images.
+    """
+    found: Dict[str, Path] = {}
+    if given["csv"] is None:
+        found["csv"] = find_data(*TABLES) or data_to_read("--csv", TABLES[0])
+    if given["images"] is None:
+        found["images"] = data_to_read("--images", f"{FOLDER}/images")
+    lists = {name: find_data(path) for name, path in LISTS.items()}
+    if not any(given.values()) and split in (None, "official") and all(lists.values()):
+        found.update({name: path for name, path in lists.items() if path is not None})
+    return found
