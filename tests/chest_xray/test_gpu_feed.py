@@ -135,7 +135,7 @@ class _NoWaiting(TrainerCallback):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("more", [(), ("--fuse_projections", "false"), ("--compile", "off")])
+@pytest.mark.parametrize("more", [(), ("--fuse_projections", "true"), ("--compile", "off")])
 def test_no_step_waits_for_the_gpu(prepared, phantoms, tmp_path, more):
     words = [
         "--data", str(prepared), "--model", str(phantoms / "model"), "--output", str(tmp_path), "--max_steps", "8",

@@ -20,7 +20,7 @@ from ipu_trainer.config.ipu_config import IPUConfig
 from ipu_trainer.config.profiles import load_profile
 from ipu_trainer.tasks.chest_xray import metrics as metric
 from ipu_trainer.tasks.chest_xray import report
-from ipu_trainer.tasks.chest_xray.arguments import ChestXrayArguments, finding_loss, parse_arguments, used_precision
+from ipu_trainer.tasks.chest_xray.arguments import ChestXrayArguments, finding_loss, parse_arguments
 from ipu_trainer.tasks.chest_xray.dataset import ChestXrayDataset, PreparedChestXrays, load_prepared
 from ipu_trainer.tasks.chest_xray.losses import FindingLoss
 from ipu_trainer.tasks.chest_xray.model import load_model, load_processor
@@ -34,7 +34,9 @@ from ipu_trainer.tasks.pages.run import REPORT_FILE, report_or_reason
 from ipu_trainer.tasks.record import RUN_FILE, resumable_checkpoint, versions, write_history
 from ipu_trainer.tasks.search import Searched
 from ipu_trainer.training.arguments import IPUTrainingArguments
+from ipu_trainer.training.compile import told_speed
 from ipu_trainer.training.monitor import watch
+from ipu_trainer.training.precision import used_precision
 from ipu_trainer.training.reporting import live_view
 
 
@@ -63,7 +65,7 @@ def train(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Dict[str, A
         "status": "running",
         **job.settings,
         "backend": {**trainer.backend.describe(), "torch_device": str(args.device)},
-        "precision": dataclasses.asdict(used_precision(recipe, args)),
+        "precision": dataclasses.asdict(used_precision(recipe.precision, args)),
         "versions": versions(),
         "batch_table": table,
     }
@@ -72,6 +74,7 @@ def train(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Dict[str, A
         where = trainer.backend.device if trainer.backend.has_executors else args.device
         print(f"backend    {trainer.backend.name} on {where} ({trainer.backend.reason})")
         print(f"precision  {record['precision']['name']} ({record['precision']['reason']})")
+        print(f"speed      {told_speed(args, trainer.backend.has_executors)}")
         print(f"loss       {job.loss.describe()}")
         print(f"live view  {live_view(args.report_to, args.output_dir)}")
         if checkpoint:

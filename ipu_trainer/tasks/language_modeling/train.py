@@ -41,7 +41,9 @@ from ipu_trainer.tasks.record import RUN_FILE, resumable_checkpoint, training_se
 from ipu_trainer.tasks.search import Searched
 from ipu_trainer.tasks.tokenizers import has_tokenizer, save_tokenizer
 from ipu_trainer.training.arguments import IPUTrainingArguments
+from ipu_trainer.training.compile import told_speed
 from ipu_trainer.training.monitor import watch
+from ipu_trainer.training.precision import used_precision
 from ipu_trainer.training.reporting import live_view
 from ipu_trainer.training.trainer import IPUTrainer
 
@@ -79,6 +81,7 @@ def train(recipe: LanguageModelingArguments, args: IPUTrainingArguments) -> Dict
         **settings,
         "num_parameters": model.num_parameters(),
         "backend": {**trainer.backend.describe(), "torch_device": str(args.device)},
+        "precision": dataclasses.asdict(used_precision(recipe.precision, args)),
         "versions": versions(),
         "batch_table": trainer.batch_table(),
     }
@@ -89,6 +92,8 @@ def train(recipe: LanguageModelingArguments, args: IPUTrainingArguments) -> Dict
         )
         print(record["batch_table"])
         print(f"backend     {trainer.backend.name} ({trainer.backend.reason})")
+        print(f"precision   {record['precision']['name']} ({record['precision']['reason']})")
+        print(f"speed       {told_speed(args, trainer.backend.has_executors)}")
         print(f"live view   {live_view(args.report_to, args.output_dir)}")
         print(f"baseline    unigram perplexity on validation {baseline:,.1f}")
         if checkpoint:
