@@ -25,6 +25,7 @@ def test_the_built_wheel_holds_profiles_and_types(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     assert "ipu_configs/vit_base_pod4.json" in names
     assert {"ipu_trainer/py.typed", "ipu_trainer/tasks/pages/page.html"} <= set(names)
+    assert {"ipu_trainer/planner/published.csv", "ipu_trainer/planner/calibrated.json"} <= set(names)
     assert not any(name.startswith(("tests", "scripts", "benchmarks")) for name in names)
     site = tmp_path / "site"
     subprocess.run(

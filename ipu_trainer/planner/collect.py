@@ -1,6 +1,6 @@
 """A published configuration as its source states it -> a row of published.csv. What sources leave unsaid is read by the rules here.
 
-Columns: source, model, task, hidden, layers, heads, seq_or_tokens, micro_batch, layers_per_ipu, ipus_per_replica, replication,
+Columns: source, model, task, precision, layers, seq_or_tokens, micro_batch, layers_per_ipu, ipus_per_replica, replication,
 gradient_accumulation, device_iterations, recompute, rts, optimizer_offchip, matmul_proportion, optimizer, pod, system,
 throughput_value, throughput_unit, note. Empty is not stated. The readings:
 
@@ -10,52 +10,52 @@ throughput_value, throughput_unit, note. Empty is not stated. The readings:
 - Recomputation and replicated tensor sharding are on unless they are stated to be off. Optimizer state is off chip where it is
   stated, or where neither its place nor sharding is.
 - BERT's pre-training scores masked tokens only: 20, 56 and 76 of 128, 384 and 512. GPT-2's head runs in four pieces.
-- Packed sequences count as packs, two sequences each.
+- Packed sequences count as packs, two sequences each; tokens a second are divided by the length.
 - A placement with one entry less than there are IPUs has its embedding alone on IPU 0; MLPerf's counts attention blocks.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, Tuple
 
 _MASKED = {128: 20, 384: 56, 512: 76}
 _MLPERF_PLACEMENT = "1 2 3 4 3 4 3 4"
 _TUTORIALS = re.compile(r"huggingface/optimum|^hf:|model_cards|tutorial|notebook", re.IGNORECASE)
 # Patterns of models -> names in published.CONFIGS. The first that matches wins.
 _NAMES: Tuple[Tuple[str, str], ...] = (
-    (r"dino|mae\b|clip|dall|lxmert|conformer|groupbert|gpt-?j|gpt-?3|flan|packed t5", ""),
-    (r"roberta-?large", "RoBERTa-large"),
+    (r"dino|mae\b|clip|dall|lxmert|conformer|groupbert|gpt[-_ ]?j|gpt[-_ ]?3|flan|packed t5", ""),
+    (r"roberta[-_ ]?large", "RoBERTa-large"),
     (r"roberta", "RoBERTa-base"),
-    (r"deberta-?base", "DeBERTa-base"),
+    (r"deberta[-_ ]?base", "DeBERTa-base"),
     (r"distilbert", "DistilBERT"),
-    (r"^bert-?large", "BERT-large"),
-    (r"^bert-?base", "BERT-base"),
-    (r"gpt-?2?-?xl", "GPT2-xl"),
-    (r"gpt-?2?-?large", "GPT2-large"),
-    (r"gpt-?2?-?medium", "GPT2-medium"),
+    (r"^bert[-_ ]?large", "BERT-large"),
+    (r"^bert[-_ ]?base", "BERT-base"),
+    (r"gpt[-_ ]?2?[-_ ]?xl", "GPT2-xl"),
+    (r"gpt[-_ ]?2?[-_ ]?large", "GPT2-large"),
+    (r"gpt[-_ ]?2?[-_ ]?medium", "GPT2-medium"),
     (r"gpt", "GPT2-small"),
-    (r"^(deit|vit)-?b", "ViT-B/16"),
-    (r"^(deit|vit)-?l", "ViT-L/16"),
-    (r"hubert-?base", "HuBERT-base"),
-    (r"wav2vec2-?base", "Wav2Vec2-base"),
-    (r"wav2vec2-?large", "Wav2Vec2-large"),
-    (r"t5-?small", "T5-small"),
-    (r"t5-?base", "T5-base"),
-    (r"t5-?large", "T5-large"),
-    (r"bart-?base", "BART-base"),
-    (r"bart-?large", "BART-large"),
-    (r"swin-?t", "Swin-T"),
-    (r"swin-?s", "Swin-S"),
-    (r"swin-?b", "Swin-B"),
-    (r"swin-?l", "Swin-L"),
-    (r"convnext-?base", "ConvNeXt-base"),
+    (r"^(deit|vit)[-_ ]?b", "ViT-B/16"),
+    (r"^(deit|vit)[-_ ]?l", "ViT-L/16"),
+    (r"hubert[-_ ]?base", "HuBERT-base"),
+    (r"wav2vec2[-_ ]?base", "Wav2Vec2-base"),
+    (r"wav2vec2[-_ ]?large", "Wav2Vec2-large"),
+    (r"t5[-_ ]?small", "T5-small"),
+    (r"t5[-_ ]?base", "T5-base"),
+    (r"t5[-_ ]?large", "T5-large"),
+    (r"bart[-_ ]?base", "BART-base"),
+    (r"bart[-_ ]?large", "BART-large"),
+    (r"swin[-_ ]?t", "Swin-T"),
+    (r"swin[-_ ]?s", "Swin-S"),
+    (r"swin[-_ ]?b", "Swin-B"),
+    (r"swin[-_ ]?l", "Swin-L"),
+    (r"convnext[-_ ]?base", "ConvNeXt-base"),
 )
 _TASKS: Tuple[Tuple[str, str], ...] = (
     (r"squad|question", "question-answering"),
     (r"ner\b|token|conll", "token-classification"),
     (r"glue|mrpc|sst|classification \(text|sequence|multi", "sequence-classification"),
-    (r"mlperf|pre-?train|mlm|masked", "masked-lm"),
+    (r"mlperf|pre[-_ ]?train|mlm|masked", "masked-lm"),
 )
 
 
@@ -69,7 +69,7 @@ def convert(row: Dict[str, str]) -> Dict[str, str]:
     first = int(sequence.split("+")[0]) if sequence else 0
     own_loop = not _TUTORIALS.search(row["source"])
     packed = "packed" in (row["task"] + row["model"]).lower() and row["throughput_unit"].startswith("sequence")
-    throughput = row["throughput_value"]
+    throughput = _samples_per_s(row, first, packed)
     result = {
         "source": row["source"],
         "model": model or row["model"],
@@ -85,7 +85,7 @@ def convert(row: Dict[str, str]) -> Dict[str, str]:
         "state_off_chip": str(
             row["optimizer_offchip"].lower().startswith("true") or not (row["optimizer_offchip"] or row["rts"])
         ),
-        "matmul_proportion": " ".join(re.findall(r"\d*\.?\d+", row["matmul_proportion"])) or "0.25",
+        "matmul_proportion": _proportions(row["matmul_proportion"], len(layers.split())),
         "optimizer": _optimizer(row["optimizer"]),
         "chip": "Bow" if row["system"] == "Bow" else "GC200",
         "loop": "own" if own_loop else "trainer",
@@ -94,7 +94,7 @@ def convert(row: Dict[str, str]) -> Dict[str, str]:
         "float8_stash": str("float8" in row["note"].lower()),
         "includes_evaluation": str(bool(re.search(r"includes \d|one evaluation|includes evaluation", row["note"]))),
         "fits": "True",
-        "throughput": f"{float(throughput) / 2:.12g}" if packed and throughput else throughput,
+        "throughput": throughput,
         "not_modelled": "",
     }
     result["not_modelled"] = _why_not(row, result, bool(model))
@@ -126,6 +126,19 @@ def _sequence(text: str) -> str:
     return text.strip() if re.fullmatch(r"\d+(\+\d+)?", text.strip()) else ""
 
 
+def _samples_per_s(row: Dict[str, str], tokens: int, packed: bool) -> str:
+    value, per = row["throughput_value"], 2 if packed else 1
+    if value and row["throughput_unit"].startswith("token"):
+        per = tokens
+    return value if per == 1 or not value else f"{float(value) / per:.12g}" if per else ""
+
+
+def _proportions(text: str, num_ipus: int) -> str:
+    """One value, or one for each IPU; that of the first again where a separate embedding has none of its own."""
+    values = re.findall(r"\d*\.?\d+", text) or ["0.25"]
+    return " ".join(values[:1] * (len(values) == num_ipus - 1 > 1) + values)
+
+
 def _layers(row: Dict[str, str], model: str) -> str:
     """Counts separated by spaces, one for each IPU; empty where they are not known."""
     text, depth = row["layers_per_ipu"], int(row["ipus_per_replica"] or 0)
@@ -155,15 +168,25 @@ def _optimizer(text: str) -> str:
 
 
 def _why_not(row: Dict[str, str], result: Dict[str, str], known: bool) -> str:
-    missing: Optional[str] = None
+    layers = [int(count) for count in result["layers_per_ipu"].split()]
+    blocks = [int(count) for count in re.findall(r"\d+", row.get("layers", ""))]
+    counts = ("micro_batch", "replicas", "device_iterations", "accumulation")
     if re.search(r"phased|TP \d", row["task"]):
-        missing = "not a pipeline: tensor parallel, in phases"
-    elif not known:
-        missing = f"no shape for {row['model']}"
-    elif not result["micro_batch"] or not result["layers_per_ipu"]:
-        missing = "micro-batch or placement not published"
-    elif not result["sequence"] and result["task"] != "image-classification":
-        missing = "sequence length not published"
-    elif result["throughput"] and not result["accumulation"]:
-        missing = "accumulation not published"
-    return missing or ""
+        return "not a pipeline: tensor parallel, in phases"
+    if not known:
+        return f"no shape for {row['model']}"
+    if not result["micro_batch"] or not layers:
+        return "micro-batch or placement not published"
+    if blocks and sum(blocks) != sum(layers):
+        return f"the placement has {sum(layers)} layers, the model {sum(blocks)}"
+    if len(result["matmul_proportion"].split()) not in (1, len(layers)):
+        return "matmul proportions are not one for each IPU"
+    if not result["sequence"] and result["task"] != "image-classification":
+        return "sequence length not published"
+    if result["throughput"] and not result["accumulation"]:
+        return "accumulation not published"
+    if any(not re.fullmatch(r"[1-9]\d*", result[name]) for name in counts if result[name]):
+        return "counts that are not whole numbers"
+    if row.get("precision", "").startswith("32"):
+        return "float32"
+    return ""

@@ -13,15 +13,18 @@ import contextlib
 import gc
 import itertools
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
-from torch.utils.data import IterableDataset
-from transformers import Trainer
+from torch.utils.data import IterableDataset, default_collate
+from transformers import DefaultDataCollator, Trainer, default_data_collator
+from transformers.trainer_pt_utils import find_batch_size
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
@@ -33,6 +36,8 @@ _COMPARED = 8
 _TOLERANCE = {"float32": 1e-4, "rounded": 2e-2}
 # Share of the free memory that activations may take.
 _MEMORY_SHARE = 0.6
+# On a CPU larger passes gain nothing more; a bound of its own, so that what else a machine does changes no run's arithmetic.
+_CPU_ACTIVATION_BYTES = 2 << 30
 
 
 @dataclass(frozen=True)
@@ -54,11 +59,19 @@ def why_not(trainer: Any, accumulation: int) -> Optional[str]:
         return "DeepSpeed and FSDP own the model"
     if dataset is None or isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         return "a stream is read once, so its first micro-batches cannot be compared before"
+    strategy = "group_by_length" if getattr(args, "group_by_length", False) else None
+    strategy = strategy or getattr(args, "train_sampling_strategy", "random")
+    if strategy in ("group_by_length", "batch_rebalance"):
+        return f"{strategy} orders samples by the size of a pass"
+    optimizer = str(getattr(args.optim, "value", args.optim))
+    if "lomo" in optimizer or "layerwise" in optimizer:
+        return f"{optimizer} updates weights within each backward pass"
     if (
-        getattr(args, "group_by_length", False)
-        or getattr(args, "train_sampling_strategy", "random") == "group_by_length"
+        args.world_size > 1
+        and getattr(trainer, "model_accepts_loss_kwargs", False)
+        and not getattr(args, "average_tokens_across_devices", True)
     ):
-        return "group_by_length orders samples by the size of a pass"
+        return "each process divides by its own number of labels (average_tokens_across_devices is off)"
     if not trainer.loader_follows_folding:
         return f"{type(trainer).__name__} has its own get_train_dataloader"
     statistics = [name for name, part in model.named_modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
@@ -83,8 +96,10 @@ def why_not_by_size(num_samples: int, micro_batch: int, accumulation: int, facto
         return f"{told}, and processes would share out the last one differently"
     if not loop_weighs:
         return f"{told}, and this transformers carries what is left into the next epoch"
-    if num_samples % micro_batch and not (drop_last and num_samples // micro_batch % factor == 0):
-        return f"{num_samples} samples are not whole micro-batches of {micro_batch}"
+    if drop_last and num_samples % micro_batch and num_samples // micro_batch % factor:
+        return (
+            f"{num_samples} samples are not whole micro-batches of {micro_batch}, and drop_last would drop a whole pass"
+        )
     return None
 
 
@@ -101,6 +116,8 @@ def decide(trainer: Any, micro_batch: int, accumulation: int) -> Folding:
         try:
             apart, saved_bytes = _gradients(trainer, micro_batch, compared, 1)
             together, _ = _gradients(trainer, micro_batch, compared, compared)
+        except _Statistics as found:
+            failed = f"each micro-batch changes a buffer of the model ({found})"
         except _TokenMeans:
             failed = "its loss is a mean over the tokens of each micro-batch, which have different numbers of them"
         except torch.cuda.OutOfMemoryError:
@@ -142,6 +159,10 @@ class _TokenMeans(Exception):
     pass
 
 
+class _Statistics(Exception):
+    pass
+
+
 def _as_any_process(failed: str, args: Any) -> str:
     """What failed here; or that something did in another process: none compares alone."""
     if args.world_size == 1:
@@ -179,7 +200,10 @@ def _gradients(trainer: Any, micro_batch: int, count: int, factor: int) -> Tuple
             raise ValueError(f"the data holds fewer than {count} micro-batches")
         if num_items is None and any(_has_token_labels(inputs) for inputs in samples):
             raise _TokenMeans
+        if factor > 1 and len(trainer.train_dataset) % micro_batch:
+            rows_of(samples[0], 0, 1)  # an epoch's last micro-batch is smaller, so its pass will be taken apart
         kept = 0
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         model.zero_grad(set_to_none=True)
         trainer.current_gradient_accumulation_steps = passes
         trainer.args.gradient_accumulation_steps = passes
@@ -190,6 +214,9 @@ def _gradients(trainer: Any, micro_batch: int, count: int, factor: int) -> Tuple
                 with _counted_bytes(model) as counter:
                     trainer.training_step(model, inputs, *weigh)
                 kept = counter[0]
+    for name, buffer in model.named_buffers():
+        if name in buffers and not torch.equal(buffers[name], buffer):
+            raise _Statistics(name)
     gradients = {
         name: parameter.grad.detach().float().clone()
         for name, parameter in model.named_parameters()
@@ -226,11 +253,8 @@ def _free_bytes(trainer: Any) -> int:
     if trainer.args.device.type == "cuda":
         gc.collect()
         torch.cuda.empty_cache()
-        free = int(torch.cuda.mem_get_info(trainer.args.device)[0])
-    else:
-        free = available_memory()
-    left: int = max(0, free - 3 * parameters)
-    return left
+        return max(0, int(torch.cuda.mem_get_info(trainer.args.device)[0]) - 3 * parameters)
+    return max(0, min(available_memory() - 3 * parameters, int(_CPU_ACTIVATION_BYTES / _MEMORY_SHARE)))
 
 
 def available_memory(file: str = "/proc/meminfo") -> int:
@@ -241,6 +265,132 @@ def available_memory(file: str = "/proc/meminfo") -> int:
         return found
     except (OSError, StopIteration, ValueError):
         return 4 << 30
+
+
+def by_micro_batches(collator: Callable[[Any], Any], micro_batch: int) -> Callable[[Any], Any]:
+    """The collator for passes of several micro-batches: the given one where it only stacks samples."""
+    stacks = collator in (default_data_collator, default_collate) or isinstance(collator, DefaultDataCollator)
+    return collator if stacks else MicroBatches(collator, micro_batch)
+
+
+class MicroBatches:
+    """A collator that makes each micro-batch of a pass by itself, as the literal loop does, and joins them.
+
+    So padding and random numbers are those of single micro-batches. Where they differ in shape (padded to their longest
+    sample each), `collator` makes one batch of all samples instead.
+    """
+
+    def __init__(self, collator: Callable[[Any], Any], micro_batch: int) -> None:
+        self.collator, self.micro_batch = collator, micro_batch
+
+    def __call__(self, samples: Any) -> Any:
+        if not isinstance(samples, list) or len(samples) <= self.micro_batch:
+            return self.collator(samples)
+        groups = [samples[begin : begin + self.micro_batch] for begin in range(0, len(samples), self.micro_batch)]
+        states = generator_states(with_cuda=False)  # loading processes must not touch a GPU
+        first, second = self.collator(groups[0]), self.collator(groups[1])
+        if _shapes(first, len(groups[0])) is not None and _shapes(first, len(groups[0])) == _shapes(
+            second, len(groups[1])
+        ):
+            batches = [first, second, *(self.collator(group) for group in groups[2:])]
+            shapes = {_shapes(batch, len(group)) for batch, group in zip(batches, groups)}
+            if len(shapes) == 1:
+                return {name: torch.cat([batch[name] for batch in batches]) for name in first}
+        restore_generators(states)
+        return self.collator(samples)
+
+
+def _shapes(batch: Any, rows: int) -> Optional[Tuple[Any, ...]]:
+    """Names, types and shapes of one sample in a batch of so many; None if it is not made of tensors of that many rows."""
+    if not isinstance(batch, Mapping):
+        return None
+    if not all(torch.is_tensor(value) and value.dim() and len(value) == rows for value in batch.values()):
+        return None
+    return tuple((name, value.dtype, value.shape[1:]) for name, value in batch.items())
+
+
+def rows_of(inputs: Any, begin: int, end: int) -> Dict[str, Any]:
+    """Samples begin to end of a batch. Raises ValueError if something in it is not one row a sample."""
+    rows = find_batch_size(inputs)
+    cut: Dict[str, Any] = {}
+    for name, value in inputs.items():
+        has_rows = isinstance(value, (list, tuple)) or (torch.is_tensor(value) and value.dim())
+        if has_rows and len(value) == rows:
+            cut[name] = value[begin:end]
+        elif value is None or isinstance(value, (bool, int, float, str)):
+            cut[name] = value
+        else:
+            raise ValueError(f"{name} of a batch of {rows} samples has no row for each of them. Use --fold false.")
+    return cut
+
+
+def parts_of(rows: int, micro_batch: int, largest: int) -> List[Tuple[int, int]]:
+    """Begin and end of the parts of a pass of so many samples: at most `largest` whole micro-batches, or a smaller last one."""
+    whole = rows - rows % micro_batch
+    cuts = [*range(0, whole, micro_batch * largest), whole, rows]
+    return [(begin, end) for begin, end in zip(cuts, cuts[1:]) if end > begin]
+
+
+def folded_step(trainer: Any, step: Callable[..., torch.Tensor], model: nn.Module, inputs: Any, given: Sequence[Any],
+                named: Dict[str, Any]) -> torch.Tensor:  # fmt: skip
+    """training_step of a pass: each of its parts counts by its micro-batches. Out of memory makes parts smaller, for good.
+
+    step: the stock training_step. A smaller last micro-batch of an epoch is a part of its own, as it counts like a whole one.
+    Under DistributedDataParallel a pass stays one part: a process that failed could not meet the others.
+    """
+    micro_batch, rows = trainer.batch_geometry.micro_batch, int(find_batch_size(inputs))
+    alone = not hasattr(model, "no_sync")
+    # What earlier passes of the update left is set aside, so that a pass that fails halfway can begin again.
+    parameters = [parameter for parameter in model.parameters() if alone and parameter.grad is not None]
+    earlier = [parameter.grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    while True:
+        parts = parts_of(rows, micro_batch, trainer.largest_part or trainer.folding.factor)
+        try:
+            losses = [
+                _part_step(trainer, step, model, inputs if len(parts) == 1 else rows_of(inputs, *part), given, named,
+                           -(-(part[1] - part[0]) // micro_batch))
+                for part in parts
+            ]  # fmt: skip
+            break
+        except Exception as error:
+            count = -(-parts[0][1] // micro_batch)
+            of_memory = isinstance(error, torch.cuda.OutOfMemoryError) or should_reduce_batch_size(error)
+            if not alone or count == 1 or not of_memory:
+                raise
+            trainer.largest_part = count // 2
+        gc.collect()
+        torch.cuda.empty_cache()
+        model.zero_grad(set_to_none=True)
+        logger.warning(
+            "out of memory: %d micro-batches at a time instead of %d; the global batch stays %d",
+            trainer.largest_part,
+            count,
+            trainer.batch_geometry.global_batch,
+        )
+    with torch.no_grad():
+        for parameter, gradient in zip(parameters, earlier):
+            parameter.grad = gradient if parameter.grad is None else gradient.add_(parameter.grad)
+    return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+
+def _part_step(
+    trainer: Any, step: Any, model: nn.Module, inputs: Any, given: Sequence[Any], named: Dict[str, Any], count: int
+) -> torch.Tensor:
+    """The stock step, its loss divided by micro-batches of the update / `count`, wherever this transformers reads that."""
+    args, in_update = trainer.args, trainer.micro_batches_in_update
+    if in_update:
+        trainer.current_gradient_accumulation_steps = in_update / count
+        loss: torch.Tensor = step(model, inputs, *given, **named)
+        return loss
+    passes = args.gradient_accumulation_steps
+    args.gradient_accumulation_steps = passes * trainer.folding.factor / count
+    try:
+        loss = step(model, inputs, *given, **named)
+    finally:
+        args.gradient_accumulation_steps = passes
+    return loss
 
 
 @contextlib.contextmanager
@@ -276,7 +426,13 @@ def _untouched(trainer: Any) -> Iterator[None]:
                 and ("drop" in name or (name == "p" and "Dropout" in type(owner).__name__))
             ):
                 rates.append((owner, name, value))
-    names = ("_train_batch_size", "current_gradient_accumulation_steps", "_data_wait_seconds", "folding")
+    names = (
+        "_train_batch_size",
+        "current_gradient_accumulation_steps",
+        "_data_wait_seconds",
+        "folding",
+        "largest_part",
+    )
     kept = {name: getattr(trainer, name) for name in names if hasattr(trainer, name)}
     args = trainer.args
     of_args = {name: getattr(args, name) for name in ("gradient_accumulation_steps", "dataloader_num_workers")}
@@ -298,7 +454,7 @@ def _untouched(trainer: Any) -> Iterator[None]:
                 if name in buffers:
                     buffer.copy_(buffers[name])
         model.zero_grad(set_to_none=True)
-        trainer._micro_batches_in_update = 0
+        trainer.micro_batches_in_update = 0
         for name, value in kept.items():
             setattr(trainer, name, value)
         for name, value in of_args.items():
@@ -318,8 +474,8 @@ def _as_before(trainer: Any) -> Iterator[None]:
         restore_generators(states)
 
 
-def generator_states() -> Tuple[Any, ...]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+def generator_states(with_cuda: bool = True) -> Tuple[Any, ...]:
+    cuda = torch.cuda.get_rng_state_all() if with_cuda and torch.cuda.is_available() else None
     return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda  # noqa: NPY002, data sets draw from it
 
 

@@ -19,8 +19,8 @@ iterations samples, and steps of the arguments (max_steps, save_steps, ...) coun
     get_train_dataloader   batches are whole host steps
     get_eval_dataloader, get_test_dataloader   batches are what one inference call takes
     _wrap_model            the loop gets DeviceModel and DeviceOptimizer (device.py says why)
-    training_step          one call of the training executor; compute_loss runs inside of it (on the host: folded passes of
-                           an epoch's last update count by their samples)
+    training_step          one call of the training executor; compute_loss runs inside of it (on the host: folded passes
+                           count by their micro-batches, and are taken apart where memory ends: folding.py)
     prediction_step        whole micro-batches on the device, what is left of the last one on the host: exact
     _prepare_inputs        inside of the device nothing is moved
     floating_point_ops     without reading weights, which would copy them
@@ -58,7 +58,15 @@ from ipu_trainer.training.device import (
     usable_samples,
 )
 from ipu_trainer.training.device_prediction import predict_in_pieces
-from ipu_trainer.training.folding import Folding, decide, generator_states, restore_generators, why_not_by_size
+from ipu_trainer.training.folding import (
+    Folding,
+    by_micro_batches,
+    decide,
+    folded_step,
+    generator_states,
+    restore_generators,
+    why_not_by_size,
+)
 from ipu_trainer.training.hyperparameter_search import check_search, search_backend, search_with_optuna
 from ipu_trainer.training.named_optimizer import apply_settings, is_named, with_named_optimizer
 from ipu_trainer.training.optimizer import add_drop_path, groups_by_depth
@@ -118,7 +126,7 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         self._micro_batch_found: Optional[int] = None
         self._num_parameters = 0
         self._foldings: Dict[Any, Folding] = {}
-        self._micro_batches_in_update = 0
+        self.micro_batches_in_update = 0
         self._data_wait_seconds = 0.0
         self.data_wait_share = 0.0  # of the last training, from transformers 4.46 on
         self.weight_average: Optional[WeightAverage] = None
@@ -206,7 +214,7 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
             if self._device_run is not None:
                 self._device_run.release()
             args.gradient_accumulation_steps = self._accumulation_given
-            self.folding, self._micro_batches_in_update = None, 0
+            self.folding, self.micro_batches_in_update = None, 0
             self._train_batch_size = batch_given if self._micro_batch_found is None else geometry.micro_batch
             self._batch_geometry_in_loop = None
         best_was_loaded = args.load_best_model_at_end and self.state.best_model_checkpoint is not None
@@ -239,6 +247,7 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
             self._fold(geometry, Folding(smaller, folding.reason))
 
     folding: Optional[Folding] = None
+    largest_part: Optional[int] = None  # micro-batches of a pass that memory was found to hold at a time
     loader_follows_folding = True  # a subclass with its own get_train_dataloader says so if it takes _train_batch_size
 
     def __init_subclass__(cls, **named: Any) -> None:
@@ -252,7 +261,7 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         copies = max(1, self.args.n_gpu)
         if folding is None:
             folding = self.decide_folding(geometry)
-        self.folding = folding
+        self.folding, self.largest_part = folding, None
         self.args.gradient_accumulation_steps = accumulation // folding.factor
         self._train_batch_size = geometry.micro_batch * copies * folding.factor
 
@@ -337,7 +346,7 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         if num_items is not None and not all(compat.counts_labels(inputs) for inputs in samples):
             num_items = None
         if self.folding is not None and self.folding.factor > 1:
-            self._micro_batches_in_update = sum(self._micro_batches_of(inputs) for inputs in samples)
+            self.micro_batches_in_update = sum(self._micro_batches_of(inputs) for inputs in samples)
         return samples, num_items
 
     def _micro_batches_of(self, inputs: Any) -> int:
@@ -459,13 +468,14 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         if not self.backend.has_executors:
             if self.folding is None or self.folding.factor == 1:
                 return super().get_train_dataloader()
-            given = self.args.dataloader_drop_last
+            given, collator = self.args.dataloader_drop_last, self.data_collator
+            self.data_collator = by_micro_batches(collator, self.batch_geometry.micro_batch)
             # Of whole micro-batches none is left out, whatever they are folded into.
             self.args.dataloader_drop_last = given and len(self.train_dataset) % self.batch_geometry.micro_batch > 0
             try:
                 return super().get_train_dataloader()
             finally:
-                self.args.dataloader_drop_last = given
+                self.args.dataloader_drop_last, self.data_collator = given, collator
         given, batch, dataset = self.args.dataloader_drop_last, self._train_batch_size, self.train_dataset
         self.args.dataloader_drop_last = not self._fills_up  # shapes are fixed
         self._train_batch_size = self._samples_per_batch(self.batch_geometry)
@@ -502,15 +512,9 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
 
     def _wrap_model(self, model: nn.Module, training: bool = True, *positional: Any, **named: Any) -> nn.Module:
         if not self.backend.has_executors:
-            if (
-                training
-                and self.folding is not None
-                and self.folding.factor > 1
-                and hasattr(self.state, "train_batch_size")
-            ):
-                self.state.train_batch_size = (
-                    self.batch_geometry.micro_batch
-                )  # what resuming compares with the arguments
+            folded = training and self.folding is not None and self.folding.factor > 1
+            if folded and hasattr(self.state, "train_batch_size"):  # what resuming compares with the arguments
+                self.state.train_batch_size = self.batch_geometry.micro_batch
             wrapped: nn.Module = super()._wrap_model(model, training, *positional, **named)
             return wrapped
         run = self._run
@@ -528,12 +532,10 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
 
     def training_step(self, model: nn.Module, inputs: Any, *positional: Any, **named: Any) -> torch.Tensor:
         if not isinstance(model, DeviceModel):
-            if (
-                self._micro_batches_in_update
-            ):  # passes of an epoch's last update differ in size: each counts by its samples
-                share = self._micro_batches_of(inputs) / self._micro_batches_in_update
-                self.current_gradient_accumulation_steps = 1 / share
-            loss: torch.Tensor = super().training_step(model, inputs, *positional, **named)
+            step = super().training_step
+            if self.folding is not None and self.folding.factor > 1:
+                return folded_step(self, step, model, inputs, positional, named)
+            loss: torch.Tensor = step(model, inputs, *positional, **named)
             return loss
         return self._run.train_step(self._host_step_of(inputs)).to(self.args.device)
 

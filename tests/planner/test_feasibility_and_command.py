@@ -166,6 +166,18 @@ def test_plan_of_a_given_configuration_explains_its_terms(model_folder, capsys):
     assert json.loads(capsys.readouterr().out)["plans"][0]["config"] == load_profile("vit_base_pod4").config.to_dict()
 
 
+def test_the_table_says_what_tells_plans_apart_and_that_the_host_takes_most(model_folder, capsys):
+    words = ["plan", "--model", model_folder, "--system", "pod16", "--top", "9"]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    lines = [line[3:] for line in text.split("\n\n")[1].splitlines()]
+    assert len(lines) == 10 and len(set(lines)) == 10
+    assert "each layer" in text and "each stage" in text
+    assert "of a host step is the host's own time" in text and "predictions, not results" in text
+    assert main([*words, "--device-iterations", "16"]) == 0
+    assert "of a host step is the host's own time" not in capsys.readouterr().out
+
+
 CONFIG = ["--config", "vit_base_pod4"]
 
 

@@ -146,6 +146,19 @@ def test_what_a_source_leaves_unsaid_is_read_by_stated_rules():
     assert (beside["layers_per_ipu"], beside["loop"], beside["includes_evaluation"]) == ("0 4 4 4", "trainer", "True")
     apart = convert({**t5, "layers_per_ipu": "enc [2 2 2] dec [2 2 2]"})
     assert apart["not_modelled"] == "micro-batch or placement not published"
+    for change, reason in (
+        ({"layers": "23"}, "the placement has 24 layers, the model 23"),
+        ({"matmul_proportion": "[0.1 0.2 0.3]"}, "matmul proportions are not one for each IPU"),
+        ({"micro_batch": "3 or 4"}, "counts that are not whole numbers"),
+        ({"precision": "32.32"}, "float32"),
+        ({"seq_or_tokens": "many"}, "sequence length not published"),
+        ({"task": "pre-train (PopXL, TP 8, phased)"}, "not a pipeline: tensor parallel, in phases"),
+    ):
+        assert convert({**STATED, **change})["not_modelled"] == reason
+    seven = convert({**STATED, "matmul_proportion": "[0.1 0.2 0.2 0.2 0.2 0.2 0.3]"})
+    assert seven["matmul_proportion"] == "0.1 0.1 0.2 0.2 0.2 0.2 0.2 0.3" and not seven["not_modelled"]
+    assert convert({**STATED, "throughput_unit": "tokens/s", "throughput_value": "5120"})["throughput"] == "10"
+    assert convert({**STATED, "model": "Swin Tiny"})["model"] == "Swin-T"
     assert convert({**STATED, "model": "LXMERT-base"})["not_modelled"] == "no shape for LXMERT-base"
     assert convert({**STATED, "gradient_accumulation": ""})["not_modelled"] == "accumulation not published"
 

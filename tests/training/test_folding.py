@@ -2,6 +2,10 @@
 
 import json
 import math
+import os
+import random
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -21,8 +25,9 @@ from transformers import (
 )
 
 from ipu_trainer import IPUConfig, IPUTrainer, IPUTrainingArguments
+from ipu_trainer.tasks.chest_xray.losses import FindingLoss
 from ipu_trainer.training import compat, folding
-from ipu_trainer.training.folding import divisors_down, largest_that_fits, why_not_by_size
+from ipu_trainer.training.folding import MicroBatches, divisors_down, largest_that_fits, parts_of, why_not_by_size
 
 RANDOM = torch.Generator().manual_seed(0)
 PIXELS = torch.randn(64, 3, 16, 16, generator=RANDOM)
@@ -290,6 +295,215 @@ def test_out_of_memory_makes_passes_smaller_and_keeps_the_global_batch(tmp_path)
 
     with pytest.raises(torch.cuda.OutOfMemoryError):
         trainer_of(tmp_path / "tiny", vit(), IMAGES, True, trainer_class=Tiny).train()
+
+
+class OneAtATime(IPUTrainer):
+    """Memory ends at `room` micro-batches from the update `begins` on, halfway through the backward pass."""
+
+    room, begins = 1000, 0
+
+    def compute_loss(self, model, inputs, *more, **named):
+        if not getattr(self, "in_loop", False):
+            return super().compute_loss(model, inputs, *more, **named)
+        count = len(inputs["labels"]) // 2
+        self.computed.append(count)
+        full = self.state.global_step >= self.begins and count > self.room
+        found = super().compute_loss(model, inputs, *more, **named)
+        if full:  # when the last parameters have their gradients already
+            self.hook = next(model.parameters()).register_hook(self.fail)
+        return found
+
+    def fail(self, gradient):
+        self.hook.remove()
+        raise torch.cuda.OutOfMemoryError("a small GPU")
+
+    def _stock_loop(self, *given):
+        self.computed, self.in_loop = [], True
+        return super()._stock_loop(*given)
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_memory_that_ends_later_makes_passes_smaller_where_they_are(tmp_path, monkeypatch, passes):
+    """A pass that failed halfway leaves nothing behind, neither of itself nor of the update's earlier passes."""
+    monkeypatch.setattr(folding, "largest_that_fits", lambda *_: 8 // passes)
+
+    class Later(OneAtATime):
+        room, begins = 2, 3
+
+    folded = trainer_of(tmp_path / "b", vit_without_dropout(), IMAGES, True, trainer_class=Later)
+    folded.train()
+    assert folded.computed[: 3 * passes] == [8 // passes] * 3 * passes
+    assert set(folded.computed[-8:]) == {2}
+    apart = trainer_of(tmp_path / "a", vit_without_dropout(), IMAGES, False)
+    apart.train()
+    assert folded.state.global_step == apart.state.global_step
+    assert losses(folded) == pytest.approx(losses(apart), abs=1e-4)
+    for value, other in zip(apart.model.state_dict().values(), folded.model.state_dict().values()):
+        torch.testing.assert_close(other, value, rtol=0, atol=2e-6)
+
+
+def test_one_micro_batch_that_does_not_fit_is_told_as_it_is(tmp_path):
+    class Never(OneAtATime):
+        room, begins = 0, 2
+
+    with pytest.raises(torch.cuda.OutOfMemoryError, match="a small GPU"):
+        trainer_of(tmp_path, vit(), IMAGES, True, trainer_class=Never).train()
+
+
+@pytest.mark.skipif(not counts_items, reason="older loops carry what is left into the next epoch")
+def test_a_smaller_last_micro_batch_counts_as_a_whole_one_as_in_the_literal_loop(tmp_path):
+    """64 samples in micro-batches of 3: five updates of 4, then one micro-batch of 3 and one of a single sample."""
+    results = []
+    for fold in (False, True):
+        trainer = trainer_of(tmp_path / str(fold), vit_without_dropout(), IMAGES, fold, 3, 4, Counting)
+        trainer.train()
+        results.append(trainer)
+    apart, together = results
+    assert sorted(set(together.passes)) == [4, 12]
+    assert together.state.global_step == apart.state.global_step == 12
+    assert losses(together) == pytest.approx(losses(apart), abs=1e-4)
+    for value, other in zip(apart.model.state_dict().values(), together.model.state_dict().values()):
+        torch.testing.assert_close(other, value, rtol=0, atol=2e-6)
+
+
+class Brighter:
+    """One random number a micro-batch."""
+
+    def __call__(self, samples):
+        factor = 1.0 + random.random()
+        return {
+            "pixel_values": factor * torch.stack([sample["pixel_values"] for sample in samples]),
+            "labels": torch.tensor([sample["labels"] for sample in samples]),
+        }
+
+
+def test_a_collator_sees_micro_batches_and_draws_as_for_them(tmp_path):
+    results = []
+    for fold in (False, True):
+        trainer = trainer_of(tmp_path / str(fold), vit_without_dropout(), IMAGES, fold, trainer_class=Counting)
+        trainer.data_collator = Brighter()
+        trainer.train()
+        results.append(trainer)
+    apart, together = results
+    assert set(together.passes) == {16}
+    for value, other in zip(apart.model.state_dict().values(), together.model.state_dict().values()):
+        torch.testing.assert_close(other, value, rtol=0, atol=2e-6)
+
+
+def test_micro_batches_of_different_lengths_are_collated_as_one_batch():
+    def padded(samples):
+        random.random()
+        return {"input_ids": nn.utils.rnn.pad_sequence(samples, batch_first=True)}
+
+    samples = [torch.arange(1, 2 + index) for index in range(3)]
+    random.seed(0)
+    assert MicroBatches(padded, 1)(samples)["input_ids"].tolist() == [[1, 0, 0], [1, 2, 0], [1, 2, 3]]
+    drawn = random.random()
+    random.seed(0)
+    random.random()
+    assert random.random() == drawn  # drawn once, not once more for the first try
+
+
+class WithMovingAverage(nn.Module):
+    """Statistics of its own making, which its loss does not show yet."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(768, 2)
+        self.register_buffer("average", torch.zeros(768))
+
+    def forward(self, pixel_values, labels=None):
+        hidden = pixel_values.flatten(1)
+        if self.training:
+            self.average.lerp_(hidden.mean(dim=0), 0.1)
+        return {"loss": nn.functional.cross_entropy(self.linear(hidden), labels)}
+
+
+def test_a_model_that_keeps_statistics_in_a_buffer_is_computed_literally(tmp_path):
+    trainer = trainer_of(tmp_path, WithMovingAverage(), IMAGES, True)
+    decided = trainer.decide_folding()
+    assert decided.factor == 1 and "changes a buffer of the model (average)" in decided.reason
+    assert not trainer.model.average.any()
+
+
+@pytest.mark.parametrize("weight, factor", [(0.0, 8), (0.5, 1)])
+def test_the_ranking_loss_compares_samples_and_cross_entropy_does_not(tmp_path, weight, factor):
+    class Findings(IPUTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, **_):
+            outputs = model(pixel_values=inputs["pixel_values"])
+            loss = FindingLoss(ranking_weight=weight)(outputs["logits"], inputs["labels"])
+            return (loss, outputs) if return_outputs else loss
+
+    labels = (torch.rand(64, 2, generator=torch.Generator().manual_seed(1)) < 0.5).float()
+    data = [{"pixel_values": pixels, "labels": row} for pixels, row in zip(PIXELS, labels)]
+    decided = trainer_of(tmp_path, vit(), data, True, trainer_class=Findings).decide_folding()
+    assert decided.factor == factor, decided.reason
+
+
+def test_a_weighted_cross_entropy_divides_by_the_weights_of_a_pass(tmp_path):
+    class Weighted(IPUTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, **_):
+            labels = inputs["labels"]
+            return nn.functional.cross_entropy(
+                model(pixel_values=inputs["pixel_values"])["logits"], labels, weight=torch.tensor([1.0, 9.0])
+            )
+
+    shuffled = [{**sample, "labels": int(index % 3 == 0)} for index, sample in enumerate(IMAGES)]
+    decided = trainer_of(tmp_path, vit(), shuffled, True, trainer_class=Weighted).decide_folding()
+    assert decided.factor == 1 and "not equal" in decided.reason
+
+
+TWO_PROCESSES = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import torch
+from test_folding import IMAGES, Counting, trainer_of, vit_without_dropout
+from ipu_trainer import IPUConfig
+torch.set_num_threads(1)
+config = IPUConfig(gradient_accumulation_steps=4, replication_factor=2)
+trainer = trainer_of(sys.argv[2], vit_without_dropout(), IMAGES, sys.argv[3] == "fold", 2, config=config, trainer_class=Counting)
+trainer.train()
+if trainer.is_world_process_zero():
+    torch.save((trainer.passes, losses := [e["loss"] for e in trainer.state.log_history if "loss" in e],
+                trainer.model.state_dict()), sys.argv[4])
+"""
+
+
+@pytest.mark.skipif(
+    not hasattr(Trainer, "create_accelerator_and_postprocess"),
+    reason="this transformers shuffles differently per process",
+)
+def test_two_processes_fold_their_shares_and_update_as_the_literal_loop(tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(TWO_PROCESSES)
+    results = []
+    for processes, fold in ((1, "apart"), (2, "fold")):
+        out = tmp_path / f"{processes}.pt"
+        done = subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", str(script),
+             os.path.dirname(__file__), str(tmp_path / "out"), fold, str(out)],
+            capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        results.append(torch.load(out, weights_only=True))
+    (literal_passes, literal_losses, literal), (passes, found_losses, found) = results
+    assert set(literal_passes) == {2} and set(passes) == {8}
+    assert found_losses == pytest.approx(literal_losses, abs=1e-4)
+    for name, value in literal.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=2e-6, msg=name)
+
+
+@given(st.integers(1, 500), st.integers(1, 9), st.integers(1, 40))
+def test_parts_of_a_pass_are_its_samples_in_order_and_no_larger_than_allowed(rows, micro_batch, largest):
+    parts = parts_of(rows, micro_batch, largest)
+    assert [place for begin, end in parts for place in range(begin, end)] == list(range(rows))
+    assert all(end - begin <= micro_batch * largest for begin, end in parts)
+    assert all((end - begin) % micro_batch == 0 for begin, end in parts[:-1])
+    # Micro-batches counted part by part are those of the literal loop.
+    assert sum(math.ceil((end - begin) / micro_batch) for begin, end in parts) == math.ceil(rows / micro_batch)
+    last = parts[-1][1] - parts[-1][0]
+    assert last % micro_batch == 0 or last < micro_batch
 
 
 @given(st.integers(1, 600), st.integers(1, 600))
