@@ -236,3 +236,30 @@ def test_a_compiled_training_ends_in_the_same_weights_and_plain_checkpoints(tmp_
     assert counts == [2]
     for key, value in results["off"].items():
         torch.testing.assert_close(results["layers"][key], value, rtol=0, atol=1e-4)
+
+
+@compiles
+def test_a_run_resumes_compiled_and_fused_from_a_plain_checkpoint_and_back(tmp_path, monkeypatch):
+    """Weights and AdamW's state go from off to layers with one product, and from there to off again."""
+    real = module.compiled_layers
+    monkeypatch.setattr(
+        "ipu_trainer.training.trainer.compiled_layers", lambda model, required: real(model, required, "aot_eager")
+    )
+    samples = [{"pixel_values": pixels.float(), "labels": i % 2} for i, pixels in enumerate(PIXELS)]
+
+    def train(folder, resume, **changes):
+        model = vit()
+        values = {"learning_rate": 1e-3, "save_steps": 2, "lr_scheduler_type": "constant", **changes}
+        IPUTrainer(model, arguments(folder, **values), train_dataset=samples).train(resume_from_checkpoint=resume)
+        return model.state_dict()
+
+    whole = train(tmp_path / "whole", None, max_steps=6, compile="off")
+    parts = tmp_path / "parts"
+    fast = {"compile": "layers", "fuse_projections": True}
+    train(parts, None, max_steps=2, compile="off")
+    train(parts, str(parts / "checkpoint-2"), max_steps=4, **fast)
+    resumed = train(parts, str(parts / "checkpoint-4"), max_steps=6, compile="off")
+    start = vit().state_dict()
+    for name, value in whole.items():
+        torch.testing.assert_close(resumed[name], value, rtol=0, atol=1e-5)
+    assert any((value - start[name]).abs().max() > 1e-3 for name, value in whole.items())
