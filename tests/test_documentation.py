@@ -106,6 +106,24 @@ COMMANDS = {
     "pip install $POPLAR_SDK/poptorch-*.whl": other("the SDK's wheel is on no package index"),
     'pip install -c constraints-pod.txt -e ".[ipu]"': other("test_installation_names_what_is_there"),
     f"{PREPARED} --ipu-config vit_base_pod4 --compile_only true": parsed("compiling needs the SDK's poptorch"),
+    "IPUS=16 INSTANCES=2 PARTITION=p16 scripts/poprun_chest_xray.sh --data prepared --model model --output run --ipu-config "
+    "vit_base_pod16": other("tests/test_pod_scripts.py: test_poprun_gets_the_replicas_of_the_config_and_flags_that_exist"),
+    "IPUS=16 sbatch --ipus=16 scripts/slurm_chest_xray.sbatch --data prepared --model model --output run --ipu-config "
+    "vit_base_pod16": other("tests/test_pod_scripts.py: test_slurm_hands_its_partition_and_a_lasting_cache_to_poprun"),
+    "kubectl create -f scripts/ipujob_chest_xray.yaml": other(
+        "tests/test_pod_scripts.py: test_the_ipujob_asks_for_the_ipus_of_its_config_and_mounts_what_it_names"
+    ),
+    # docs/notebooks.md
+    'pip install -e ".[notebooks,fast]"': other("test_installation_names_what_is_there"),
+    "jupyter lab notebooks": other("tests/test_notebooks.py: test_a_notebook_runs_from_a_fresh_kernel"),
+    "ipu-trainer prepare chest-xray": other(
+        "tests/tasks/test_folders.py: test_prepare_train_and_evaluate_without_a_folder_and_nothing_is_written_on_the_mount"
+    ),
+    "ipu-trainer train chest-xray --model google/vit-base-patch16-224-in21k": other("the same test of test_folders.py"),
+    "ipu-trainer evaluate chest-xray": other("the same test of test_folders.py"),
+    "bash scripts/setup_notebook.sh jupyter lab --allow-root --ip=0.0.0.0 --no-browser notebooks": other(
+        "tests/test_pod_scripts.py: test_the_setup_script_makes_folders_and_runs_a_command_with_them"
+    ),
     # docs/planner.md
     "ipu-trainer plan --model PATH --system pod4 --global-batch 128 --explain --save best.json": run(),
     # docs/simulator.md
