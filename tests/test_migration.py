@@ -45,7 +45,7 @@ ASKED = """
 
     torch.manual_seed(0)
     model = BertForSequenceClassification(BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=16, max_position_embeddings=16, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
+        intermediate_size=16, max_position_embeddings=16, initializer_range=0.5, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
     data = [{"input_ids": row, "attention_mask": torch.ones_like(row), "token_type_ids": torch.zeros_like(row),
              "labels": int(row[0]) % 2} for row in torch.randint(5, 50, (9, 8))]
     args = IPUTrainingArguments(output_dir="out", max_steps=1, per_device_train_batch_size=1, per_device_eval_batch_size=2,
