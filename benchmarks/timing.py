@@ -67,7 +67,7 @@ def report(rates, ours, flops_per_sample, unit):
     against = ratios(rates, ours)
     for variant, values in rates.items():
         middle = statistics.median(values)
-        mfu = f"{100 * middle * flops_per_sample / peak:.1f} %" if peak else ""
+        mfu = f"{100 * middle * flops_per_sample / peak:.1f} %" if peak and flops_per_sample else ""
         ratio = f"{against[variant][0]:.3f} x" if variant in against else ""
         spread = f"{min(values):,.0f} - {max(values):,.0f}"
         lines.append(f"{variant:44}{middle:>14,.1f}{spread:>20}{mfu:>8}{ratio:>10}")

@@ -20,6 +20,7 @@ from PIL import Image
 from timing import SteadyRate, in_turns, report
 from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
+from ipu_trainer import IPUConfig
 from ipu_trainer.atomic import write_json
 from ipu_trainer.tasks.chest_xray.dataset import ChestXrayDataset
 from ipu_trainer.tasks.chest_xray.labels import NIH_FINDINGS
@@ -81,7 +82,7 @@ class OnTheGpu:
         return iter([self.batch] * self.count)
 
 
-def recipe(dataset, batch, steps, warm_up, on_gpu=False, **changes):
+def recipe(dataset, batch, steps, warm_up, on_gpu=False, accumulation=1, **changes):
     def run():
         with tempfile.TemporaryDirectory() as folder:
             args = IPUTrainingArguments(
@@ -89,13 +90,14 @@ def recipe(dataset, batch, steps, warm_up, on_gpu=False, **changes):
                 disable_tqdm=True, save_strategy="no", logging_steps=1000, remove_unused_columns=False, backend="host",
                 logging_nan_inf_filter=False, optim="adamw_torch_fused", **changes,
             )  # fmt: skip
-            meter = SteadyRate(batch, warm_up)
+            meter = SteadyRate(batch * accumulation, warm_up)
             trainer = ChestXrayTrainer(
                 model=base(),
                 args=args,
                 train_dataset=dataset,
                 data_collator=ChestXrayCollator(HALF, Augmentation(), 0),
-                finding_loss=FindingLoss("bce", 0.5, None),
+                finding_loss=FindingLoss("bce", 0.5 if batch >= 8 else 0.0, None),
+                ipu_config=IPUConfig(gradient_accumulation_steps=accumulation),
                 callbacks=[meter],
             )
             if on_gpu:
@@ -109,20 +111,22 @@ def recipe(dataset, batch, steps, warm_up, on_gpu=False, **changes):
     return run
 
 
-def stock_on_gpu(batch, steps, warm_up, **changes):
+def stock_on_gpu(batch, steps, warm_up, accumulation=1, **changes):
     def run():
         with tempfile.TemporaryDirectory() as folder:
             args = TrainingArguments(
                 output_dir=folder, max_steps=steps, per_device_train_batch_size=batch, bf16=True, report_to=[],
-                disable_tqdm=True, save_strategy="no", logging_steps=1000, **changes,
+                disable_tqdm=True, save_strategy="no", logging_steps=1000, gradient_accumulation_steps=accumulation,
+                **changes,
             )  # fmt: skip
-            meter = SteadyRate(batch, warm_up)
-            trainer = Trainer(model=base(), args=args, train_dataset=range(batch * steps), callbacks=[meter])
+            meter = SteadyRate(batch * accumulation, warm_up)
+            count = batch * accumulation * steps
+            trainer = Trainer(model=base(), args=args, train_dataset=range(count), callbacks=[meter])
             resident = {
                 "pixel_values": torch.randn(batch, 3, 224, 224, device="cuda"),
                 "labels": torch.from_numpy(labels_of(batch)).cuda(),
             }
-            trainer.get_train_dataloader = lambda: OnTheGpu(resident, steps)
+            trainer.get_train_dataloader = lambda: OnTheGpu(resident, steps * accumulation)
             trainer.train()
             return meter.rate
 
@@ -170,6 +174,10 @@ def main():
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--warm-up", type=int, default=12)
     parser.add_argument("--seconds", type=float, default=420.0, help="no new round after so many")
+    parser.add_argument(
+        "--profile", action="store_true", help="the profile vit_base_pod4, 1 x 128, instead of all this"
+    )
+    parser.add_argument("--only", default="", help="variants whose names hold this text")
     parser.add_argument("--without-pngs", action="store_true", help="leave out the variants that read PNGs")
     parser.add_argument("--output", type=Path, default=Path("vit_gpu.json"))
     given = parser.parse_args()
@@ -179,12 +187,17 @@ def main():
         variants = {
             "recipe, from the store": recipe(dataset, batch, *timed),
             "recipe, its batch on the GPU": recipe(dataset, batch, *timed, on_gpu=True),
-            "recipe, from the store, nothing fused": recipe(dataset, batch, *timed, fuse_projections=False),
+            "recipe, from the store, q k v in one": recipe(dataset, batch, *timed, fuse_projections=True),
             "Trainer bf16, on the GPU": stock_on_gpu(batch, *timed),
             "Trainer bf16, on the GPU, batch 128": stock_on_gpu(128, *timed),
             "Trainer bf16 + torch_compile, on the GPU": stock_on_gpu(batch, *timed, torch_compile=True),
         }
-        if not given.without_pngs:
+        if given.profile:
+            variants = {
+                "recipe, 1 x 128, folded": recipe(dataset, 1, *timed, accumulation=128),
+                "Trainer, 1 x 128, on the GPU": stock_on_gpu(1, 4, 1, accumulation=128),
+            }
+        elif not given.without_pngs:
             with multiprocessing.Pool(16) as pool:
                 files = pool.map(write_png, [(folder, number) for number in range(512)])
             print(f"PNGs of {np.mean([Path(file).stat().st_size for file in files]) / 1e3:.0f} kB", flush=True)
@@ -192,8 +205,9 @@ def main():
                 files, 128, 64, 40, bf16=True, dataloader_num_workers=16
             )
             variants["datasets + set_transform, all defaults"] = from_pngs(files, 8, 24, 8)
+        variants = {name: run for name, run in variants.items() if given.only in name}
         rates, failed = in_turns(variants, given.rounds, given.seconds)
-    text, about = report(rates, "recipe, from the store", FLOPS, "images/s")
+    text, about = report(rates, next(iter(rates)), FLOPS, "images/s")
     print(text)
     write_json(given.output, {**about, "transformers": transformers.__version__, "batch": batch, "failed": failed})
 

@@ -4,6 +4,7 @@ ipu-trainer prepare  chest-xray   label CSV and images -> a prepared data set
 ipu-trainer train    chest-xray   prepared data set and model -> a run
 ipu-trainer search   TASK         hyper-parameter search over what `train TASK` does
 ipu-trainer evaluate chest-xray   run and prepared data set -> metrics
+ipu-trainer report   RUN...       a run as one HTML page, or several side by side
 ipu-trainer phantoms chest-xray   synthetic chests to try all of this with
 ipu-trainer simulate [--trace DIR] SCRIPT [ARGS...]   a program written for IPUs, on the simulator
 ipu-trainer doctor                                what is there to compute with, and which backend `auto` takes
@@ -116,6 +117,14 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--num-bootstrap", type=int, default=1000, help="patient-bootstrap replicates")
     evaluate.set_defaults(run=_evaluate)
 
+    report = commands.add_parser("report", help="a finished run as one HTML page, or several runs side by side")
+    report.add_argument("folders", type=Path, nargs="+", metavar="RUN", help="folder of a run, or of an evaluation")
+    report.add_argument("--output", type=Path, help="file (default: RUN/report.html, comparison.html for several)")
+    report.add_argument("--data", type=Path, help="the prepared data that was evaluated, if it has moved")
+    report.add_argument("--boxes", type=Path, help="boxes by radiologists: NIH's BBox_List_2017.csv")
+    report.add_argument("--radiologist-labels", type=Path, help="labels by radiologists: Google's for ChestX-ray14")
+    report.set_defaults(run=_report)
+
     phantoms = _task_command(commands, "phantoms", "write synthetic chest X-rays and a small ViT")
     phantoms.add_argument(
         "--output", type=Path, help="folder for images, phantoms.csv and model (default: DATASETS_DIR/phantoms)"
@@ -199,8 +208,6 @@ def _prepare(namespace: argparse.Namespace) -> int:
 
 
 def _train(task: str, words: List[str]) -> int:
-    if task == "chest-xray":
-        _warn_if_too_large(words)
     _task_module(task, "train").run(words)
     return 0
 
@@ -210,34 +217,6 @@ def _search(task: str, words: List[str]) -> int:
 
     search.run(task, _task_module(task, "train").searched, words)
     return 0
-
-
-def _warn_if_too_large(words: Sequence[str]) -> None:
-    """Before a run with --ipu-config and --model: one line on stderr if the planner predicts that it will not fit."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("--model", "--ipu-config", "--optim"):
-        parser.add_argument(name)
-    for name in ("--per-device-train-batch-size", "--per_device_train_batch_size"):
-        parser.add_argument(name, dest="micro_batch", type=int)
-    found, _ = parser.parse_known_args(words)
-    if not found.model or not found.ipu_config:
-        return
-    from ipu_trainer.machine.hardware import SYSTEMS
-    from ipu_trainer.planner.command import model_config
-    from ipu_trainer.planner.feasibility import feasibility
-    from ipu_trainer.planner.workload import measure
-
-    profile = profiles.load_profile(found.ipu_config)
-    system = next((s for s in SYSTEMS.values() if s.num_ipus >= profile.config.num_ipus), SYSTEMS["pod256"])
-    optimizer = "sgd" if "sgd" in (found.optim or "") else "adamw"
-    try:
-        workload = measure(model_config(found.model), "image-classification")
-        answer = feasibility(profile.config, workload, system, found.micro_batch or profile.micro_batch or 1, optimizer)
-    except (ValueError, OSError) as error:
-        print(f"note: no prediction of memory for this run: {error}", file=sys.stderr)
-        return
-    if answer.band == "does not fit":
-        print("warning: predicted for IPUs: " + " ".join(answer.reasons), file=sys.stderr)
 
 
 def _task_module(task: str, name: str) -> Any:
@@ -257,7 +236,33 @@ def _evaluate(namespace: argparse.Namespace) -> int:
     metrics = evaluate(run_dir, data, namespace.split, output, namespace.num_bootstrap)
     for name in metrics["findings_unknown_to_the_model"]:
         print(f"warning: the model has no output for {name!r}", file=sys.stderr)
-    print(f"{report.metrics_table(metrics)}\n\nmetrics and plots: {output}")
+    print(f"{report.metrics_table(metrics)}\n\nmetrics, plots and report.html: {output}")
+    return 0
+
+
+def _report(namespace: argparse.Namespace) -> int:
+    from ipu_trainer.tasks.pages.comparison import check_runs
+    from ipu_trainer.tasks.pages.run import task_of
+
+    folders: List[Path] = namespace.folders
+    tasks = [task_of(folder) for folder in folders]
+    given = {name: getattr(namespace, name) for name in ("data", "boxes", "radiologist_labels")}
+    flags = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
+    if flags and (len(folders) > 1 or tasks[0] != "chest-xray"):
+        raise ValueError(f"{', '.join(flags)} goes with one chest X-ray run. Leave it out, or give one such run.")
+    if len(folders) > 1:
+        check_runs(tasks)
+    module = _task_module(tasks[0], "page")
+    try:
+        if len(folders) > 1:
+            print(module.write_comparison(folders, namespace.output or Path("comparison.html")))
+        else:
+            print(module.write_report(folders[0], namespace.output, *([module.ReportInputs(**given)] if flags else [])))
+    except KeyError as error:
+        raise ValueError(
+            f"run.json or metrics.json of {', '.join(map(str, folders))} has no {error}: another release wrote it, or a "
+            "program changed it. Evaluate the run again, or make the report with that release."
+        ) from error
     return 0
 
 

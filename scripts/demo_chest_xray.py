@@ -58,6 +58,7 @@ step(
 )
 print(f"""
 {"" if all(given) else "These were synthetic phantoms: the numbers show that the machinery works, nothing about medicine."}
+to read   {output / "run" / "report.html"} (open it in a browser)
 table     {output / "run" / "metrics.txt"}
 curves    {output / "run" / "plots"} (auroc.png, roc.png, calibration.png, training.png)
 numbers   {output / "run" / "metrics.json"}, {output / "run" / "predictions.csv"}

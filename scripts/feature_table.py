@@ -40,7 +40,7 @@ ROWS = [
     ("search: a failed or out-of-memory trial is one trial", "ends the study", "no search", "yes", "yes", SEARCH, "test_a_trial_out_of_memory_fails_alone"),
     ("search: several directions", "yes", "no search", "yes", "yes", SEARCH, "test_several_directions_give_the_pareto_front"),
     ("search: batch geometry at a fixed global batch", "no", "no search", "yes", "yes", SEARCH, "test_geometry_is_searched_at_a_fixed_global_batch_and_what_cannot_be_is_skipped"),
-    ("search: a command, its table, plots and best run as a config", "no", "no search", "yes", "yes", "tests/tasks/test_search.py", "test_a_search_leaves_a_table_plots_and_a_config_that_train_takes"),
+    ("search: a command, its table, plots and best run as a config", "no", "no search", "yes", "yes", "tests/tasks/test_search_command.py", "test_a_search_leaves_a_table_plots_and_a_config_that_train_takes"),
 ]  # fmt: skip
 
 

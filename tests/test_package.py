@@ -24,7 +24,8 @@ def test_the_built_wheel_holds_profiles_and_types(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert "ipu_configs/vit_base_pod4.json" in names
-    assert "ipu_trainer/py.typed" in names
+    assert {"ipu_trainer/py.typed", "ipu_trainer/tasks/pages/page.html"} <= set(names)
+    assert {"ipu_trainer/planner/published.csv", "ipu_trainer/planner/calibrated.json"} <= set(names)
     assert not any(name.startswith(("tests", "scripts", "benchmarks")) for name in names)
     site = tmp_path / "site"
     subprocess.run(
@@ -52,7 +53,7 @@ def commands(name):
 @pytest.mark.parametrize("line", list(commands("ipu-trainer")))
 def test_every_documented_command_is_one_that_is_parsed(line):
     words = shlex.split(line.split("#")[0])[1:]
-    if words[0] == "train":
+    if words[0] in ("train", "search"):
         from ipu_trainer.tasks.chest_xray.arguments import ChestXrayArguments
         from ipu_trainer.tasks.language_modeling.arguments import LanguageModelingArguments
         from ipu_trainer.tasks.seq2seq.arguments import Seq2SeqArguments
@@ -63,11 +64,15 @@ def test_every_documented_command_is_one_that_is_parsed(line):
             "language-modeling": LanguageModelingArguments,
             "seq2seq": Seq2SeqArguments,
         }
-        flags = [word[2:].replace("-", "_") for word in words if word.startswith("--")]
+        from ipu_trainer.tasks.search import _parser as search_parser
+
+        rest = search_parser(words[1]).parse_known_args(words[2:])[1] if words[0] == "search" else words[2:]
+        flags = [word[2:].split("=")[0].replace("-", "_") for word in rest if word.startswith("--")]
         fields = {
             *recipes[words[1]].__dataclass_fields__,
             *IPUSeq2SeqTrainingArguments.__dataclass_fields__,
             "output",
+            "config",
             "help",
         }
         assert set(flags) <= fields

@@ -1,14 +1,19 @@
-"""Every number of the model that is not a measured shape, with the source or the fit that made it. One place.
+"""Every number of the model that is not a measured shape: assumptions here with their source, fitted ones in calibrated.json.
 
-The time constants restate a published-numbers fit to 120 configurations (of which published.csv has 76); they are not the
-output of `python -m ipu_trainer.planner.calibrate`, which refits them and prints its own. Nothing here was measured on an
-IPU by us.
+No torch, so that the command line can name tasks and optimizers without it.
+
+`python -m ipu_trainer.planner.calibrate --write` makes calibrated.json from published.csv alone. Nothing was measured on an IPU
+by us.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.resources
+import json
 from dataclasses import dataclass, field
-from typing import Dict
+from pathlib import Path
+from typing import Any, Dict, Mapping, Optional
 
 from ipu_trainer.machine.hardware import FP16_MACS_PER_TILE_AND_CYCLE, TILES_PER_IPU
 
@@ -19,44 +24,89 @@ RAMP = 1.5
 # Ring all-reduce between replicas, and optimizer state from streaming memory, bytes per second. Assumed: no source exists.
 REDUCE_BYTES_PER_S = 40e9
 STATE_BYTES_PER_S = 5e9
-# Seconds per host step in Graphcore's own training loops. Assumed.
+# Seconds per host step in the training loops of Graphcore's benchmark applications. Assumed.
 HOST_S_OWN_LOOP = 0.02
-# Bands of memory: what is published to fit reaches 1.05 of SRAM in this model, so about 15 % stay unresolved.
+# Bands of memory: about 15 % stay unresolved, so between the two the answer is "borderline".
 FITS_BELOW, DOES_NOT_FIT_ABOVE = 0.85, 1.10
-# Half-widths of the throughput interval: of families with rows (the worst held-out error, 28 %, is a little above), and
-# of an unseen one, which no row tests.
-INTERVAL_KNOWN, INTERVAL_UNKNOWN = 0.25, 0.50
+# The fullest published run is taken to be at this share of SRAM: between all of it and the end of "borderline".
+FULLEST = 1.05
+# A family without calibrated rows may be this factor slower or faster. A judgement: see docs/planner.md for what is known.
+SPREAD_UNSEEN = 2.0
+# Bytes of optimizer state a parameter: one half-precision momentum for SGD, a half and a single for Adam and LAMB.
+STATE_BYTES = {"sgd": 2, "adam": 6, "adamw": 6, "lamb": 6}
+# What a model is trained for -> the class of Transformers that builds it.
+TASKS = {
+    "image-classification": "AutoModelForImageClassification",
+    "causal-lm": "AutoModelForCausalLM",
+    "masked-lm": "AutoModelForMaskedLM",
+    "seq2seq-lm": "AutoModelForSeq2SeqLM",
+    "question-answering": "AutoModelForQuestionAnswering",
+    "sequence-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "audio-classification": "AutoModelForAudioClassification",
+}
 # model_type -> calibration family. Only these have rows that the fit used.
-FAMILIES: Dict[str, str] = {"bert": "bert", "roberta": "bert", "gpt2": "gpt2", "vit": "vit"}
+FAMILIES: Dict[str, str] = {"bert": "bert", "roberta": "bert", "gpt2": "gpt2", "vit": "image", "swin": "image"}
 
 
 @dataclass(frozen=True)
 class TimeConstants:
-    """Fitted. Cycles unless the name says otherwise."""
+    """Fitted. Cycles unless the name says otherwise. spread[family]: the factor that held-out throughputs stayed within."""
 
-    efficiency: float = 0.42  # share of the FP16 peak that layer products reach
-    head_efficiency: float = 0.0675  # the same for a full-vocabulary head
-    layer_cycles: float = 4.0e5  # per layer and micro-batch, whatever its size
-    linear_cycles: float = 0.69  # per output element of a linear product and pass, over all tiles
-    softmax_cycles: float = 6.8  # per attention probability and pass, over all tiles
-    host_s: float = 0.08  # per host step in a Transformers trainer
-    gateway_s: float = 0.047  # per weight update and doubling of replicas beyond 8
-    family_factor: Dict[str, float] = field(default_factory=lambda: {"vit": 1.52}, hash=False)
+    efficiency: float  # share of the FP16 peak that layer products reach
+    head_efficiency: float  # the same for a full-vocabulary head
+    layer_cycles: float  # per layer and micro-batch, whatever its size
+    linear_cycles: float  # per output element of a linear product and pass, over all tiles
+    softmax_cycles: float  # per attention probability and pass, over all tiles
+    host_s: float  # per host step in a Python loop
+    gateway_s: float  # per weight update and doubling of replicas beyond 8
+    image_factor: float  # models of images take this much longer
+    spread: Mapping[str, float] = field(default_factory=dict, hash=False)
+
+    def spread_of(self, family: str) -> float:
+        """Published throughput lies between the prediction divided and multiplied by this, as far as was seen."""
+        return self.spread.get(family, SPREAD_UNSEEN)
 
 
 @dataclass(frozen=True)
 class MemoryConstants:
-    """The proposal's terms restated for measured shapes; only their total is constrained, and from one side only."""
+    """code_bytes: code, vertex state, exchange and whatever else is unknown; the most that lets all published runs fit."""
 
-    code_bytes: float = 169 * 2.0**20  # code, vertex state, exchange: absorbs everything unknown
-    temporary: float = 7.8  # bytes of a layer's inputs, outputs and weights; capped by matmul proportion x SRAM
-    # Bytes kept: times a layer's linear outputs and attention probabilities, while its forward is made again ...
-    kept_linear: float = 1.67
-    kept_softmax: float = 0.31
-    # ... and beside them during backward.
-    backward_linear: float = 1.07
-    backward_softmax: float = 2.4
+    code_bytes: float
 
 
-TIME = TimeConstants()
-MEMORY = MemoryConstants()
+@dataclass(frozen=True)
+class Calibration:
+    """What a fit of rows gave, and how many rows there were."""
+
+    time: TimeConstants
+    memory: MemoryConstants
+    num_rows: int
+
+    def to_dict(self) -> Dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def load_calibration(path: Optional[Path] = None) -> Calibration:
+    """From a file of `calibrate --write`, by default the packaged one. Raises ValueError for a file that is not one."""
+    text = path.read_text(encoding="utf-8") if path else _packaged()
+    try:
+        values = json.loads(text)
+        return Calibration(
+            TimeConstants(**values["time"]), MemoryConstants(**values["memory"]), int(values["num_rows"])
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path or 'calibrated.json'} is no calibration ({error}). Make one: python -m ipu_trainer.planner.calibrate "
+            "ROWS.csv --write FILE."
+        ) from error
+
+
+def _packaged() -> str:
+    if hasattr(importlib.resources, "files"):
+        return (importlib.resources.files("ipu_trainer.planner") / "calibrated.json").read_text(encoding="utf-8")
+    return importlib.resources.read_text("ipu_trainer.planner", "calibrated.json", encoding="utf-8")
+
+
+SHIPPED = load_calibration()
+TIME, MEMORY = SHIPPED.time, SHIPPED.memory

@@ -6,11 +6,8 @@ from dataclasses import dataclass
 from typing import List, Tuple
 
 from ipu_trainer.config.ipu_config import IPUConfig
+from ipu_trainer.planner.constants import STATE_BYTES
 from ipu_trainer.planner.workload import PartCost, Workload
-
-# Bytes of optimizer state a parameter: one half-precision momentum for SGD,
-# a half and a single for Adam and LAMB.
-STATE_BYTES = {"sgd": 2, "adam": 6, "adamw": 6, "lamb": 6}
 
 
 @dataclass(frozen=True)
@@ -31,6 +28,10 @@ class Job:
     head_fraction: float = 1.0
     head_serialization: int = 1
     own_loop: bool = False
+    float8_stash: bool = False  # recomputation checkpoints in eight bits, as some MLPerf entries keep them
+    # Where a pipeline recomputes: what enters each layer is kept, and one layer is made again at a time; or only what enters
+    # the stage is kept, and all its layers are made again together.
+    checkpoint_each_layer: bool = True
 
     def __post_init__(self) -> None:
         for name in ("micro_batch", "accumulation", "replicas", "device_iterations", "head_serialization"):
@@ -66,6 +67,7 @@ class Job:
             proportion if isinstance(proportion, tuple) else (proportion,),
             optimizer,
             head_serialization=config.embedding_serialization_factor or 1,
+            checkpoint_each_layer=config.recompute_checkpoint_every_layer,
         )
 
     @property

@@ -1,4 +1,4 @@
-"""Bytes on every IPU by purpose. Sums what may peak together, so it errs to the full side; see docs/planner.md."""
+"""Bytes on every IPU by purpose, and the three bands; see docs/planner.md."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from ipu_trainer.machine.hardware import SRAM_BYTES_PER_IPU
 from ipu_trainer.machine.liveness import stash_depths
 from ipu_trainer.machine.schedule import pipelined_training
 from ipu_trainer.planner.constants import DOES_NOT_FIT_ABOVE, FITS_BELOW, MEMORY, MemoryConstants
-from ipu_trainer.planner.job import STATE_BYTES, Job
+from ipu_trainer.planner.job import Job
+from ipu_trainer.planner.load import bytes_by_purpose, loads
 from ipu_trainer.planner.workload import Workload
 
 PURPOSES = ("weights", "gradients", "optimizer state", "stash", "recomputation", "head", "temporary", "code")
@@ -50,41 +51,9 @@ def predict_memory(
 ) -> MemoryPrediction:
     """The bytes of a job on IPUs with sram_bytes each."""
     num = len(job.layers_per_ipu)
-    shards = job.replicas if job.sharded_state else 1
-    state = 0.0 if job.state_off_chip else STATE_BYTES[job.optimizer] / shards
     proportions = job.matmul_proportion if len(job.matmul_proportion) == num else job.matmul_proportion * num
-    ipus = []
-    for parts, depth, proportion in zip(job.placed(workload), depths(num), proportions):
-        parameters = sum(part.parameters for part in parts)
-        layers = [part for part in parts if part.kind == "layer"]
-        batch = job.micro_batch
-        work = [
-            2 * batch * (constants.kept_linear * p.linear_elements + constants.kept_softmax * p.softmax_elements)
-            for p in layers
-        ]
-        backward = [
-            2
-            * batch
-            * (constants.backward_linear * p.linear_elements + constants.backward_softmax * p.softmax_elements)
-            for p in layers
-        ]
-        if job.recompute:
-            stash, live = 1.0 * depth * sum(batch * p.output_bytes for p in layers), max(work, default=0.0)
-        else:
-            stash, live = depth * sum(work), sum(work)
-        logits = sum(part.logit_elements for part in parts)
-        products = [2.0 * batch * p.linear_elements + 2.0 * p.parameters for p in layers]
-        wanted = constants.temporary * max(products, default=0.0)
-        ipus.append(
-            {
-                "weights": 2.0 * parameters,
-                "gradients": 2.0 * parameters,
-                "optimizer state": state * parameters,
-                "stash": float(stash),
-                "recomputation": live + max(backward, default=0.0),
-                "head": 6.0 * batch * job.head_fraction * logits / job.head_serialization,
-                "temporary": min(proportion * sram_bytes, wanted),
-                "code": constants.code_bytes,
-            }
-        )
-    return MemoryPrediction(tuple(ipus), sram_bytes)
+    ipus = tuple(
+        bytes_by_purpose(load, job, depth, proportion, sram_bytes, constants)
+        for load, depth, proportion in zip(loads(workload, job.layers_per_ipu), depths(num), proportions)
+    )
+    return MemoryPrediction(ipus, sram_bytes)

@@ -10,13 +10,26 @@ from ipu_trainer.planner.memory import PURPOSES
 from ipu_trainer.planner.search import Plan, SearchResult
 
 _MIB, _BAR = 2.0**20, 40
+# Share of a host step from which the host's own time is worth a hint.
+_HOST_BOUND = 0.25
 _LETTERS = dict(zip(PURPOSES, "wgosrhtc"))
 
 
 def table(plans: Sequence[Plan]) -> str:
     """One line a plan, best first."""
     rows = [
-        ("#", "layers per IPU", "replicas", "micro-batch", "accum.", "state", "matmul", "memory", "samples/s predicted")
+        (
+            "#",
+            "layers per IPU",
+            "replicas",
+            "micro-batch",
+            "accum.",
+            "made again from",
+            "state",
+            "matmul",
+            "memory",
+            "samples/s predicted",
+        )
     ]
     for number, plan in enumerate(plans, start=1):
         job, (low, high) = plan.job, plan.time.interval
@@ -28,6 +41,7 @@ def table(plans: Sequence[Plan]) -> str:
                 str(job.replicas),
                 str(job.micro_batch),
                 str(job.accumulation),
+                "nothing" if not job.recompute else "each layer" if job.checkpoint_each_layer else "each stage",
                 state,
                 " ".join(map(str, job.matmul_proportion)),
                 f"{plan.memory.share:.2f} {plan.memory.band}",
@@ -92,8 +106,10 @@ def explain(plan: Plan) -> str:
     return "one host step, predicted\n" + "\n".join(lines)
 
 
-def to_dict(plan: Plan) -> Dict[str, Any]:
+def to_dict(plan: Plan, dataset_size: Optional[int] = None, epochs: int = 1) -> Dict[str, Any]:
+    """A plan for `--json`; with dataset_size the seconds of the whole training too."""
     low, high = plan.time.interval
+    steps = None if dataset_size is None else math.ceil(dataset_size / plan.time.samples) * epochs
     return {
         "config": plan.to_config().to_dict(),
         "micro_batch": plan.job.micro_batch,
@@ -102,6 +118,7 @@ def to_dict(plan: Plan) -> Dict[str, Any]:
             "interval": [low, high],
             "calibrated_on": plan.time.family,
             "step_s": plan.time.step_s,
+            **({} if steps is None else {"host_steps": steps, "training_s": steps * plan.time.step_s}),
             "memory_share": plan.memory.share,
             "memory_band": plan.memory.band,
             "memory_bytes": [dict(ipu) for ipu in plan.memory.ipus],
@@ -123,6 +140,12 @@ def render(result: SearchResult, top: int, explained: bool, dataset_size: Option
     lines += ["", table(result.plans[:top]), "", memory_bars(best), "", pipeline(best)]
     if dataset_size is not None:
         lines += ["", totals(best, dataset_size, epochs)]
+    if best.time.host_s > _HOST_BOUND * best.time.step_s and best.job.device_iterations == 1:
+        lines += [
+            "",
+            f"{100 * best.time.host_s / best.time.step_s:.0f} % of a host step is the host's own time: --device-iterations 4 would "
+            "spread it over four weight updates, between which a learning rate cannot change.",
+        ]
     if explained:
         lines += ["", explain(best)]
     return "\n".join(lines)

@@ -6,11 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import Tuple
 
-from ipu_trainer.machine.hardware import IPU, TILES_PER_IPU
+from ipu_trainer.machine.hardware import IPU
 from ipu_trainer.planner import constants as const
-from ipu_trainer.planner.constants import FAMILIES, FLOP_PER_CYCLE, TIME, TimeConstants
+from ipu_trainer.planner.constants import FAMILIES, TIME, TimeConstants
 from ipu_trainer.planner.job import Job
-from ipu_trainer.planner.workload import PartCost, Workload
+from ipu_trainer.planner.load import cycles, loads
+from ipu_trainer.planner.workload import Workload
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class TimePrediction:
     host_s: float
     samples: int
     family: str
-    half_width: float
+    spread: float
 
     @property
     def step_s(self) -> float:
@@ -39,20 +40,20 @@ class TimePrediction:
 
     @property
     def interval(self) -> Tuple[float, float]:
-        return self.throughput * (1 - self.half_width), self.throughput * (1 + self.half_width)
+        """What published throughputs of the family stayed within: the prediction divided and multiplied by spread."""
+        return self.throughput / self.spread, self.throughput * self.spread
 
 
 def predict_time(workload: Workload, job: Job, ipu: IPU, constants: TimeConstants = TIME) -> TimePrediction:
     """The time of a job on chips of one kind."""
     family = FAMILIES.get(workload.family, "unseen")
-    placed = job.placed(workload)
-    factor = constants.family_factor.get(family, 1.0)
-    slots = tuple(factor * sum(_cycles(p, job, constants) for p in parts) / ipu.clock_hz for parts in placed)
-    slot, updates, ramp = max(slots), job.device_iterations, const.RAMP * (len(placed) - 1)
-    parameters = max(sum(part.parameters for part in parts) for parts in placed)
-    shards = job.replicas if job.sharded_state else 1
-    reduction = 4 * parameters * (job.replicas - 1) / job.replicas / const.REDUCE_BYTES_PER_S
-    state = 12 * parameters / shards / const.STATE_BYTES_PER_S if job.state_off_chip else 0.0
+    placed = loads(workload, job.layers_per_ipu)
+    image = workload.modality == "image"
+    slots = tuple(cycles(load, job, constants, image) / ipu.clock_hz for load in placed)
+    slot, updates, ramp = max(slots), job.device_iterations, ramp_slots(job)
+    parameters = max(load.parameters for load in placed)
+    reduction = parameters * reduction_s_per_parameter(job)
+    state = parameters * state_s_per_parameter(job)
     gateway = constants.gateway_s * max(0.0, math.log2(job.replicas) - 3)
     return TimePrediction(
         slots,
@@ -64,24 +65,21 @@ def predict_time(workload: Workload, job: Job, ipu: IPU, constants: TimeConstant
         const.HOST_S_OWN_LOOP if job.own_loop else constants.host_s,
         job.global_batch * updates,
         family,
-        const.INTERVAL_UNKNOWN if family == "unseen" else const.INTERVAL_KNOWN,
+        constants.spread_of(family),
     )
 
 
-def _cycles(part: PartCost, job: Job, constants: TimeConstants) -> float:
-    """Cycles of one part for one micro-batch: forward, backward twice, and forward again where it is recomputed."""
-    batch = job.micro_batch
-    if part.kind == "stem":
-        return 3 * batch * part.flops / (FLOP_PER_CYCLE * constants.efficiency)
-    if part.kind != "layer":
-        products = 3 * batch * job.head_fraction * part.flops / (FLOP_PER_CYCLE * constants.head_efficiency)
-        return products + (constants.layer_cycles / 2 if part.flops else 0.0)
-    passes = 4 if job.recompute else 3
-    return (
-        passes * batch * part.flops / (FLOP_PER_CYCLE * constants.efficiency)
-        + constants.layer_cycles
-        + passes
-        * batch
-        * (constants.linear_cycles * part.linear_elements + constants.softmax_cycles * part.softmax_elements)
-        / TILES_PER_IPU
-    )
+def ramp_slots(job: Job) -> float:
+    """Slots of an update beside one for each micro-batch: the pipeline fills and drains."""
+    return const.RAMP * (len(job.layers_per_ipu) - 1)
+
+
+def reduction_s_per_parameter(job: Job) -> float:
+    """Seconds of an update for each parameter of the fullest IPU: gradients are summed over replicas."""
+    return 4 * (job.replicas - 1) / job.replicas / const.REDUCE_BYTES_PER_S
+
+
+def state_s_per_parameter(job: Job) -> float:
+    """Seconds of an update for each parameter of the fullest IPU: optimizer state comes from streaming memory and goes back."""
+    shards = job.replicas if job.sharded_state else 1
+    return 12 / shards / const.STATE_BYTES_PER_S if job.state_off_chip else 0.0

@@ -15,51 +15,49 @@ import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ipu_trainer.pipelining.anatomy import Part, find_anatomy
+from ipu_trainer.planner.constants import TASKS
 from ipu_trainer.simulator.flops import device_bytes, flops_of
 
 _LINEAR = ("mm", "addmm", "convolution", "_convolution")
-TASKS = {
-    "image-classification": "AutoModelForImageClassification",
-    "causal-lm": "AutoModelForCausalLM",
-    "masked-lm": "AutoModelForMaskedLM",
-    "seq2seq-lm": "AutoModelForSeq2SeqLM",
-    "question-answering": "AutoModelForQuestionAnswering",
-    "sequence-classification": "AutoModelForSequenceClassification",
-    "token-classification": "AutoModelForTokenClassification",
-    "audio-classification": "AutoModelForAudioClassification",
-}
 
 
 @dataclass(frozen=True)
 class PartCost:
     """One part for one sample, forward only.
 
-    flops counts a multiply-add as two. linear_elements are outputs of linear products and convolutions, every one of which
-    the element-wise work around it goes over; softmax_elements are attention probabilities. saved_bytes is what autograd keeps,
-    without parameters; output_bytes what the part hands on; largest_weight the elements of its largest parameter.
+    flops counts a multiply-add as two, products the operators that did them. linear_elements are outputs of linear products and
+    convolutions, every one of which the element-wise work around it goes over; softmax_elements are attention probabilities.
+    saved_bytes is what autograd keeps, without parameters; mask_bytes the part of it that is dropout masks, which PopART draws
+    again; output_bytes what the part hands on; logit_elements those of a head.
     """
 
     name: str
     kind: str
     flops: int = 0
+    products: int = 0
     linear_elements: int = 0
     softmax_elements: int = 0
     parameters: int = 0
     saved_bytes: int = 0
+    mask_bytes: int = 0
     output_bytes: int = 0
     logit_elements: int = 0
-    largest_weight: int = 0
     at_stem: bool = False  # runs where the stem is, because it uses the stem's weights
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Workload:
-    """A model's parts in execution order: stem, layers (and bridges), heads. family is the config's model_type."""
+    """A model's parts in execution order: stem, layers (and bridges), heads. family is the config's model_type.
+
+    tokens are those of a sample, 0 for images; modality is text, image or audio. Compared and hashed by identity, so that what
+    follows from one can be kept.
+    """
 
     model_name: str
     family: str
     parts: Tuple[PartCost, ...]
     tokens: int
+    modality: str = "text"
 
     @property
     def layers(self) -> Tuple[PartCost, ...]:
@@ -82,7 +80,8 @@ def measure(
 ) -> Workload:
     """The workload of a Transformers config. task is one of TASKS; without it the config's `architectures` decides.
 
-    sequence_length counts tokens (samples of sound for audio models; default 128, 16,000); images have the config's size.
+    sequence_length counts tokens (samples of sound for audio models; default 128, 16,000), target_length those of a decoder
+    (default as sequence_length); images have the config's size.
     Raises ValueError where the model cannot be built, cut or run from shapes alone.
     """
     config = type(model_config).from_dict(model_config.to_dict())
@@ -103,7 +102,13 @@ def measure(
             f"{type(model).__name__} cannot be measured from shapes alone: {str(error).splitlines()[0]}. "
             "Plan with the nearest model whose forward pass does not depend on values."
         ) from error
-    return Workload(type(model).__name__, str(config.model_type), tuple(meter.parts), tokens)
+    return Workload(type(model).__name__, str(config.model_type), tuple(meter.parts), tokens, _modality(model))
+
+
+def _modality(model: Any) -> str:
+    return {"pixel_values": "image", "input_values": "audio", "input_features": "audio"}.get(
+        model.main_input_name, "text"
+    )
 
 
 def _build(config: Any, task: Optional[str]) -> torch.nn.Module:
@@ -137,8 +142,17 @@ def _no_init() -> Any:
 
 def _inputs(model: Any, config: Any, length: Optional[int], target: Optional[int]) -> Tuple[Dict[str, Any], int]:
     name = model.main_input_name
-    if length is not None and length < 1:
-        raise ValueError(f"sequence_length {length} must be at least 1. Give the tokens of one sample.")
+    for word, value in (("sequence_length", length), ("target_length", target)):
+        if value is not None and value < 1:
+            raise ValueError(f"{word} {value} must be at least 1. Give the tokens of one sample.")
+    if target is not None and not getattr(config, "is_encoder_decoder", False):
+        raise ValueError(f"target_length {target}: {type(model).__name__} reads no decoder's tokens. Leave it out.")
+    if length is not None and name in ("pixel_values", "input_features"):
+        what = "images" if name == "pixel_values" else "sound"
+        raise ValueError(
+            f"sequence_length {length}: {type(model).__name__} reads {what} of its configuration's size. Leave it out, or "
+            "change the configuration."
+        )
     if name == "pixel_values":
         size = getattr(config, "image_size", 224)
         height, width = (size, size) if isinstance(size, int) else size
@@ -182,6 +196,7 @@ class _Meter:
         self._owned = {id(t): t for t in (*model.parameters(), *model.buffers())}
         self._storages = {t.untyped_storage()._cdata for t in self._owned.values()}
         self._keep: List[Any] = []  # addresses of storages are only unique while they live
+        self._masks: Set[int] = set()
         self._saved: Set[Tuple[int, int]] = set()
         self._book_parameters()
 
@@ -193,6 +208,8 @@ class _Meter:
         try:
             with _Watch(self), torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor):
                 self._keep.append(self.model(**inputs))
+            self._current = 0
+            self.add(parameters=sum(self._unplaced.values()))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -205,12 +222,21 @@ class _Meter:
 
     def count(self, function: Any, args: Sequence[Any], result: Any) -> None:
         name = function._schema.name.split("::")[-1]
+        for argument in args if self._unplaced else ():
+            if isinstance(argument, torch.Tensor):
+                self.add(parameters=self._unplaced.pop(argument.untyped_storage()._cdata, 0))
         flops = flops_of(function, args, result)
         if flops:
             linear = result.numel() if name in _LINEAR else 0
-            self.add(flops=flops, linear_elements=linear)
+            self.add(flops=flops, products=1, linear_elements=linear)
         elif name == "_softmax":
             self.add(softmax_elements=result.numel())
+        elif name == "bernoulli_":
+            self._masks.add(result.untyped_storage()._cdata)
+            self._keep.append(result.detach())
+        elif name == "native_dropout":
+            self._masks.add(result[1].untyped_storage()._cdata)
+            self._keep.append(result[1].detach())
 
     def _enter(self, index: int) -> Any:
         def begin(module: Any, args: Any) -> None:
@@ -236,16 +262,18 @@ class _Meter:
         if storage not in self._storages and key not in self._saved:
             self._saved.add(key)
             self._keep.append(tensor.detach())
-            self.add(saved_bytes=device_bytes(tensor))
+            size = device_bytes(tensor)
+            self.add(saved_bytes=size, mask_bytes=size if storage in self._masks else 0)
         return tensor.detach()
 
     def _book_parameters(self) -> None:
         seen: Set[int] = set()
-        # Tied weights belong to the stem, so what no part owns alone is booked there at the end.
+        # Tied weights belong to the stem, which uses them first.
         for index, module in enumerate(self._modules, start=1):
             if self.parts[index].kind != "tied head":
                 self._book(index, module, seen)
-        self._book(0, self.model, seen)
+        # What no part owns is booked where it is used first: a norm between two stacks runs where the first one ends.
+        self._unplaced = {p.untyped_storage()._cdata: p.numel() for p in self.model.parameters() if id(p) not in seen}
 
     def _book(self, index: int, module: Any, seen: Set[int]) -> None:
         new = [p for p in module.parameters() if id(p) not in seen]
@@ -253,7 +281,6 @@ class _Meter:
         self.parts[index] = dataclasses.replace(
             self.parts[index],
             parameters=sum(p.numel() for p in new),
-            largest_weight=max([p.numel() for p in module.parameters()], default=0),
         )
 
 
@@ -267,7 +294,10 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func._schema.name == "aten::_local_scalar_dense" and args[0].device.type == "meta":
             return False if args[0].dtype == torch.bool else 0.0 if args[0].is_floating_point() else 0
-        result = func(*args, **(kwargs or {}))
+        if func._schema.name == "aten::_weight_norm_interface" and args[0].device.type == "meta":
+            result: Any = (torch.empty_like(args[0]), torch.empty_like(args[1]))  # torch 2.0 has no shapes for it
+        else:
+            result = func(*args, **(kwargs or {}))
         if self._meter is not None:
             self._meter.count(func, args, result)
         return result

@@ -15,6 +15,7 @@ from ipu_trainer.tasks.folders import results
 from ipu_trainer.training import compat
 from ipu_trainer.training.arguments import IPUTrainingArguments
 from ipu_trainer.training.precision import choose_precision
+from ipu_trainer.training.reporting import check_reporters
 
 
 def parse_flags(
@@ -43,6 +44,7 @@ def parse_flags(
     if unknown:
         raise ValueError(f"unknown flags {' '.join(unknown)}. `ipu-trainer {command} {task} --help` lists them.")
     values = vars(namespace)
+    check_reporters(values["report_to"])
     names = {item.name for item in dataclasses.fields(recipe_class)}
     recipe = recipe_class(**{name: value for name, value in values.items() if name in names})
     taken = {item.name for item in dataclasses.fields(arguments_class) if item.init}

@@ -6,17 +6,22 @@ import json
 import platform
 import sys
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 import numpy as np
 import torch
 import transformers
 
 import ipu_trainer
+from ipu_trainer.atomic import write_json
 from ipu_trainer.training.arguments import IPUTrainingArguments
 from ipu_trainer.training.checkpoints import last_complete_checkpoint
 
 RUN_FILE = "run.json"
+METRICS_FILE = "metrics.json"
+HISTORY_FILE = "history.json"
+# What a resumed run may have otherwise: where its logs go and what is written at the end.
+_MAY_DIFFER = ("report", "report_to", "run_name", "disable_tqdm")
 
 
 def read_run(run_dir: Path) -> Dict[str, Any]:
@@ -28,6 +33,25 @@ def read_run(run_dir: Path) -> Dict[str, Any]:
     if record.get("status") != "finished":
         raise ValueError(f"the run in {run_dir} is not finished. Give the same train command again: it resumes.")
     return record
+
+
+def write_history(run_dir: Path, history: Sequence[Mapping[str, Any]]) -> None:
+    """Trainer's log history as history.json; a checkpoint has it up to its own step only."""
+    write_json(run_dir / HISTORY_FILE, list(history))
+
+
+def read_history(run_dir: Path) -> List[Dict[str, Any]]:
+    """history.json; without it what the last checkpoint has; else nothing."""
+    checkpoint = last_complete_checkpoint(run_dir)
+    path = Path(run_dir) / HISTORY_FILE
+    if path.is_file():
+        history = json.loads(path.read_text(encoding="utf-8"))
+    elif checkpoint is not None:
+        state = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))
+        history = state.get("log_history", [])
+    else:
+        history = []
+    return [dict(entry) for entry in history]
 
 
 def training_settings(args: IPUTrainingArguments) -> Dict[str, Any]:
@@ -51,7 +75,7 @@ def resumable_checkpoint(run_dir: Path, args: IPUTrainingArguments, settings: Di
         name
         for group in ("recipe", "training")
         for name in set(then.get(group, {})) | set(now[group])
-        if then.get(group, {}).get(name) != now[group].get(name)
+        if name not in _MAY_DIFFER and then.get(group, {}).get(name) != now[group].get(name)
     )
     if record.get("data", {}).get("fingerprint") != settings["data"]["fingerprint"]:
         changed.append("data")

@@ -13,7 +13,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Sequence
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 import transformers
 
@@ -30,13 +30,15 @@ STUDY_FILE = "study.db"
 
 @dataclass
 class Searched:
-    """What a task brings: a trainer with model_init, its metric and direction, a line on the data, what defines the run."""
+    """What a task brings: a trainer with model_init, its metric and direction, a line on the data, what defines the run, and
+    what skips a trial that cannot run."""
 
     trainer: Any
     objective: str
     direction: str
     about: str
     settings: Dict[str, Any]
+    is_feasible: Optional[Callable[[Any, int], Optional[str]]] = None
 
 
 def run(task: str, searched: Callable[[Sequence[str]], Searched], words: Sequence[str]) -> None:
@@ -58,6 +60,8 @@ def run(task: str, searched: Callable[[Sequence[str]], Searched], words: Sequenc
     given = ["--output", str(folder), *rest]
     if not {"--save_strategy", "--save-strategy"} & {word.split("=")[0] for word in rest}:
         given += ["--save_strategy", "no"]  # a trial is judged, not kept
+    if not {"--report_to", "--report-to"} & {word.split("=")[0] for word in rest}:
+        given += ["--report_to", "none"]  # the study has the results; a folder of logs for each trial is asked for
     subject = searched(given)
     args = subject.trainer.args
     space = space or _default_space(args)
@@ -105,6 +109,7 @@ def run(task: str, searched: Callable[[Sequence[str]], Searched], words: Sequenc
         study_name=study_name,
         storage=storage,
         pruner=pruner,
+        is_feasible=subject.is_feasible,
         callbacks=[say],
         **({"timeout": own.timeout} if own.timeout else {}),
     )

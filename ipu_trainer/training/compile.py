@@ -52,6 +52,17 @@ def choose_compile(requested: str, device_type: str, num_gpus: int = 1) -> Compi
     return CompileChoice("off", missing) if missing else CompileChoice("layers", "a GPU computes")
 
 
+def told_speed(args: Any, has_executors: bool) -> str:
+    """One line for a run's beginning: what is compiled and in which arithmetic the float32 products are, with reasons."""
+    if has_executors:
+        return "compiled by poptorch"
+    choice = choose_compile(args.compile, args.device.type, args.n_gpu)
+    told = f"compile {choice.name} ({choice.reason})"
+    if args.device.type == "cuda":
+        told += ", TF32 " + ("on (--tf32 false for float32 products)" if args.tf32 else "off")
+    return told
+
+
 @contextlib.contextmanager
 def compiled_layers(model: nn.Module, required: bool, backend: str = "inductor") -> Iterator[int]:
     """Inside the block each repeated layer of `model` is compiled, and a loss over a vocabulary; yields how many layers.

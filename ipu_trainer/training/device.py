@@ -425,7 +425,9 @@ def filled_up(given: Mapping[str, Any], geometry: BatchGeometry) -> Dict[str, An
     """A host step of one weight update from usable_samples() samples or a whole batch, and the weights of its losses.
 
     Copies of the last micro-batch come first and weigh nothing; the others weigh what they would in a shorter
-    accumulation, so the gradient is that of these samples alone. With NUM_ITEMS in `given` losses are parts of a sum.
+    accumulation, so the gradient is that of these samples alone. With NUM_ITEMS in `given` losses are parts of a sum:
+    a micro-batch that holds its samples several times divides by that many more labels. A loss that takes the number
+    and means anyway, as BertForSequenceClassification's, is the mean of those samples either way.
     """
     assert geometry.device_iterations == 1
     micro_batch, pieces = geometry.micro_batch, geometry.gradient_accumulation * geometry.replicas
@@ -436,12 +438,12 @@ def filled_up(given: Mapping[str, Any], geometry: BatchGeometry) -> Dict[str, An
     order = rows[-micro_batch:] * (pieces - real) + rows
     each = 1.0 if NUM_ITEMS in given else pieces / real
     weights = [0.0] * (pieces - real) + [each] * real
-    if rest and NUM_ITEMS in given:
-        weights[-1] *= rest / micro_batch
     filled = {
         name: value[torch.tensor(order)] if name != NUM_ITEMS and has_rows(value, samples) else value
         for name, value in given.items()
     }
+    if rest and NUM_ITEMS in given:
+        filled[NUM_ITEMS] = torch.cat([given[NUM_ITEMS][:-1], given[NUM_ITEMS][-1:] * (micro_batch / rest)])
     filled[LOSS_WEIGHT] = torch.tensor(weights, dtype=torch.float32)
     return filled
 

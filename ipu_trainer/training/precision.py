@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+
+from ipu_trainer.backends import choose_backend
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,17 @@ def choose_precision(requested: str, use_cpu: bool) -> Precision:
     if "amx_bf16" in _cpu_flags():
         return Precision("bf16", "the CPU has bfloat16 matrix units (AMX)")
     return Precision("fp32", "the CPU has no bfloat16 matrix units (AMX)")
+
+
+def used_precision(requested: str, args: Any) -> Precision:
+    """What a run with these arguments computes in, `--precision requested` having been settled into them."""
+    if args.half:
+        return Precision("fp16", "--half")
+    if choose_backend(args.backend, "", args.compile_only).has_executors:
+        return Precision("fp32", "a device computes in float32 unless --half is given")
+    chosen = choose_precision(requested, args.device.type == "cpu")
+    used = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
+    return chosen if chosen.name == used else Precision(used, f"--{used}")
 
 
 def _cpu_flags() -> str:

@@ -5,9 +5,9 @@ The training loop is the stock one. What this class changes, and why:
     __init__               takes `ipu_config`, chooses the backend, adds stochastic depth, adapts old subclasses
     create_optimizer       learning rates by depth, if asked for
     create_scheduler       one learning rate for all updates of a host step, as a device has it
-    get_batch_samples      means over float labels stay means under accumulation (compat.counts_labels)
+    get_batch_samples      the time it takes; means over float labels stay means under accumulation (compat.counts_labels)
     _inner_training_loop   accumulation x replicas of the IPUConfig become this process's accumulation, or a host step;
-                           on a GPU layers are compiled and projections fused (compile.py)
+                           on the host micro-batches are folded (folding.py), on a GPU layers compiled (compile.py)
     call_model_init        stochastic depth for the model of every trial
     _load_from_checkpoint, _load_best_model    checkpoints with renamed tensors (compat.load_renamed_weights)
     evaluation_loop, _save the weight average, if asked for; weights that are on the device
@@ -19,7 +19,8 @@ iterations samples, and steps of the arguments (max_steps, save_steps, ...) coun
     get_train_dataloader   batches are whole host steps
     get_eval_dataloader, get_test_dataloader   batches are what one inference call takes
     _wrap_model            the loop gets DeviceModel and DeviceOptimizer (device.py says why)
-    training_step          one call of the training executor; compute_loss runs inside of it
+    training_step          one call of the training executor; compute_loss runs inside of it (on the host: folded passes
+                           count by their micro-batches, and are taken apart where memory ends: folding.py)
     prediction_step        whole micro-batches on the device, what is left of the last one on the host: exact
     _prepare_inputs        inside of the device nothing is moved
     floating_point_ops     without reading weights, which would copy them
@@ -36,6 +37,7 @@ import torch
 from torch import nn
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
@@ -56,6 +58,15 @@ from ipu_trainer.training.device import (
     usable_samples,
 )
 from ipu_trainer.training.device_prediction import predict_in_pieces
+from ipu_trainer.training.folding import (
+    Folding,
+    by_micro_batches,
+    decide,
+    folded_step,
+    generator_states,
+    restore_generators,
+    why_not_by_size,
+)
 from ipu_trainer.training.hyperparameter_search import check_search, search_backend, search_with_optuna
 from ipu_trainer.training.named_optimizer import apply_settings, is_named, with_named_optimizer
 from ipu_trainer.training.optimizer import add_drop_path, groups_by_depth
@@ -114,6 +125,8 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         self._device_run: Optional[DeviceRun] = None
         self._micro_batch_found: Optional[int] = None
         self._num_parameters = 0
+        self._foldings: Dict[Any, Folding] = {}
+        self.micro_batches_in_update = 0
         self._data_wait_seconds = 0.0
         self.data_wait_share = 0.0  # of the last training, from transformers 4.46 on
         self.weight_average: Optional[WeightAverage] = None
@@ -153,7 +166,12 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         return BatchGeometry(micro_batch, accumulation, replicas, config.device_iterations)
 
     def batch_table(self, epoch: Optional[EpochPlan] = None) -> str:
-        return batch_table(self.batch_geometry, epoch, self._num_workers())
+        """The batch arithmetic as text; on the host with how it is computed, which the first call finds out."""
+        table = batch_table(self.batch_geometry, epoch, self._num_workers())
+        if self.backend.has_executors or not getattr(self.args, "fold", False):
+            return table
+        folding = self.decide_folding()
+        return f"{table}\nfolded: {folding.factor} micro-batches are one pass ({folding.reason})"
 
     def _num_workers(self) -> int:
         """Model copies that compute side by side: processes, or GPUs of one process under DataParallel."""
@@ -175,14 +193,12 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
             args.gradient_accumulation_steps = 1
             self._train_batch_size = self._samples_per_batch(geometry)
         else:
-            args.gradient_accumulation_steps = geometry.accumulation_per_process(self._num_workers())
-            self._train_batch_size = geometry.micro_batch * max(1, args.n_gpu)
+            self._fold(geometry)
         try:
             if getattr(args, "compile_only", False):
                 return self._compile_only()
             self._data_wait_seconds, begin = 0.0, time.perf_counter()
-            with self._fast_layers():
-                result = super()._inner_training_loop(self._train_batch_size, *positional, **named)
+            result = self._stock_loop(geometry, positional, named)
             self.data_wait_share = self._data_wait_seconds / (time.perf_counter() - begin)
             if self.data_wait_share > _LOADER_BOUND:
                 logger.warning(
@@ -198,12 +214,80 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
             if self._device_run is not None:
                 self._device_run.release()
             args.gradient_accumulation_steps = self._accumulation_given
+            self.folding, self.micro_batches_in_update = None, 0
             self._train_batch_size = batch_given if self._micro_batch_found is None else geometry.micro_batch
             self._batch_geometry_in_loop = None
         best_was_loaded = args.load_best_model_at_end and self.state.best_model_checkpoint is not None
         if self.weight_average is not None and not best_was_loaded:
             self.weight_average.copy_to(self.model)
         return result
+
+    def _stock_loop(self, geometry: BatchGeometry, positional: Tuple[Any, ...], named: Dict[str, Any]) -> TrainOutput:
+        """The stock loop; begun anew with smaller passes if folded ones are out of memory before the first update."""
+        states = generator_states()
+        while True:
+            try:
+                with self._fast_layers():
+                    return super()._inner_training_loop(self._train_batch_size, *positional, **named)
+            except torch.cuda.OutOfMemoryError:
+                folding, begun = self.folding, self.state.global_step
+                if folding is None or folding.factor == 1 or begun or named.get("resume_from_checkpoint"):
+                    raise
+            smaller = max(size for size in range(1, folding.factor) if folding.factor % size == 0)
+            logger.warning(
+                "out of memory: passes of %d micro-batches instead of %d; the global batch stays %d",
+                smaller,
+                folding.factor,
+                geometry.global_batch,
+            )
+            self.optimizer = self.lr_scheduler = None
+            self.model.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+            restore_generators(states)
+            self._fold(geometry, Folding(smaller, folding.reason))
+
+    folding: Optional[Folding] = None
+    largest_part: Optional[int] = None  # micro-batches of a pass that memory was found to hold at a time
+    loader_follows_folding = True  # a subclass with its own get_train_dataloader says so if it takes _train_batch_size
+
+    def __init_subclass__(cls, **named: Any) -> None:
+        super().__init_subclass__(**named)
+        if "get_train_dataloader" in vars(cls) and "loader_follows_folding" not in vars(cls):
+            cls.loader_follows_folding = False
+
+    def _fold(self, geometry: BatchGeometry, folding: Optional[Folding] = None) -> None:
+        """On the host: how many micro-batches are one pass, set where the loop reads it."""
+        accumulation = geometry.accumulation_per_process(self._num_workers())
+        copies = max(1, self.args.n_gpu)
+        if folding is None:
+            folding = self.decide_folding(geometry)
+        self.folding, self.largest_part = folding, None
+        self.args.gradient_accumulation_steps = accumulation // folding.factor
+        self._train_batch_size = geometry.micro_batch * copies * folding.factor
+
+    def decide_folding(self, geometry: Optional[BatchGeometry] = None) -> Folding:
+        """How many micro-batches the host computes together (folding.py), without changing anything."""
+        geometry = self.batch_geometry if geometry is None else geometry
+        if self.backend.has_executors or not getattr(self.args, "fold", False):
+            return Folding(1, "on a device" if self.backend.has_executors else "not asked for")
+        key = (geometry, id(self.model))
+        if self._foldings.get(key) is None:
+            accumulation = geometry.accumulation_per_process(self._num_workers())
+            folding = decide(self, geometry.micro_batch, accumulation)
+            if self.args.world_size > 1:  # all processes do as the most careful one
+                factor = torch.tensor(folding.factor, device=self.args.device)
+                torch.distributed.all_reduce(factor, op=torch.distributed.ReduceOp.MIN)
+                if int(factor) != folding.factor:
+                    folding = Folding(int(factor), "as another process needs it")
+            self._foldings[key] = folding
+            logger.info("folding %d: %s", folding.factor, folding.reason)
+        return self._foldings[key]
+
+    def why_not_foldable(self, micro_batch: int, accumulation: int, factor: int, drop_last: bool) -> Optional[str]:
+        """Whether an epoch's samples allow it; a subclass whose loader gives whole updates alone says None."""
+        processes, weighs = int(self.args.world_size), hasattr(Trainer, "get_batch_samples")
+        size = len(self.train_dataset)
+        return why_not_by_size(size, micro_batch, accumulation, factor, drop_last, processes, weighs)
 
     @contextlib.contextmanager
     def _fast_layers(self) -> Iterator[None]:
@@ -250,13 +334,23 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         finally:
             self.args.gradient_accumulation_steps = in_loop
 
+    @property
+    def data_wait_seconds(self) -> Optional[float]:
+        """How long this training has waited for batches so far; None before transformers 4.46, whose loop does not say."""
+        return self._data_wait_seconds if hasattr(Trainer, "get_batch_samples") else None
+
     def get_batch_samples(self, *positional: Any, **named: Any) -> Any:
         begin = time.perf_counter()
         samples, num_items = super().get_batch_samples(*positional, **named)
         self._data_wait_seconds += time.perf_counter() - begin
         if num_items is not None and not all(compat.counts_labels(inputs) for inputs in samples):
             num_items = None
+        if self.folding is not None and self.folding.factor > 1:
+            self.micro_batches_in_update = sum(self._micro_batches_of(inputs) for inputs in samples)
         return samples, num_items
+
+    def _micro_batches_of(self, inputs: Any) -> int:
+        return -(-int(find_batch_size(inputs)) // self.batch_geometry.micro_batch)
 
     def hyperparameter_search(
         self,
@@ -339,17 +433,27 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         if not self.backend.has_executors or dataset is None or not hasattr(dataset, "__len__"):
             return None
         samples, step = len(dataset), self.batch_geometry.samples_per_host_step
-        return self.batch_geometry.epoch(samples, "pad" if self._fills_up else "drop") if samples >= step else None
+        if self._fills_up:
+            return self.batch_geometry.epoch(samples, "pad")
+        return self.batch_geometry.epoch(samples, "drop") if samples >= step else None
 
     def _check_epoch(self, geometry: BatchGeometry) -> None:
-        """Refuse a data set that does not fill one host step. A subclass with its own data loader checks itself."""
+        """Refuse a data set that makes no host step. A subclass with its own data loader checks itself."""
         dataset = self.train_dataset
         stock = type(self).get_train_dataloader is IPUTrainer.get_train_dataloader
         if stock and dataset is not None and hasattr(dataset, "__len__"):
-            plan = geometry.epoch(len(dataset))
+            plan = geometry.epoch(len(dataset), "pad" if self._fills_up else "drop")
             left_out = plan.samples_dropped
             if self._fills_up:
-                left_out -= usable_samples(plan.samples_dropped, geometry)
+                rest = plan.num_samples % geometry.samples_per_host_step
+                left_out = rest - usable_samples(rest, geometry)
+            if plan.num_samples < geometry.samples_per_host_step:
+                logger.warning(
+                    "%d samples are fewer than the %d of one host step (%s): every epoch is one weight update of these",
+                    plan.num_samples,
+                    geometry.samples_per_host_step,
+                    geometry.describe(),
+                )
             if left_out:
                 logger.warning(
                     "%d samples are not whole host steps of %d (%s): %d are left out of each epoch, other ones each "
@@ -362,7 +466,16 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
 
     def get_train_dataloader(self) -> Any:
         if not self.backend.has_executors:
-            return super().get_train_dataloader()
+            if self.folding is None or self.folding.factor == 1:
+                return super().get_train_dataloader()
+            given, collator = self.args.dataloader_drop_last, self.data_collator
+            self.data_collator = by_micro_batches(collator, self.batch_geometry.micro_batch)
+            # Of whole micro-batches none is left out, whatever they are folded into.
+            self.args.dataloader_drop_last = given and len(self.train_dataset) % self.batch_geometry.micro_batch > 0
+            try:
+                return super().get_train_dataloader()
+            finally:
+                self.args.dataloader_drop_last, self.data_collator = given, collator
         given, batch, dataset = self.args.dataloader_drop_last, self._train_batch_size, self.train_dataset
         self.args.dataloader_drop_last = not self._fills_up  # shapes are fixed
         self._train_batch_size = self._samples_per_batch(self.batch_geometry)
@@ -399,6 +512,9 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
 
     def _wrap_model(self, model: nn.Module, training: bool = True, *positional: Any, **named: Any) -> nn.Module:
         if not self.backend.has_executors:
+            folded = training and self.folding is not None and self.folding.factor > 1
+            if folded and hasattr(self.state, "train_batch_size"):  # what resuming compares with the arguments
+                self.state.train_batch_size = self.batch_geometry.micro_batch
             wrapped: nn.Module = super()._wrap_model(model, training, *positional, **named)
             return wrapped
         run = self._run
@@ -416,7 +532,10 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
 
     def training_step(self, model: nn.Module, inputs: Any, *positional: Any, **named: Any) -> torch.Tensor:
         if not isinstance(model, DeviceModel):
-            loss: torch.Tensor = super().training_step(model, inputs, *positional, **named)
+            step = super().training_step
+            if self.folding is not None and self.folding.factor > 1:
+                return folded_step(self, step, model, inputs, positional, named)
+            loss: torch.Tensor = step(model, inputs, *positional, **named)
             return loss
         return self._run.train_step(self._host_step_of(inputs)).to(self.args.device)
 

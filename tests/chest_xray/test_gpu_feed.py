@@ -5,7 +5,14 @@ import copy
 import pytest
 import torch
 from torch import nn
-from transformers import ConvNextConfig, ConvNextForImageClassification, Trainer, ViTConfig, ViTForImageClassification
+from transformers import (
+    ConvNextConfig,
+    ConvNextForImageClassification,
+    Trainer,
+    TrainerCallback,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from ipu_trainer.tasks.chest_xray.arguments import parse_arguments
 from ipu_trainer.tasks.chest_xray.gray_input import GrayProjection
@@ -73,12 +80,14 @@ def trained(prepared, phantoms, folder, feed, *more):
     return trainer, job
 
 
-@pytest.mark.parametrize("more", [(), ("--fuse_projections", "false")])
-def test_training_on_bytes_ends_in_the_same_weights_and_evaluation(prepared, phantoms, tmp_path, more):
+@pytest.mark.parametrize("gray", [True, False])
+def test_training_on_bytes_ends_in_the_same_weights_and_evaluation(prepared, phantoms, tmp_path, monkeypatch, gray):
     """On this machine the "GPU" is the CPU; the CUDA test below does it on one."""
-    plain, job = trained(prepared, phantoms, tmp_path / "plain", False, *more)
-    fed, _ = trained(prepared, phantoms, tmp_path / "fed", True, *more)
-    tolerance = {"rtol": 0, "atol": 1e-4 if not more else 0.0}  # folding rounds, and AdamW divides small numbers
+    if not gray:
+        monkeypatch.setattr(GrayProjection, "of", lambda *_: None)
+    plain, job = trained(prepared, phantoms, tmp_path / "plain", False)
+    fed, _ = trained(prepared, phantoms, tmp_path / "fed", True)
+    tolerance = {"rtol": 0, "atol": 1e-4 if gray else 0.0}  # folding rounds, and AdamW divides small numbers
     for (name, value), other in zip(plain.model.state_dict().items(), fed.model.state_dict().values()):
         torch.testing.assert_close(other, value, msg=name, **tolerance)
     before, after = plain.evaluate(), fed.evaluate()
@@ -109,6 +118,39 @@ def test_a_gpu_makes_the_pictures_that_a_cpu_makes(prepared, phantoms, tmp_path)
     on_gpu = trainer._collator_on_gpu({**batch, "pixels": batch["pixels"].cuda()})["pixel_values"].cpu()
     # Rotation samples between pixels: the two round its grid differently.
     torch.testing.assert_close(on_gpu, expected, rtol=0, atol=2e-3)
+
+
+class _NoWaiting(TrainerCallback):
+    """From the end of step `first` to that of step `last`, whatever waits for the GPU raises RuntimeError."""
+
+    def __init__(self, first, last):
+        self.first, self.last, self.watched = first, last, 0
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == self.first:
+            torch.cuda.set_sync_debug_mode("error")
+        if state.global_step == self.last:
+            torch.cuda.set_sync_debug_mode("default")
+        self.watched += self.first < state.global_step <= self.last
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("more", [(), ("--fuse_projections", "true"), ("--compile", "off")])
+def test_no_step_waits_for_the_gpu(prepared, phantoms, tmp_path, more):
+    words = [
+        "--data", str(prepared), "--model", str(phantoms / "model"), "--output", str(tmp_path), "--max_steps", "8",
+        "--per_device_train_batch_size", "16", "--disable_tqdm", "true", "--logging_steps", "1000", "--erasing", "0.5",
+        "--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false", *more,
+    ]  # fmt: skip
+    job = prepare_job(*parse_arguments(words))
+    trainer = job.trainer(model=job.new_model())
+    watch = _NoWaiting(3, 7)
+    trainer.add_callback(watch)
+    try:
+        trainer.train()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert watch.watched == 4
 
 
 @pytest.mark.skipif(not hasattr(Trainer, "get_batch_samples"), reason="transformers reads batches in its loop")

@@ -11,11 +11,13 @@ import time
 import numpy as np
 import pytest
 import torch
+from html_pages import checked_page
 from safetensors.torch import load_file
 from transformers import ViTConfig, ViTForImageClassification
 
 from ipu_trainer.cli import main
 from ipu_trainer.tasks.chest_xray.arguments import parse_arguments
+from ipu_trainer.tasks.chest_xray.boxes import read_boxes
 from ipu_trainer.tasks.chest_xray.dataset import load_prepared
 from ipu_trainer.tasks.chest_xray.train import train
 from ipu_trainer.tasks.record import read_run
@@ -23,7 +25,18 @@ from ipu_trainer.training import compat
 
 CPU = "--" + compat.field_name("use_cpu")
 FLAGS = ["--num_train_epochs", "3", "--per_device_train_batch_size", "8", CPU, "True", "--disable_tqdm", "True"]
-FLAGS += ["--precision", "fp32", "--num_bootstrap", "30", "--logging_steps", "3", "--ema_decay", "0.9"]
+FLAGS += [
+    "--precision",
+    "fp32",
+    "--num_bootstrap",
+    "30",
+    "--logging_steps",
+    "3",
+    "--ema_decay",
+    "0.9",
+    "--report",
+    "False",
+]
 
 
 def words(prepared, phantoms, run, *more):
@@ -44,7 +57,7 @@ def words(prepared, phantoms, run, *more):
 @pytest.fixture(scope="module")
 def run(prepared, phantoms, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
-    assert main(words(prepared, phantoms, folder)) == 0
+    assert main(words(prepared, phantoms, folder, "--report", "True")) == 0
     return folder
 
 
@@ -70,6 +83,36 @@ def test_a_run_leaves_model_metrics_predictions_pictures_and_what_was_run(run, p
     assert "Not for clinical use" in card and "synthetic phantoms" in card
     model = ViTForImageClassification.from_pretrained(run)
     assert [model.config.id2label[i] for i in range(len(record["findings"]))] == record["findings"]
+
+
+def test_a_run_and_an_evaluation_end_in_a_page_that_shows_pictures_curves_and_where_the_model_looks(
+    run, prepared, phantoms, tmp_path
+):
+    page = checked_page(run / "report.html")
+    told = page.sections["best-and-worst-predictions"]
+    assert "gradient-weighted" in told and "rollout" in told and "Without pictures" not in told
+    assert sum(name == "src" for _, name, _ in page.attributes) % 3 == 0
+    assert "synthetic phantoms" in page.text and "memory, GiB" in page.sections["training"]
+    assert len(json.loads((run / "history.json").read_text())) > 6
+    command = ["evaluate", "chest-xray", "--run", str(run), "--data", str(prepared), "--split", "all"]
+    assert main([*command, "--output", str(tmp_path / "all"), "--num-bootstrap", "10"]) == 0
+    page = checked_page(tmp_path / "all" / "report.html")
+    assert "120of" in page.sections["at-a-glance"] and "evaluated in all" in page.text
+    assert "was trained on some or all of the evaluated images" in page.text
+    assert main(["report", str(tmp_path / "all"), "--boxes", str(phantoms / "boxes.csv")]) == 0
+    boxed = read_boxes(phantoms / "boxes.csv")
+    told = checked_page(tmp_path / "all" / "report.html").sections["where-the-model-looks"]
+    assert f"{len(boxed)} of the 120 evaluated images have boxes" in told and "picture's middle" in told
+    other = tmp_path / "moved"
+    shutil.copytree(run, other)
+    record = json.loads((other / "run.json").read_text())
+    (other / "run.json").write_text(
+        json.dumps({**record, "data": {**record["data"], "folder": str(tmp_path / "gone")}})
+    )
+    assert main(["report", str(other)]) == 0
+    assert "--data FOLDER" in checked_page(other / "report.html").sections["best-and-worst-predictions"]
+    assert main(["report", str(other), "--data", str(prepared)]) == 0
+    assert "Without pictures" not in checked_page(other / "report.html").text
 
 
 def test_evaluating_the_run_again_gives_the_same_numbers(run, prepared, tmp_path):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from html_pages import checked_page
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
@@ -166,6 +167,10 @@ def test_the_recipe_learns_and_leaves_a_complete_model_folder(corpus, tmp_path, 
     record = read_run(tmp_path / "run")
     assert record["task"] == "language-modeling" and record["data"]["validation"]["groups"]
     assert (tmp_path / "run" / "plots" / "training.png").stat().st_size > 1000
+    page = checked_page(tmp_path / "run" / "report.html")
+    assert f"{metrics['perplexity']:.3f}" in page.sections["at-a-glance"] and "def add_1" in page.sections["samples"]
+    assert "mathdefault" not in page.text  # labels of a logarithmic axis are numbers
+    assert "tokens a second" in page.sections["training"] and "validation perplexity" in page.sections["training"]
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
@@ -207,6 +212,14 @@ def test_a_simulated_pipeline_gives_the_hosts_perplexity(corpus, tmp_path):
         results.append(train(*parse_arguments(words(corpus, tmp_path / backend, *more))))
     assert results[0]["nats_per_token"] == pytest.approx(results[1]["nats_per_token"], rel=1e-5)
     assert results[0]["samples"] == results[1]["samples"]
+    assert "predictions and no measurements" in checked_page(tmp_path / "host" / "report.html").sections["on-ipus"]
+    runs = [str(tmp_path / backend) for backend in ("host", "simulated")]
+    assert main(["report", *runs, "--output", str(tmp_path / "both.html")]) == 0
+    page = checked_page(tmp_path / "both.html")
+    assert (
+        "hostsimulated" in page.sections["what-differs"].replace("\n", "")
+        and "perplexity" in page.sections["side-by-side"]
+    )
 
 
 def test_an_interrupted_run_reads_the_same_tokens_and_ends_the_same(corpus, tmp_path):

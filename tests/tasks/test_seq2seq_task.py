@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from html_pages import checked_page
 
 from ipu_trainer.cli import main
 from ipu_trainer.tasks.documents import Document
@@ -105,6 +106,11 @@ def test_the_recipe_learns_writes_and_leaves_a_complete_model_folder(pairs_file,
     if model == "t5-nano":
         assert metrics["chrf"] > metrics["baseline"]["chrf"]
     assert (tmp_path / "run" / "predictions.csv").read_text().count("\n") == metrics["num_pairs"] + 1
+    page = checked_page(tmp_path / "run" / "report.html")
+    assert (
+        f"{metrics['chrf']:.2f}" in page.sections["at-a-glance"] and "words of the name" in page.sections["at-a-glance"]
+    )
+    assert "reference: " in page.sections["what-it-writes"] and "validation chrF" in page.sections["training"]
     from transformers import AutoModelForSeq2SeqLM
 
     model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "run")
@@ -135,6 +141,7 @@ def test_a_simulated_pipeline_writes_what_the_host_writes(pairs_file, tmp_path):
         results.append(train(*parse_arguments(words(pairs_file, tmp_path / backend, *more))))
     assert [one["written"] for one in results[0]["examples"]] == [one["written"] for one in results[1]["examples"]]
     assert results[0]["loss"] == pytest.approx(results[1]["loss"], rel=1e-5)
+    assert "predictions and no measurements" in checked_page(tmp_path / "host" / "report.html").sections["on-ipus"]
 
 
 @pytest.mark.parametrize(

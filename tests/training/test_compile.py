@@ -19,7 +19,8 @@ from transformers import (
 from ipu_trainer import IPUTrainer, IPUTrainingArguments
 from ipu_trainer.training import compat
 from ipu_trainer.training import compile as module
-from ipu_trainer.training.compile import choose_compile, compiled_layers, fused_projections
+from ipu_trainer.training.compile import choose_compile, compiled_layers, fused_projections, told_speed
+from ipu_trainer.training.precision import Precision, used_precision
 
 IDS = torch.randint(3, 50, (3, 8), generator=torch.Generator().manual_seed(0))
 PIXELS = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -184,6 +185,15 @@ def arguments(folder, **changes):
         "dataloader_pin_memory": False, "backend": "host", "logging_steps": 1, "save_safetensors": True,
     }  # fmt: skip
     return IPUTrainingArguments(**compat.training_defaults(**{**values, **changes}))
+
+
+def test_a_run_says_what_is_compiled_and_in_which_arithmetic(tmp_path):
+    args = arguments(tmp_path)
+    assert told_speed(args, False) == "compile off (it pays on a GPU)"
+    assert told_speed(arguments(tmp_path, compile="model"), False) == "compile model (asked for)"
+    assert used_precision("fp32", args).reason == "asked for"
+    args.bf16 = True  # as a device's flag may set it
+    assert used_precision("fp32", args) == Precision("bf16", "--bf16")
 
 
 def test_arguments_that_contradict_each_other_are_refused(tmp_path):

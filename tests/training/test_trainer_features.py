@@ -267,3 +267,25 @@ def test_data_that_were_seen_are_skipped_on_resuming_unless_asked_not_to(tmp_pat
     again = trainer(tmp_path, backend, arguments(tmp_path / "run", backend, ignore_data_skip=True, **settings))
     again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
     assert largest_difference(weights(whole.model), weights(again.model)) > 0.0
+
+
+@pytest.mark.skipif(not hasattr(Trainer, "get_batch_samples"), reason="4.29's host carries a rest into the next epoch")
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("rows", [30, 33])
+def test_a_mean_loss_that_is_told_the_number_of_labels_counts_a_short_batch_in_full(tmp_path, rows, accumulation):
+    """BERT takes num_items_in_batch and ignores it: the device once halved the loss of a micro-batch that was half full."""
+    trained = {}
+    for backend in BACKENDS:
+        args = arguments(
+            tmp_path / backend, backend, max_steps=-1, num_train_epochs=2, logging_steps=1, optim="sgd", learning_rate=0.1,
+            gradient_accumulation_steps=accumulation, max_grad_norm=0.0,
+        )  # fmt: skip
+        trained[backend] = trainer(tmp_path / backend, backend, args, data=rows)
+        assert trained[backend].model_accepts_loss_kwargs
+        trained[backend].train()
+    losses = {
+        backend: [entry["loss"] for entry in made.state.log_history if "loss" in entry]
+        for backend, made in trained.items()
+    }
+    assert losses["simulated"] == pytest.approx(losses["host"], abs=1e-5)
+    assert largest_difference(*(weights(made.model) for made in trained.values())) < 1e-6

@@ -8,7 +8,6 @@ from typing import Optional, Sequence, Tuple
 
 import torch
 
-from ipu_trainer.backends import choose_backend
 from ipu_trainer.config.profiles import Profile, load_profile
 from ipu_trainer.tasks.chest_xray.dataset import ChestXrayDataset, load_prepared
 from ipu_trainer.tasks.chest_xray.losses import FindingLoss, inverse_frequency
@@ -17,7 +16,7 @@ from ipu_trainer.tasks.flags import parse_flags, takes_bf16
 from ipu_trainer.tasks.folders import data_to_read
 from ipu_trainer.training import compat
 from ipu_trainer.training.arguments import IPUTrainingArguments
-from ipu_trainer.training.precision import Precision, choose_precision
+from ipu_trainer.training.reporting import default_reporters
 
 # Pairs of one micro-batch make the ranking loss; fewer samples than this give it too few.
 _SMALLEST_RANKED_MICRO_BATCH = 8
@@ -35,7 +34,7 @@ _RECIPE = compat.training_defaults(
     per_device_eval_batch_size=64,
     remove_unused_columns=False,
     dataloader_pin_memory=torch.cuda.is_available(),
-    report_to=["none"],
+    report_to=default_reporters(),
     logging_nan_inf_filter=False,  # it waits for the GPU in every step, and hides what went wrong
 )
 _OWN_RECIPE = {"layer_decay": 0.65, "head_learning_rate_factor": 5.0, "drop_path": 0.1}
@@ -73,6 +72,7 @@ class ChestXrayArguments:
     gamma: float = field(default=Augmentation.gamma, metadata={"help": "Largest relative gamma."})
     erasing: float = field(default=Augmentation.erasing, metadata={"help": "Probability of one erased rectangle."})
     horizontal_flip: bool = field(default=False, metadata={"help": "Flip left and right (dextrocardia: off)."})
+    report: bool = field(default=True, metadata={"help": "Write report.html at the end."})
     num_bootstrap: int = field(default=1000, metadata={"help": "Patient-bootstrap replicates for intervals."})
 
     @property
@@ -109,16 +109,6 @@ def finding_loss(recipe: ChestXrayArguments, args: IPUTrainingArguments, train_s
         )
     pos_weight = inverse_frequency(train_set.labels) if recipe.pos_weight else None
     return FindingLoss(recipe.loss, weight, pos_weight)
-
-
-def used_precision(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Precision:
-    if args.half:
-        return Precision("fp16", "--half")
-    if choose_backend(args.backend, "", args.compile_only).has_executors:
-        return Precision("fp32", "a device computes in float32 unless --half is given")
-    chosen = choose_precision(recipe.precision, args.device.type == "cpu")
-    used = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
-    return chosen if chosen.name == used else Precision(used, f"--{used}")
 
 
 def _default_micro_batch(recipe: ChestXrayArguments) -> int:

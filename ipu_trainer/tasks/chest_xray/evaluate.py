@@ -12,9 +12,11 @@ from transformers import ViTForImageClassification
 from ipu_trainer.tasks.chest_xray import metrics as metric
 from ipu_trainer.tasks.chest_xray import report
 from ipu_trainer.tasks.chest_xray.dataset import load_prepared
+from ipu_trainer.tasks.chest_xray.page import write_report
 from ipu_trainer.tasks.chest_xray.splits import SPLITS
 from ipu_trainer.tasks.chest_xray.trainer import PicturesOnly, sigmoid
 from ipu_trainer.tasks.chest_xray.transforms import ChestXrayCollator, load_normalisation
+from ipu_trainer.tasks.pages.run import report_or_reason
 from ipu_trainer.tasks.record import read_run
 from ipu_trainer.training.arguments import IPUTrainingArguments
 from ipu_trainer.training.precision import choose_precision
@@ -54,7 +56,8 @@ def evaluate(run_dir: Path, data_dir: Path, split: str, output: Path, num_bootst
     thresholds = {name: _nan_if_none(value) for name, value in record["thresholds"].items()}
     result = {
         "split": split,
-        "run": str(run_dir),
+        "run": str(Path(run_dir).resolve()),
+        "data": str(Path(data_dir).resolve()),
         "data_fingerprint": data.fingerprint,
         "findings_unknown_to_the_model": [name for name in data.findings if name not in findings],
         **metric.evaluate_predictions(
@@ -62,6 +65,7 @@ def evaluate(run_dir: Path, data_dir: Path, split: str, output: Path, num_bootst
         ),
     }
     report.write_evaluation(output, result, truth, probability, findings, subject.table)
+    report_or_reason(write_report, output)
     return result
 
 

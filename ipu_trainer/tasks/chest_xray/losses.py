@@ -14,6 +14,8 @@ import numpy as np
 import torch
 import torch.nn.functional as functional
 
+from ipu_trainer.training.feeding import constant
+
 KINDS = ("bce", "asymmetric")
 
 
@@ -45,7 +47,7 @@ class FindingLoss:
     def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         logits, labels = logits.float(), labels.float()
         if self.kind == "bce":
-            weight = None if self.pos_weight is None else logits.new_tensor(self.pos_weight)
+            weight = None if self.pos_weight is None else constant(self.pos_weight, logits)
             loss = functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=weight)
         else:
             loss = self._asymmetric(logits, labels)

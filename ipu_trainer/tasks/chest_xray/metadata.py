@@ -13,7 +13,7 @@ import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Collection, Dict, List, Optional, Sequence, Set, Tuple
+from typing import Collection, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
 from ipu_trainer.tasks.chest_xray.labels import NIH_FINDINGS, LabelError, parse_findings
 
@@ -36,6 +36,8 @@ _REQUIRED = ("file_name", "labels", "patient_id")
 @dataclass(frozen=True)
 class Row:
     """One usable line of the CSV. path is relative to the image folder."""
+
+    __slots__ = ("age", "file_name", "findings", "follow_up", "line", "path", "patient_id", "sex", "view")
 
     file_name: str
     path: str
@@ -133,7 +135,8 @@ def read_split_list(path: Path) -> Set[str]:
     return names - {""}
 
 
-def _read_records(csv_path: Path) -> List[Tuple[int, Dict[str, str]]]:
+def _read_records(csv_path: Path) -> Iterator[Tuple[int, Dict[str, str]]]:
+    """Line number and cells by our names, one row at a time: a table may have a hundred thousand."""
     opener = gzip.open if csv_path.suffix == ".gz" else open
     try:
         with opener(csv_path, "rb") as raw:
@@ -143,12 +146,10 @@ def _read_records(csv_path: Path) -> List[Tuple[int, Dict[str, str]]]:
             if not header:
                 raise ValueError(f"{csv_path} is empty. Give NIH's Data_Entry_2017_v2020.csv or a table like it.")
             columns = _match_columns(csv_path, header)
-            records = []
             for cells in reader:
                 if cells and any(cell.strip() for cell in cells):
                     cells += [""] * (len(header) - len(cells))
-                    records.append((reader.line_num, {name: cells[position] for name, position in columns.items()}))
-            return records
+                    yield reader.line_num, {name: cells[position] for name, position in columns.items()}
     except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, csv.Error) as error:
         raise ValueError(
             f"{csv_path} cannot be read as CSV{' in gzip' if csv_path.suffix == '.gz' else ''}: {error}"

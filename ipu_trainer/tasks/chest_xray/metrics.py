@@ -12,10 +12,13 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
+from ipu_trainer.tasks.chest_xray.calibration import brier_score
 from ipu_trainer.tasks.chest_xray.labels import NO_FINDING, pathologies
 
 AGE_BANDS = ((0, 20), (20, 40), (40, 60), (60, 80), (80, 200))
 SMALLEST_SUBGROUP = 10
+# Intervals of subgroups are for the eye; a quarter of the replicates is enough for it.
+_SUBGROUP_REPLICATES = 250
 
 
 def evaluate_predictions(
@@ -37,7 +40,7 @@ def evaluate_predictions(
         raise ValueError(
             f"truth {truth.shape} and probability {probability.shape} must both be (images, {len(findings)} findings)."
         )
-    replicates = _patient_bootstrap(truth, probability, table["patient_id"], num_bootstrap, seed)
+    replicates = patient_bootstrap(truth, probability, table["patient_id"], num_bootstrap, seed)
     rows: Dict[str, Dict[str, Any]] = {}
     for column, name in enumerate(findings):
         row = _finding(truth[:, column], probability[:, column])
@@ -62,7 +65,8 @@ def evaluate_predictions(
     }
     if NO_FINDING in rows:
         result["no_finding"] = rows[NO_FINDING]
-    result["subgroups"] = _subgroups(truth[:, columns], probability[:, columns], reported, table)
+    few = min(num_bootstrap, _SUBGROUP_REPLICATES)
+    result["subgroups"] = _subgroups(truth[:, columns], probability[:, columns], reported, table, few, seed)
     result["bootstrap"] = {"replicates": num_bootstrap, "unit": "patient", "level": 0.95, "seed": seed}
     return result
 
@@ -136,6 +140,7 @@ def _finding(y: np.ndarray, score: np.ndarray) -> Dict[str, Any]:
         "auprc": float(average_precision_score(y, score)) if defined else float("nan"),
         "prevalence": float(np.mean(y)) if len(y) else float("nan"),
         "num_positive": int(np.sum(y)),
+        "brier": brier_score(y, score),
         "ece": expected_calibration_error(y, score) if usable and len(y) else float("nan"),
     }
 
@@ -152,7 +157,7 @@ def _operating_point(y: np.ndarray, score: np.ndarray, threshold: float) -> Dict
     }
 
 
-def _patient_bootstrap(
+def patient_bootstrap(
     truth: np.ndarray, probability: np.ndarray, patients: Sequence[Any], num_bootstrap: int, seed: int
 ) -> Dict[str, np.ndarray]:
     """{"auroc", "auprc"}: (num_bootstrap, num_findings); NaN where a replicate drew one class only."""
@@ -175,9 +180,15 @@ def _patient_bootstrap(
 
 
 def _subgroups(
-    truth: np.ndarray, probability: np.ndarray, findings: Sequence[str], table: Mapping[str, Sequence[Any]]
+    truth: np.ndarray,
+    probability: np.ndarray,
+    findings: Sequence[str],
+    table: Mapping[str, Sequence[Any]],
+    num_bootstrap: int,
+    seed: int,
 ) -> Dict[str, Any]:
-    """{"sex" | "age" | "view": {value: {num_images, mean_auroc_14, defined_findings, per_finding}}}."""
+    """{"sex" | "age" | "view": {value: {num_images, mean_auroc_14 and its interval, defined_findings, per_finding}}}."""
+    patients = np.asarray(table["patient_id"], dtype=str)
     groups: Dict[str, Any] = {}
     for field, values in (("sex", table.get("sex")), ("age", table.get("age")), ("view", table.get("view"))):
         if values is None:
@@ -191,9 +202,11 @@ def _subgroups(
                 for column, finding in enumerate(findings)
             }
             defined = [value for value in rows.values() if not np.isnan(value)]
+            drawn = patient_bootstrap(truth[inside], probability[inside], patients[inside], num_bootstrap, seed)
             groups[field][name] = {
                 "num_images": int(inside.sum()),
                 "mean_auroc_14": _mean(defined),
+                "mean_auroc_14_interval": _interval(_row_means(drawn["auroc"])),
                 "defined_findings": len(defined),
                 "too_few_images": bool(inside.sum() < SMALLEST_SUBGROUP),
                 "per_finding": rows,

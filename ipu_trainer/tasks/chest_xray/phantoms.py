@@ -10,16 +10,22 @@ import csv
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Dict, List, Tuple
+from typing import Callable, Dict, List, Optional, Tuple
 
 import numpy as np
 from PIL import Image, ImageFilter
+from scipy import ndimage
 from tqdm import tqdm
 
 from ipu_trainer.atomic import atomic_path, write_text
 from ipu_trainer.tasks.chest_xray.labels import NIH_FINDINGS, NO_FINDING, pathologies
 
+Box = Tuple[float, float, float, float]  # left, top, width, height in shares of the picture's side
 CSV_NAME = "phantoms.csv"
+# Where the signs are, in the form of NIH's BBox_List_2017.csv: pixels of a picture of 1024.
+BOXES_NAME = "boxes.csv"
+# Signs of the whole picture or of both lungs: a box around them would say nothing.
+_WITHOUT_BOX = ("Edema", "Emphysema", "Fibrosis", "Infiltration")
 
 
 @dataclass(frozen=True)
@@ -40,9 +46,10 @@ class PhantomSettings:
 
 
 def write_phantoms(folder: Path, settings: PhantomSettings, progress: bool = True) -> Path:
-    """Write images/ and phantoms.csv in NIH's layout; returns the CSV's path. The CSV comes last."""
+    """Write images/, boxes.csv and phantoms.csv in NIH's layout; returns the last one's path, which is written last."""
     generator = np.random.default_rng(settings.seed)
     rows: List[List[object]] = []
+    boxes: List[List[object]] = []
     patient = 0
     bar = tqdm(total=settings.num_images, unit="image", desc="phantoms", disable=not progress)
     while len(rows) < settings.num_images:
@@ -55,10 +62,14 @@ def write_phantoms(folder: Path, settings: PhantomSettings, progress: bool = Tru
                 break
             findings = chronic if generator.random() < 0.7 else _draw_findings(generator)
             view = "AP" if generator.random() < (0.6 if findings else 0.3) else "PA"
-            pixels = draw_phantom(body, findings, view, settings.size, generator)
+            signs: Dict[str, List[Box]] = {}
+            pixels = draw_phantom(body, findings, view, settings.size, generator, signs)
             name = f"{patient:08d}_{visit:03d}.png"
             with atomic_path(folder / "images" / name) as temporary:
                 Image.fromarray(pixels).save(temporary, format="PNG")
+            boxes += [
+                [name, finding, *(round(1024 * v, 3) for v in box)] for finding, found in signs.items() for box in found
+            ]
             told = _mislabel(findings, settings.label_noise, generator)
             rows.append([name, "|".join(told) or NO_FINDING, visit, patient, age, sex, view])
             bar.update(1)
@@ -69,6 +80,9 @@ def write_phantoms(folder: Path, settings: PhantomSettings, progress: bool = Tru
         ["Image Index", "Finding Labels", "Follow-up #", "Patient ID", "Patient Age", "Patient Sex", "View Position"]
     )
     writer.writerows(rows)
+    listed = io.StringIO()
+    csv.writer(listed, lineterminator="\n").writerows([["Image Index", "Finding Label", "Bbox [x,y,w,h]"], *boxes])
+    write_text(folder / BOXES_NAME, listed.getvalue())
     write_text(folder / CSV_NAME, out.getvalue())
     return folder / CSV_NAME
 
@@ -118,13 +132,42 @@ class _Body:
 
 
 def draw_phantom(
-    body: _Body, findings: Tuple[str, ...], view: str, size: int, generator: np.random.Generator
+    body: _Body,
+    findings: Tuple[str, ...],
+    view: str,
+    size: int,
+    generator: np.random.Generator,
+    signs: Optional[Dict[str, List[Box]]] = None,
 ) -> np.ndarray:
-    """uint8 (size, size): one chest with the signs of its findings."""
+    """uint8 (size, size): one chest with the signs of its findings.
+
+    signs, if given, gets the boxes of each finding that is in few places.
+    """
     canvas = _Canvas(body, view, size, generator)
     for name in findings:
+        before, heart = canvas.added.copy(), canvas.heart_width
         _SIGNS[name](canvas)
+        if signs is not None and name not in _WITHOUT_BOX:
+            change = np.abs(canvas.added - before)
+            if canvas.heart_width != heart:
+                change = canvas.heart()
+            signs[name] = _boxes_around(change)
     return canvas.finish()
+
+
+def _boxes_around(change: np.ndarray) -> List[Box]:
+    """One for each connected region that is at least 40 % of the largest change."""
+    regions, _ = ndimage.label(change >= 0.4 * change.max())
+    height, width = change.shape
+    return [
+        (
+            columns.start / width,
+            rows.start / height,
+            (columns.stop - columns.start) / width,
+            (rows.stop - rows.start) / height,
+        )
+        for rows, columns in ndimage.find_objects(regions)
+    ]
 
 
 class _Canvas:
@@ -146,6 +189,9 @@ class _Canvas:
 
     def lung(self, side: int) -> np.ndarray:
         return self.blob(side * 0.21, -0.02, self.body.width, self.lung_height, 0.12)
+
+    def heart(self) -> np.ndarray:
+        return self.blob(0.055, 0.13, self.heart_width, 0.13, 0.15)
 
     def lungs(self) -> np.ndarray:
         return np.asarray(np.maximum(self.lung(-1), self.lung(1)))
@@ -169,7 +215,7 @@ class _Canvas:
         ribs = np.sin(46 * (self.y + 0.5 * self.x**2) + self.body.rib_phase)
         picture += 0.05 * np.clip(ribs, 0, 1) * self.lungs()
         picture += 0.20 * self.blob(0, 0.0, 0.055, 0.5, 0.3)
-        picture += 0.24 * self.blob(0.055, 0.13, self.heart_width, 0.13, 0.15)
+        picture += 0.24 * self.heart()
         picture += self.added
         picture += 0.025 * self.noise(4) + self.random.normal(0, 0.02, picture.shape)
         picture = (picture - picture.mean()) * self.between(0.9, 1.1) + 0.45 + self.between(-0.04, 0.04)

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
+import numpy as np
 from tqdm import tqdm
 
 from ipu_trainer.atomic import write_json, write_text
@@ -344,7 +345,7 @@ def _write_arrow(folder: Path, kept: Sequence[Tuple[int, Row]], splits: Sequence
     rows = [row for _, row in kept]
     columns = {
         "file_name": [row.path for row in rows],
-        "labels": n_hot([row.findings for row in rows], findings).tolist(),
+        "labels": n_hot([row.findings for row in rows], findings),
         "patient_id": [row.patient_id for row in rows],
         "age": [row.age for row in rows],
         "sex": [row.sex for row in rows],
@@ -381,12 +382,12 @@ def _write_arrow(folder: Path, kept: Sequence[Tuple[int, Row]], splits: Sequence
 
 
 def _jsonl(rows: Sequence[Row], findings: Sequence[str]) -> str:
-    labels = n_hot([row.findings for row in rows], findings).astype(int).tolist()
+    labels = n_hot([row.findings for row in rows], findings).astype(np.uint8)
     out = io.StringIO()
     for row, label in zip(rows, labels):
         record = {
             "file_name": row.path,
-            "labels": label,
+            "labels": label.tolist(),
             "patient_id": row.patient_id,
             "age": row.age,
             "sex": row.sex,

@@ -20,17 +20,24 @@ from ipu_trainer.config.ipu_config import IPUConfig
 from ipu_trainer.config.profiles import load_profile
 from ipu_trainer.tasks.chest_xray import metrics as metric
 from ipu_trainer.tasks.chest_xray import report
-from ipu_trainer.tasks.chest_xray.arguments import ChestXrayArguments, finding_loss, parse_arguments, used_precision
+from ipu_trainer.tasks.chest_xray.arguments import ChestXrayArguments, finding_loss, parse_arguments
 from ipu_trainer.tasks.chest_xray.dataset import ChestXrayDataset, PreparedChestXrays, load_prepared
 from ipu_trainer.tasks.chest_xray.losses import FindingLoss
 from ipu_trainer.tasks.chest_xray.model import load_model, load_processor
+from ipu_trainer.tasks.chest_xray.page import write_report
 from ipu_trainer.tasks.chest_xray.record import resolved_settings
 from ipu_trainer.tasks.chest_xray.trainer import ChestXrayTrainer, sigmoid
 from ipu_trainer.tasks.chest_xray.transforms import ChestXrayCollator, Normalisation, load_normalisation
 from ipu_trainer.tasks.curves import plot_training
-from ipu_trainer.tasks.record import RUN_FILE, resumable_checkpoint, versions
+from ipu_trainer.tasks.fit_warning import feasibility_check, fit_warning, warn
+from ipu_trainer.tasks.pages.run import REPORT_FILE, report_or_reason
+from ipu_trainer.tasks.record import RUN_FILE, resumable_checkpoint, versions, write_history
 from ipu_trainer.tasks.search import Searched
 from ipu_trainer.training.arguments import IPUTrainingArguments
+from ipu_trainer.training.compile import told_speed
+from ipu_trainer.training.monitor import watch
+from ipu_trainer.training.precision import used_precision
+from ipu_trainer.training.reporting import live_view
 
 
 def run(words: Sequence[str]) -> None:
@@ -40,6 +47,8 @@ def run(words: Sequence[str]) -> None:
     if metrics:
         table = report.metrics_table(metrics)
         print(f"\n{metrics['split']} split\n{table}\n\nmodel, metrics and plots: {args.output_dir}")
+        if recipe.report:
+            print(f"to read: {Path(args.output_dir) / REPORT_FILE}")
 
 
 def train(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Dict[str, Any]:
@@ -48,13 +57,15 @@ def train(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Dict[str, A
     job = prepare_job(recipe, args)
     data, validation_set = job.data, job.validation_set
     checkpoint = resumable_checkpoint(run_dir, args, job.settings)
-    trainer = job.trainer(model=job.new_model())
+    model = job.new_model()
+    trainer = job.trainer(model=model)
+    watch(trainer)
     table = trainer.batch_table(trainer.epoch_plan)
     record = {
         "status": "running",
         **job.settings,
         "backend": {**trainer.backend.describe(), "torch_device": str(args.device)},
-        "precision": dataclasses.asdict(used_precision(recipe, args)),
+        "precision": dataclasses.asdict(used_precision(recipe.precision, args)),
         "versions": versions(),
         "batch_table": table,
     }
@@ -63,10 +74,14 @@ def train(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Dict[str, A
         where = trainer.backend.device if trainer.backend.has_executors else args.device
         print(f"backend    {trainer.backend.name} on {where} ({trainer.backend.reason})")
         print(f"precision  {record['precision']['name']} ({record['precision']['reason']})")
+        print(f"speed      {told_speed(args, trainer.backend.has_executors)}")
         print(f"loss       {job.loss.describe()}")
+        print(f"live view  {live_view(args.report_to, args.output_dir)}")
         if checkpoint:
             print(f"resuming from {checkpoint}")
         write_json(run_dir / RUN_FILE, record)
+        if recipe.ipu_config:
+            warn(fit_warning(model, job.ipu_config, args))
 
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
@@ -87,6 +102,7 @@ def train(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Dict[str, A
     }
     load_processor(recipe.model).save_pretrained(run_dir)
     report.write_evaluation(run_dir, result, subject.labels, probability, data.findings, subject.table)
+    write_history(run_dir, trainer.state.log_history)
     plot_training(
         run_dir / "plots" / "training.png",
         trainer.state.log_history,
@@ -96,6 +112,8 @@ def train(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Dict[str, A
     record.update(status="finished", thresholds=thresholds, evaluated_split=evaluated)
     write_text(run_dir / "README.md", report.model_card(record, result))
     write_json(run_dir / RUN_FILE, record)
+    if recipe.report:
+        report_or_reason(write_report, run_dir)
     return result
 
 
@@ -105,7 +123,7 @@ def searched(words: Sequence[str]) -> Searched:
     job = prepare_job(recipe, args)
     trainer = job.trainer(model_init=job.new_model)
     told = f"{len(job.train_set):,} training and {len(job.validation_set):,} validation images of {recipe.data}"
-    return Searched(trainer, "eval_mean_auroc_14", "maximize", told, job.settings)
+    return Searched(trainer, "eval_mean_auroc_14", "maximize", told, job.settings, feasibility_check(trainer))
 
 
 @dataclasses.dataclass

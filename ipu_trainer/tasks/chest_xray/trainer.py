@@ -16,6 +16,7 @@ from ipu_trainer.tasks.chest_xray.gray_input import GrayProjection
 from ipu_trainer.tasks.chest_xray.losses import FindingLoss
 from ipu_trainer.tasks.chest_xray.sampler import FindingBatchSampler
 from ipu_trainer.tasks.chest_xray.transforms import ChestXrayCollator, augment, stack
+from ipu_trainer.training.feeding import sent
 from ipu_trainer.training.trainer import IPUTrainer
 
 
@@ -28,6 +29,7 @@ class ChestXrayTrainer(IPUTrainer):
     """
 
     data_collator: Any
+    loader_follows_folding = True
 
     def __init__(
         self, *positional: Any, finding_loss: FindingLoss, balance: float = 0.0, tail: str = "drop", **named: Any
@@ -54,16 +56,16 @@ class ChestXrayTrainer(IPUTrainer):
             return super()._prepare_inputs(inputs)
         # epoch and index stay: numbers of the augmentation are drawn here, and reading them back would wait for the GPU.
         device = self.args.device
-        pixels = inputs["pixels"].to(device, non_blocking=True)
+        pixels = sent(inputs["pixels"], device)
         gray = augment(pixels, inputs["epoch"], inputs["index"], collator.augmentation, collator.seed)
-        labels = inputs["labels"].to(device, non_blocking=True)
+        labels = sent(inputs["labels"], device)
         if self.model.training and self.args.n_gpu <= 1 and self._gray_projection() is not None:
             return {"gray": gray, "labels": labels}
         return {"pixel_values": collator.normalisation(gray), "labels": labels}
 
     def _gray_projection(self) -> Optional[GrayProjection]:
-        """The current model's; None where it has none, or a flag says so."""
-        if self._collator_on_gpu is None or not getattr(self.args, "fuse_projections", False):
+        """The current model's; None where it has none."""
+        if self._collator_on_gpu is None:
             return None
         if self._projection is None or self._projection[0] is not self.model:
             self._projection = (self.model, GrayProjection.of(self.model, self._collator_on_gpu.normalisation))
@@ -97,9 +99,18 @@ class ChestXrayTrainer(IPUTrainer):
             return BatchGeometry(geometry.samples_per_host_step // processes, replicas=processes)
         # Several GPUs of one process (DataParallel) share out one batch: the micro-batches of all of them.
         copies = max(1, self.args.n_gpu)
+        folded = 1 if self.folding is None else self.folding.factor
+        replicas, processes = geometry.replicas // copies, int(self.args.world_size)
+        accumulation = geometry.gradient_accumulation * replicas // processes
         return dataclasses.replace(
-            geometry, micro_batch=geometry.micro_batch * copies, replicas=geometry.replicas // copies
+            geometry,
+            micro_batch=geometry.micro_batch * copies * folded,
+            gradient_accumulation=accumulation // folded,
+            replicas=processes,
         )
+
+    def why_not_foldable(self, *_: Any, **__: Any) -> Optional[str]:
+        return None  # the sampler gives whole updates alone
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, *_: Any, **__: Any) -> Any:
         labels = inputs["labels"]

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 import torch.nn.functional as functional
 
+from ipu_trainer.training.feeding import constant, sent
+
 # Pillow's numbers, as preprocessor configs hold them.
 _RESAMPLE_NAMES = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
@@ -61,9 +63,9 @@ class Normalisation:
 
     def __call__(self, gray: torch.Tensor) -> torch.Tensor:
         """float32 (micro_batch, 3, height, width) of gray values in [0, 1], (micro_batch, height, width)."""
-        mean = gray.new_tensor(self.mean).view(1, 3, 1, 1)
-        std = gray.new_tensor(self.std).view(1, 3, 1, 1)
-        return (gray[:, None] - mean) / std
+        mean, std = constant([self.mean, self.std], gray).view(2, 1, 3, 1, 1)
+        normalised: torch.Tensor = (gray[:, None] - mean) / std
+        return normalised
 
 
 @dataclass(frozen=True)
@@ -125,32 +127,29 @@ def augment(
             np.stack([np.sin(angle) * width_factor, np.cos(angle) * height_factor, y_shift], axis=1),
         ],
         axis=1,
-    ).astype(np.float32)
-    if a.rotation_degrees or a.scale or a.aspect or a.shift or a.horizontal_flip:
-        grid = _affine_grid(_beside(affine, gray), gray.shape[1], gray.shape[2])
-        gray = functional.grid_sample(gray[:, None], grid, mode="bilinear", align_corners=False)[:, 0]
-
-    def each(values: np.ndarray) -> torch.Tensor:
-        return _beside(values, gray)[:, None, None]
-
-    mean = gray.mean(dim=(1, 2), keepdim=True)
-    gray = (
-        (gray - mean) * each(1.0 + a.contrast * signed["contrast"]) + mean + each(a.brightness * signed["brightness"])
     )
-    gray = gray.clamp_(0.0, 1.0)
+    tones = np.stack(
+        [
+            1.0 + a.contrast * signed["contrast"],
+            a.brightness * signed["brightness"],
+            np.exp(math.log1p(a.gamma) * signed["gamma"]),
+        ],
+        axis=1,
+    )
+    # All numbers travel at once: each copy of its own would cost as much.
+    numbers = np.concatenate([affine.reshape(-1, 6), tones, random[:, 8:]], axis=1).astype(np.float32)
+    there = sent(torch.from_numpy(numbers), gray.device)
+    if a.rotation_degrees or a.scale or a.aspect or a.shift or a.horizontal_flip:
+        grid = _affine_grid(there[:, :6].view(-1, 2, 3), gray.shape[1], gray.shape[2])
+        gray = functional.grid_sample(gray[:, None], grid, mode="bilinear", align_corners=False)[:, 0]
+    contrast, brightness, gamma = there[:, 6:9].T[:, :, None, None]
+    mean = gray.mean(dim=(1, 2), keepdim=True)
+    gray = ((gray - mean) * contrast + mean + brightness).clamp_(0.0, 1.0)
     if a.gamma:
-        gray = gray.pow(each(np.exp(math.log1p(a.gamma) * signed["gamma"])))
+        gray = gray.pow(gamma)
     if a.erasing:
-        gray = _erase(gray, mean, random[:, 8:], a.erasing)
+        gray = _erase(gray, mean, there[:, 9:], a.erasing)
     return gray
-
-
-def _beside(values: np.ndarray, other: torch.Tensor) -> torch.Tensor:
-    """float32 of values on the other's device. A GPU takes them from pinned memory: from other memory it would be waited for."""
-    tensor = torch.from_numpy(values.astype(np.float32))
-    if other.device.type != "cuda":
-        return tensor.to(other.device)
-    return tensor.pin_memory().to(other.device, non_blocking=True)
 
 
 def _affine_grid(affine: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -220,10 +219,10 @@ def _mix(value: Any) -> Any:
     return value ^ (value >> np.uint64(31))
 
 
-def _erase(gray: torch.Tensor, fill: torch.Tensor, random: np.ndarray, probability: float) -> torch.Tensor:
+def _erase(gray: torch.Tensor, fill: torch.Tensor, random: torch.Tensor, probability: float) -> torch.Tensor:
     """Gray rectangles of 10 to 35 % of a side, at random[:, 0:2] with sides random[:, 2:4], where random[:, 4] says so."""
     height, width = gray.shape[1:]
-    numbers = _beside(random, gray)[:, :, None, None]
+    numbers = random[:, :, None, None]
     tall, wide = (0.1 + 0.25 * numbers[:, 2]) * height, (0.1 + 0.25 * numbers[:, 3]) * width
     top, left = numbers[:, 0] * (height - tall), numbers[:, 1] * (width - wide)
     y = torch.arange(height, device=gray.device)[None, :, None]

@@ -19,11 +19,13 @@ from ipu_trainer.atomic import write_json, write_text
 from ipu_trainer.config.ipu_config import IPUConfig
 from ipu_trainer.config.profiles import load_profile
 from ipu_trainer.tasks.curves import plot_training
+from ipu_trainer.tasks.fit_warning import feasibility_check, fit_warning, warn
 from ipu_trainer.tasks.language_modeling.arguments import LanguageModelingArguments, parse_arguments
 from ipu_trainer.tasks.language_modeling.corpus import Corpus, prepare_corpus
 from ipu_trainer.tasks.language_modeling.metrics import perplexity, token_losses
 from ipu_trainer.tasks.language_modeling.model import NO_DROPOUT, SIZES, build_model, check_shapes, is_masked
 from ipu_trainer.tasks.language_modeling.packing import PackedRows, RowCollator, unigram_perplexity
+from ipu_trainer.tasks.language_modeling.page import write_report
 from ipu_trainer.tasks.language_modeling.samples import PrintSamples, continuations, fillings
 from ipu_trainer.tasks.models import (
     change_config,
@@ -34,10 +36,15 @@ from ipu_trainer.tasks.models import (
     own_tokenizer,
     parse_overrides,
 )
-from ipu_trainer.tasks.record import RUN_FILE, resumable_checkpoint, training_settings, versions
+from ipu_trainer.tasks.pages.run import report_or_reason
+from ipu_trainer.tasks.record import RUN_FILE, resumable_checkpoint, training_settings, versions, write_history
 from ipu_trainer.tasks.search import Searched
 from ipu_trainer.tasks.tokenizers import has_tokenizer, save_tokenizer
 from ipu_trainer.training.arguments import IPUTrainingArguments
+from ipu_trainer.training.compile import told_speed
+from ipu_trainer.training.monitor import watch
+from ipu_trainer.training.precision import used_precision
+from ipu_trainer.training.reporting import live_view
 from ipu_trainer.training.trainer import IPUTrainer
 
 
@@ -46,7 +53,7 @@ def run(words: Sequence[str]) -> None:
     recipe, args = parse_arguments(words)
     metrics = train(recipe, args)
     if metrics:
-        print(f"\n{table(metrics)}\n\nmodel, metrics, samples and plots: {args.output_dir}")
+        print(f"\n{table(metrics)}\n\nmodel, metrics, samples, plots and report.html: {args.output_dir}")
 
 
 def train(recipe: LanguageModelingArguments, args: IPUTrainingArguments) -> Dict[str, Any]:
@@ -58,6 +65,7 @@ def train(recipe: LanguageModelingArguments, args: IPUTrainingArguments) -> Dict
     checkpoint = resumable_checkpoint(run_dir, args, settings)
     model = job.new_model()
     trainer = job.trainer(model=model)
+    watch(trainer, tokens_per_sample=job.sequence_length)
     prompts = list(recipe.sample_prompts)
 
     def write(current: Any) -> List[str]:
@@ -73,6 +81,7 @@ def train(recipe: LanguageModelingArguments, args: IPUTrainingArguments) -> Dict
         **settings,
         "num_parameters": model.num_parameters(),
         "backend": {**trainer.backend.describe(), "torch_device": str(args.device)},
+        "precision": dataclasses.asdict(used_precision(recipe.precision, args)),
         "versions": versions(),
         "batch_table": trainer.batch_table(),
     }
@@ -83,10 +92,15 @@ def train(recipe: LanguageModelingArguments, args: IPUTrainingArguments) -> Dict
         )
         print(record["batch_table"])
         print(f"backend     {trainer.backend.name} ({trainer.backend.reason})")
+        print(f"precision   {record['precision']['name']} ({record['precision']['reason']})")
+        print(f"speed       {told_speed(args, trainer.backend.has_executors)}")
+        print(f"live view   {live_view(args.report_to, args.output_dir)}")
         print(f"baseline    unigram perplexity on validation {baseline:,.1f}")
         if checkpoint:
             print(f"resuming from {checkpoint}")
         write_json(run_dir / RUN_FILE, record)
+        if recipe.ipu_config:
+            warn(fit_warning(model, job.ipu_config, args, job.sequence_length))
 
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
@@ -98,10 +112,12 @@ def train(recipe: LanguageModelingArguments, args: IPUTrainingArguments) -> Dict
     save_tokenizer(corpus.tokenizer, run_dir)
     write_json(run_dir / "metrics.json", result)
     history = trainer.state.log_history
+    write_history(run_dir, history)
     plot_training(run_dir / "plots" / "training.png", history, "eval_perplexity", "validation perplexity", True)
     write_text(run_dir / "README.md", model_card(record, result))
     record["status"] = "finished"
     write_json(run_dir / RUN_FILE, record)
+    report_or_reason(write_report, run_dir)
     return result
 
 
@@ -110,7 +126,10 @@ def searched(words: Sequence[str]) -> Searched:
     recipe, args = parse_arguments(words)
     job = prepare_job(recipe, args)
     trainer = job.trainer(model_init=job.new_model)
-    return Searched(trainer, "eval_nats_per_token", "minimize", job.corpus.describe(), _settings(recipe, args, job))
+    check = feasibility_check(trainer, job.sequence_length)
+    return Searched(
+        trainer, "eval_nats_per_token", "minimize", job.corpus.describe(), _settings(recipe, args, job), check
+    )
 
 
 @dataclasses.dataclass

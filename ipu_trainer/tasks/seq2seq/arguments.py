@@ -10,6 +10,7 @@ import torch
 from ipu_trainer.config.profiles import load_profile
 from ipu_trainer.tasks.flags import parse_flags, takes_bf16
 from ipu_trainer.training import compat
+from ipu_trainer.training.reporting import default_reporters
 from ipu_trainer.training.seq2seq import IPUSeq2SeqTrainingArguments
 
 _RECIPE = compat.training_defaults(
@@ -28,7 +29,7 @@ _RECIPE = compat.training_defaults(
     generation_num_beams=1,
     remove_unused_columns=False,
     dataloader_pin_memory=torch.cuda.is_available(),
-    report_to=["none"],
+    report_to=default_reporters(),
     logging_nan_inf_filter=False,  # it waits for the GPU in every step, and hides what went wrong
 )
 

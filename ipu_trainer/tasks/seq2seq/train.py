@@ -22,6 +22,7 @@ from ipu_trainer.config.ipu_config import IPUConfig
 from ipu_trainer.config.profiles import load_profile
 from ipu_trainer.tasks.curves import plot_training
 from ipu_trainer.tasks.documents import drawn, fingerprint, shuffled, split_by_group, unique
+from ipu_trainer.tasks.fit_warning import feasibility_check, fit_warning, warn
 from ipu_trainer.tasks.models import (
     change_config,
     check_overrides,
@@ -30,14 +31,20 @@ from ipu_trainer.tasks.models import (
     own_tokenizer,
     parse_overrides,
 )
+from ipu_trainer.tasks.pages.run import report_or_reason
 from ipu_trainer.tasks.python_code import installed_python
-from ipu_trainer.tasks.record import RUN_FILE, resumable_checkpoint, training_settings, versions
+from ipu_trainer.tasks.record import RUN_FILE, resumable_checkpoint, training_settings, versions, write_history
 from ipu_trainer.tasks.search import Searched
 from ipu_trainer.tasks.seq2seq.arguments import Seq2SeqArguments, parse_arguments
 from ipu_trainer.tasks.seq2seq.metrics import baseline_texts, decoded, generation_metrics, text_scores
 from ipu_trainer.tasks.seq2seq.model import NO_DROPOUT, SIZES, build_model, check_encoder_decoder, check_shapes
+from ipu_trainer.tasks.seq2seq.page import write_report
 from ipu_trainer.tasks.seq2seq.pairs import FixedShapePairs, Pair, docstring_pairs, read_pairs
 from ipu_trainer.tasks.tokenizers import has_tokenizer, load_tokenizer, save_tokenizer, train_tokenizer
+from ipu_trainer.training.compile import told_speed
+from ipu_trainer.training.monitor import watch
+from ipu_trainer.training.precision import used_precision
+from ipu_trainer.training.reporting import live_view
 from ipu_trainer.training.seq2seq import IPUSeq2SeqTrainer, IPUSeq2SeqTrainingArguments
 
 
@@ -46,7 +53,7 @@ def run(words: Sequence[str]) -> None:
     recipe, args = parse_arguments(words)
     metrics = train(recipe, args)
     if metrics:
-        print(f"\n{table(metrics)}\n\nmodel, metrics, predictions.csv and plots: {args.output_dir}")
+        print(f"\n{table(metrics)}\n\nmodel, metrics, predictions.csv, plots and report.html: {args.output_dir}")
 
 
 def train(recipe: Seq2SeqArguments, args: IPUSeq2SeqTrainingArguments) -> Dict[str, Any]:
@@ -58,6 +65,7 @@ def train(recipe: Seq2SeqArguments, args: IPUSeq2SeqTrainingArguments) -> Dict[s
     checkpoint = resumable_checkpoint(run_dir, args, settings)
     model = job.new_model()
     trainer = job.trainer(model=model)
+    watch(trainer, tokens_per_sample=recipe.source_length + recipe.target_length)
     train_set, validation_set = trainer.train_dataset, trainer.eval_dataset
     references = [pair.target for pair in validation_pairs]
     baseline = text_scores(baseline_texts(validation_pairs), references)
@@ -66,6 +74,7 @@ def train(recipe: Seq2SeqArguments, args: IPUSeq2SeqTrainingArguments) -> Dict[s
         **settings,
         "num_parameters": model.num_parameters(),
         "backend": {**trainer.backend.describe(), "torch_device": str(args.device)},
+        "precision": dataclasses.asdict(used_precision(recipe.precision, args)),
         "versions": versions(),
         "batch_table": trainer.batch_table(),
     }
@@ -77,10 +86,15 @@ def train(recipe: Seq2SeqArguments, args: IPUSeq2SeqTrainingArguments) -> Dict[s
         print(f"model       {recipe.model}, {model.num_parameters():,} parameters")
         print(record["batch_table"])
         print(f"backend     {trainer.backend.name} ({trainer.backend.reason})")
+        print(f"precision   {record['precision']['name']} ({record['precision']['reason']})")
+        print(f"speed       {told_speed(args, trainer.backend.has_executors)}")
+        print(f"live view   {live_view(args.report_to, args.output_dir)}")
         print(f"baseline    words of the name: BLEU {baseline['bleu']:.1f}, chrF {baseline['chrf']:.1f}")
         if checkpoint:
             print(f"resuming from {checkpoint}")
         write_json(run_dir / RUN_FILE, record)
+        if recipe.ipu_config:
+            warn(fit_warning(model, job.ipu_config, args, *job.lengths))
 
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
@@ -102,10 +116,12 @@ def train(recipe: Seq2SeqArguments, args: IPUSeq2SeqTrainingArguments) -> Dict[s
         ]
     save_tokenizer(tokenizer, run_dir)
     write_json(run_dir / "metrics.json", result)
+    write_history(run_dir, trainer.state.log_history)
     plot_training(run_dir / "plots" / "training.png", trainer.state.log_history, "eval_chrf", "validation chrF")
     write_text(run_dir / "README.md", model_card(record, result))
     record["status"] = "finished"
     write_json(run_dir / RUN_FILE, record)
+    report_or_reason(write_report, run_dir)
     return result
 
 
@@ -115,7 +131,8 @@ def searched(words: Sequence[str]) -> Searched:
     job = prepare_job(recipe, args)
     trainer = job.trainer(model_init=job.new_model)
     told = f"training    {trainer.train_dataset.describe()}\nvalidation  {trainer.eval_dataset.describe()}"
-    return Searched(trainer, "eval_loss", "minimize", told, _settings(recipe, args, job))
+    check = feasibility_check(trainer, *job.lengths)
+    return Searched(trainer, "eval_loss", "minimize", told, _settings(recipe, args, job), check)
 
 
 @dataclasses.dataclass

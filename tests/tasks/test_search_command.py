@@ -185,3 +185,21 @@ def test_a_config_of_another_form_is_refused(tmp_path, capsys, content, message)
     file.write_text(content)
     assert main(["train", "seq2seq", "--config", str(file), "--output", str(tmp_path / "run")]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_on_ipus_a_trial_that_cannot_run_is_skipped_with_the_planners_reason(pairs, tmp_path):
+    (tmp_path / "ipus.json").write_text(
+        json.dumps({"layers_per_ipu": [2, 2], "gradient_accumulation_steps": 8, "output_mode": "sum"})
+    )
+    given = [
+        "d_model=16 d_ff=16 d_kv=8 num_layers=2 num_decoder_layers=2 num_heads=2" if word.startswith("d_model") else word
+        for word in words(pairs, tmp_path / "search", "--ipu-config", str(tmp_path / "ipus.json"))
+    ]  # fmt: skip
+    changes = {"--backend": "simulated", "--per_device_train_batch_size": "1", "--gradient_accumulation_steps": "8"}
+    for flag, value in changes.items():
+        given[given.index(flag) + 1] = value
+    space = ("--space", "micro_batch=1,4", "--n-trials", "4")
+    assert main(["search", *given, *space]) == 0
+    trials = {row["micro_batch"]: row for row in rows(tmp_path / "search")}
+    assert trials["1"]["state"] == "complete" and trials["4"]["state"] == "skipped"
+    assert "gradient_accumulation_steps 2 cannot fill the pipeline of 3 stages. Use 5 or more" in str(trials["4"])

@@ -1,0 +1,1 @@
+"""Report pages: one HTML file that holds everything it shows, and needs neither a script nor a network to be read."""
