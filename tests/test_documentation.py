@@ -106,8 +106,48 @@ COMMANDS = {
     "pip install $POPLAR_SDK/poptorch-*.whl": other("the SDK's wheel is on no package index"),
     'pip install -c constraints-pod.txt -e ".[ipu]"': other("test_installation_names_what_is_there"),
     f"{PREPARED} --ipu-config vit_base_pod4 --compile_only true": parsed("compiling needs the SDK's poptorch"),
+    "IPUS=16 INSTANCES=2 PARTITION=p16 scripts/poprun_chest_xray.sh --data prepared --model model --output run --ipu-config "
+    "vit_base_pod16": other("tests/test_pod_scripts.py: test_poprun_gets_the_replicas_of_the_config_and_flags_that_exist"),
+    "IPUS=16 sbatch --ipus=16 scripts/slurm_chest_xray.sbatch --data prepared --model model --output run --ipu-config "
+    "vit_base_pod16": other("tests/test_pod_scripts.py: test_slurm_hands_its_partition_and_a_lasting_cache_to_poprun"),
+    "kubectl create -f scripts/ipujob_chest_xray.yaml": other(
+        "tests/test_pod_scripts.py: test_the_ipujob_asks_for_the_ipus_of_its_config_and_mounts_what_it_names"
+    ),
+    # docs/notebooks.md
+    'pip install -e ".[notebooks,fast]"': other("test_installation_names_what_is_there"),
+    "jupyter lab notebooks": other("tests/test_notebooks.py: test_a_notebook_runs_from_a_fresh_kernel"),
+    "ipu-trainer prepare chest-xray": other(
+        "tests/tasks/test_folders.py: test_prepare_train_and_evaluate_without_a_folder_and_nothing_is_written_on_the_mount"
+    ),
+    "ipu-trainer train chest-xray --model google/vit-base-patch16-224-in21k": other("the same test of test_folders.py"),
+    "ipu-trainer evaluate chest-xray": other("the same test of test_folders.py"),
+    "bash scripts/setup_notebook.sh jupyter lab --allow-root --ip=0.0.0.0 --no-browser notebooks": other(
+        "tests/test_pod_scripts.py: test_the_setup_script_makes_folders_and_runs_a_command_with_them"
+    ),
     # docs/planner.md
     "ipu-trainer plan --model PATH --system pod4 --global-batch 128 --explain --save best.json": run(),
+    "ipu-trainer plan --model PATH --system pod4 --config vit_base_pod4": run(),
+    "python -m ipu_trainer.planner.calibrate --write --document": other(
+        "tests/planner/test_published_rows.py: test_table_and_plot_in_the_documentation_are_current"
+    ),
+    "python -m ipu_trainer.planner.calibrate own.csv --write own.json && ipu-trainer plan --constants own.json ...": other(
+        "tests/planner/test_published_rows.py: test_rows_of_ones_own_change_the_constants_that_plan_uses"
+    ),
+    "python -m ipu_trainer.planner.calibrate --check other.csv": other(
+        "it needs rows that nobody has published; tests/planner/test_published_rows.py: test_rows_without_a_column_are_refused_by_line"
+    ),
+    # docs/report.md
+    "ipu-trainer report run": run(),
+    "ipu-trainer report run --boxes BBox_List_2017.csv --radiologist-labels google2019_nih-chest-xray-labels.csv.gz": run(),
+    "ipu-trainer report run --data prepared --output for_the_radiologist.html": run(),
+    "ipu-trainer report run_a run_b run_c --output comparison.html": run(),
+    "ipu-trainer train chest-xray --data prepared --model model --output run --report_to tensorboard": other(
+        "tests/training/test_monitor.py: "
+        "test_every_reporter_and_the_log_history_have_the_rates_and_a_trainer_without_a_monitor_has_none"
+    ),
+    "ipu-trainer train language-modeling --output run --report_to trackio": other(
+        "trackio is no dependency; tests/training/test_monitor.py: test_a_reporter_that_cannot_report_is_refused_before_work"
+    ),
     # docs/simulator.md
     "ipu-trainer simulate train.py --epochs 1": run(alone=True),
     "ipu-trainer simulate --device cuda train.py": parsed("needs a GPU; tests/simulator/test_on_cuda.py runs where there is one"),
@@ -140,6 +180,11 @@ train_dataset = [{"input_ids": torch.tensor([i % 20, 1, 2]), "labels": torch.ten
 """
 SETUP = {
     "README.md": TINY_BERT + "model = model_init()",
+    "docs/report.md": TINY_BERT
+    + """
+args = IPUTrainingArguments(output_dir="run", report_to=[], save_strategy="no")
+trainer = IPUTrainer(args=args, model_init=model_init, train_dataset=train_dataset)
+""",
     "docs/tasks.md": TINY_BERT
     + """
 args = IPUTrainingArguments(output_dir="search", per_device_train_batch_size=2, max_steps=1, report_to=[], save_strategy="no",
@@ -220,12 +265,17 @@ def named_things(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     table = write_phantoms(folder, PhantomSettings(num_images=160, size=32, seed=1), progress=False)
     table = table.rename(folder / "Data_Entry_2017_v2020.csv")
+    (folder / "boxes.csv").rename(folder / "BBox_List_2017.csv")
     (folder / "Data_Entry_2017_v2020.csv.gz").write_bytes(gzip.compress(table.read_bytes()))
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     for name, tested in (("train_val_list.txt", False), ("test_list.txt", True)):
         chosen = [row["Image Index"] for row in rows if (int(row["Patient ID"]) % 4 == 0) == tested]
         (folder / name).write_text("\n".join(chosen))
+    read = "\n".join(
+        ["Image ID,Pneumothorax", *(f"{row['Image Index']},{'NO' if i % 2 else 'YES'}" for i, row in enumerate(rows))]
+    )
+    (folder / "google2019_nih-chest-xray-labels.csv.gz").write_bytes(gzip.compress(read.encode()))
     torch.manual_seed(0)
     config = ViTConfig(
         hidden_size=12, num_hidden_layers=12, num_attention_heads=2, intermediate_size=12, image_size=224, patch_size=56,
@@ -276,6 +326,10 @@ def test_the_commands_of_a_page_run(page, named_things, monkeypatch, capsys):
         assert execute(first, ["--workers", "1", "--validation-fraction", "0.2"], False, named_things) == 0
     if name_of(page) == "docs/tasks.md":
         pytest.importorskip("optuna")
+    if name_of(page) == "docs/report.md":  # it speaks of finished runs
+        assert execute(PREPARED, TRAIN, False, named_things) == 0
+        for name in ("run_a", "run_b", "run_c"):
+            shutil.copytree(str(named_things / "run"), str(named_things / name))
     for command in dict.fromkeys(commands(page)):
         kind, flags, alone = COMMANDS[command]
         if kind != "run":
@@ -284,7 +338,8 @@ def test_the_commands_of_a_page_run(page, named_things, monkeypatch, capsys):
         assert code == 0, f"{command}\n{capsys.readouterr().err[-2000:]}"
         words = words_of(command)
         if "--output" in words:
-            assert any((named_things / words[words.index("--output") + 1]).iterdir()), command
+            made = named_things / words[words.index("--output") + 1]
+            assert any(made.iterdir()) if made.is_dir() else made.stat().st_size, command
 
 
 def parse(words):
