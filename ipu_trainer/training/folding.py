@@ -77,9 +77,14 @@ def why_not(trainer: Any, accumulation: int) -> Optional[str]:
     statistics = [name for name, part in model.named_modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
     if statistics:
         return f"batch statistics are those of a micro-batch ({statistics[0]})"
-    if next(model.parameters()).device != args.device:
+    if not _same_device(next(model.parameters()).device, args.device):
         return f"the model is not on {args.device}"
     return None
+
+
+def _same_device(one: torch.device, other: torch.device) -> bool:
+    """Processes that share a CPU call it cpu:0, cpu:1, ..."""
+    return one.type == other.type and (one.type == "cpu" or other.index in (None, one.index))
 
 
 def why_not_by_size(num_samples: int, micro_batch: int, accumulation: int, factor: int, drop_last: bool, processes: int,
