@@ -6,7 +6,7 @@ ipu-trainer search   TASK         hyper-parameter search over what `train TASK` 
 ipu-trainer evaluate chest-xray   run and prepared data set -> metrics
 ipu-trainer report   RUN...       a run as one HTML page, or several side by side
 ipu-trainer phantoms chest-xray   synthetic chests to try all of this with
-ipu-trainer simulate [--trace DIR] SCRIPT [ARGS...]   a program written for IPUs, on the simulator
+ipu-trainer simulate [--trace DIR] [--fold] SCRIPT [ARGS...]   a program written for IPUs, on the simulator
 ipu-trainer doctor                                what is there to compute with, and which backend `auto` takes
 ipu-trainer plan --model PATH --system pod4       configurations ranked by predicted throughput
 ipu-trainer profiles list | show NAME | check FILE --model PATH
@@ -141,6 +141,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     simulate.add_argument("--trace", metavar="DIR", help="measure the stages: timeline and memory of every executor")
     simulate.add_argument("--device", default="cpu", help="where the simulator computes: cpu (default) or cuda")
+    simulate.add_argument(
+        "--fold", action="store_true", help="compute the micro-batches of an update as one, or refuse where not equal"
+    )
     simulate.add_argument("script", help="Python file")
     simulate.add_argument("arguments", nargs=argparse.REMAINDER, help="the script's own arguments")
     simulate.set_defaults(run=_simulate)
@@ -288,6 +291,7 @@ def _simulate(namespace: argparse.Namespace) -> int:
     from ipu_trainer.simulator import trace
 
     simulator.use_torch_device(namespace.device)
+    simulator.fold_micro_batches(namespace.fold)
     simulator.install()
     if not Path(namespace.script).is_file():
         raise FileNotFoundError(f"{namespace.script} is not a file; give the Python script to simulate.")

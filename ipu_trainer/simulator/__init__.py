@@ -55,6 +55,7 @@ from .enums import (
 )
 from .errors import Error, RecoverableError, UnrecoverableError, createPoptorchError
 from .executor import PoplarExecutor
+from .folded import fold_micro_batches
 from .hooks import registerPostCompileHook, registerPreCompileHook
 from .install import install, run_script
 from .logs import setLogLevel
@@ -147,6 +148,7 @@ __all__ = [
     "dynamic_slice",
     "dynamic_update",
     "enums",
+    "fold_micro_batches",
     "for_loop",
     "fps",
     "getIpuTensorId",

@@ -21,6 +21,7 @@ from .device_optimizer import DeviceOptimizer, Slot
 from .device_weights import DeviceWeights, Installed
 from .enums import CommGroupType, MeanReductionStrategy, OutputMode, ReductionType
 from .errors import compiler_error
+from .folded import apart, folding, joined, refusal, require_equal, require_foldable
 from .options import SYNTHETIC_OFF, Options
 from .outputs import OutputCollector
 from .random_state import DeviceRandom
@@ -55,8 +56,8 @@ class Engine:
         device: torch.device,
     ) -> None:
         self._model = model
-        self._options = options
-        self._compilation = compilation
+        self.options = options
+        self.compilation = compilation
         self._weights = weights
         self.optimizer = optimizer
         self._random = random
@@ -66,18 +67,20 @@ class Engine:
         self._iterations = int(options.device_iterations)
         self._accumulation = int(options.Training.gradient_accumulation)
         self._replicas = int(options.replication_factor)
+        self._folds = folding() and optimizer is not None and self._accumulation > 1
+        self._found_equal = False
 
     def run(self, bound: BoundArguments, like: BoundArguments) -> List[torch.Tensor]:
         """One host step. Returns the model's output tensors, on the host."""
-        options = self._options
+        options = self.options
         given = bound.tensors(like)
         inputs = [enter_device(tensor, self._device) for tensor in given]
         if options._Popart.options.get("syntheticDataMode", SYNTHETIC_OFF) != SYNTHETIC_OFF:
             inputs = [_synthetic(tensor) for tensor in inputs]
-        for position in self._compilation.written_inputs:
+        for position in self.compilation.written_inputs:
             inputs[position] = inputs[position].clone()
-        pieces = micro_batches_per_host_step(options)
-        groups = self._replicas // int(options.input_group_size)
+        if self._folds:
+            require_foldable(self)
         collector = OutputCollector(
             OutputMode(options.output_mode),
             int(options.output_return_period),
@@ -88,36 +91,107 @@ class Engine:
         with contextlib.ExitStack() as stack:
             installed = stack.enter_context(self._weights.installed())
             stack.enter_context(self._random.running())
-            stack.enter_context(modes(self._compilation, self._device))
-            stack.enter_context(self._compilation.modes_of_modules(self._model))
+            stack.enter_context(modes(self.compilation, self._device))
+            stack.enter_context(self.compilation.modes_of_modules(self._model))
             for iteration in range(self._iterations):
-                gradients = None if self.optimizer is None else Gradients(self.optimizer, installed, options)
-                for accumulation in range(self._accumulation):
-                    for replica in range(self._replicas):
-                        group = input_group(replica, options)
-                        index = (iteration * self._accumulation + accumulation) * groups + group
-                        tensors = [micro_batch_of(t, index, pieces, options) for t in inputs]
-                        args, kwargs = like.with_tensors(tensors)
-                        installed.use_replica(replica)
-                        outputs = self._micro_batch(args, kwargs, gradients, replica)
-                        collector.add((iteration, accumulation, replica), outputs)
-                reduced = None
-                if gradients is not None and self.optimizer is not None:
-                    reduced = gradients.reduced()
+                reduced = self._gradients(iteration, inputs, like, installed, collector)
+                if reduced is not None and self.optimizer is not None:
                     self.optimizer.step(reduced, self._random.rounding)
                 self.anchors.collect(reduced)
             self.anchors.finish()
         with torch.no_grad():
-            for position in self._compilation.written_inputs:  # the program sees what forward wrote into them
+            for position in self.compilation.written_inputs:  # the program sees what forward wrote into them
                 given[position].copy_(inputs[position])
         return collector.result()
 
-    def _micro_batch(
-        self, args: Sequence[Any], kwargs: Dict[str, Any], gradients: Optional[Gradients], replica: int
+    def _gradients(
+        self,
+        iteration: int,
+        inputs: Sequence[torch.Tensor],
+        like: BoundArguments,
+        installed: Installed,
+        collector: OutputCollector,
+    ) -> Optional[Dict[int, torch.Tensor]]:
+        """What one weight update goes by; None in inference. Notes the outputs."""
+        if not self._folds:
+            return self._one_by_one(iteration, inputs, like, installed, collector)
+        if self._found_equal:
+            return self._folded(iteration, inputs, like, installed, collector)
+        buffers = [copy.clone() for variable in self._weights.buffers for copy in variable.copies]
+        expected = self._one_by_one(iteration, inputs, like, installed, None)
+        found = self._folded(iteration, inputs, like, installed, collector)
+        now = [copy for variable in self._weights.buffers for copy in variable.copies]
+        if not all(torch.equal(before, after) for before, after in zip(buffers, now)):
+            for before, after in zip(buffers, now):
+                after.copy_(before)
+            raise refusal("forward changes a buffer, such as running statistics, once for each of them")
+        require_equal(expected or {}, found)
+        self._found_equal = True
+        return found
+
+    def _one_by_one(
+        self,
+        iteration: int,
+        inputs: Sequence[torch.Tensor],
+        like: BoundArguments,
+        installed: Installed,
+        collector: Optional[OutputCollector],
+    ) -> Optional[Dict[int, torch.Tensor]]:
+        gradients = None if self.optimizer is None else Gradients(self.optimizer, installed, self.options)
+        for accumulation in range(self._accumulation):
+            for replica in range(self._replicas):
+                tensors = self._pieces(inputs, iteration, accumulation, replica)
+                args, kwargs = like.with_tensors(tensors)
+                installed.use_replica(replica)
+                outputs = self._micro_batch(args, kwargs, gradients, replica)
+                if collector is not None:
+                    collector.add((iteration, accumulation, replica), outputs)
+        return None if gradients is None else gradients.reduced()
+
+    def _folded(
+        self,
+        iteration: int,
+        inputs: Sequence[torch.Tensor],
+        like: BoundArguments,
+        installed: Installed,
+        collector: OutputCollector,
+    ) -> Dict[int, torch.Tensor]:
+        """As _one_by_one(), all micro-batches of a replica in one pass."""
+        assert self.optimizer is not None
+        count, mode = self._accumulation, OutputMode(self.options.output_mode)
+        gradients = Gradients(self.optimizer, installed, self.options)
+        outputs = []
+        for replica in range(self._replicas):
+            pieces = [self._pieces(inputs, iteration, accumulation, replica) for accumulation in range(count)]
+            args, kwargs = like.with_tensors([joined(parts) for parts in zip(*pieces)])
+            installed.use_replica(replica)
+            outputs.append(apart(self._micro_batch(args, kwargs, gradients, replica, count), count, mode))
+        for accumulation in range(count):
+            for replica in range(self._replicas):
+                collector.add((iteration, accumulation, replica), outputs[replica][accumulation])
+        return gradients.reduced()
+
+    def _pieces(
+        self, inputs: Sequence[torch.Tensor], iteration: int, accumulation: int, replica: int
     ) -> List[torch.Tensor]:
+        """The inputs of one micro-batch."""
+        options = self.options
+        groups = self._replicas // int(options.input_group_size)
+        index = (iteration * self._accumulation + accumulation) * groups + input_group(replica, options)
+        return [micro_batch_of(tensor, index, micro_batches_per_host_step(options), options) for tensor in inputs]
+
+    def _micro_batch(
+        self,
+        args: Sequence[Any],
+        kwargs: Dict[str, Any],
+        gradients: Optional[Gradients],
+        replica: int,
+        count: int = 1,
+    ) -> List[torch.Tensor]:
+        """One pass, of `count` micro-batches; its outputs."""
         training = gradients is not None
-        watch = Watch(self._device, mixed=self._compilation.has_half)
-        resolver = self._options._execution_strategy._stages_manager
+        watch = Watch(self._device, mixed=self.compilation.has_half)
+        resolver = self.options._execution_strategy._stages_manager
         blocks = BlockTracker(resolver, self.observers) if self.observers else None
         with contextlib.ExitStack() as stack:
             for observer in self.observers:
@@ -132,14 +206,14 @@ class Engine:
                 loss = watch.losses[self._loss_index(watch)]
                 for observer in self.observers:
                     observer.loss_found(loss)
-                gradients.add(loss, replica)
+                gradients.add(loss, replica, count)
                 for observer in self.observers:
                     observer.backward_done()
         return tensors_of(result)
 
     def _loss_index(self, watch: Watch) -> int:
-        if len(watch.losses) == self._compilation.num_losses:
-            return self._compilation.loss_index
+        if len(watch.losses) == self.compilation.num_losses:
+            return self.compilation.loss_index
         return final_loss(watch.losses)  # forward took another way than when it was compiled
 
 
@@ -195,10 +269,11 @@ class Gradients:
             else:
                 self._summed.append((mine, host))
 
-    def add(self, loss: torch.Tensor, replica: int) -> None:
-        """Backward of one micro-batch."""
+    def add(self, loss: torch.Tensor, replica: int, count: int = 1) -> None:
+        """Backward of one micro-batch, or of the mean of `count` that are one pass."""
         if loss.requires_grad:
             seed = self._scaling / self._accumulation if self._mean_of_loss else self._scaling
+            seed *= 1 if self._running_mean else count
             # Made in float32 and then narrowed, so that a scale beyond half's range becomes infinite, as there.
             scaled = torch.full(loss.shape, seed, device=loss.device).to(loss.dtype)
             loss.backward(None if loss.dim() == 0 and seed == 1.0 else scaled)

@@ -77,9 +77,14 @@ def why_not(trainer: Any, accumulation: int) -> Optional[str]:
     statistics = [name for name, part in model.named_modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
     if statistics:
         return f"batch statistics are those of a micro-batch ({statistics[0]})"
-    if next(model.parameters()).device != args.device:
+    if not _same_device(next(model.parameters()).device, args.device):
         return f"the model is not on {args.device}"
     return None
+
+
+def _same_device(one: torch.device, other: torch.device) -> bool:
+    """Processes that share a CPU call it cpu:0, cpu:1, ..."""
+    return one.type == other.type and (one.type == "cpu" or other.index in (None, one.index))
 
 
 def why_not_by_size(num_samples: int, micro_batch: int, accumulation: int, factor: int, drop_last: bool, processes: int,
@@ -250,11 +255,11 @@ def _rounds(args: Any) -> bool:
 def _free_bytes(trainer: Any) -> int:
     """Memory left for activations, gradients and optimizer states taken off."""
     parameters = sum(p.numel() * p.element_size() for p in trainer.model.parameters() if p.requires_grad)
-    if trainer.args.device.type == "cuda":
-        gc.collect()
-        torch.cuda.empty_cache()
-        return max(0, int(torch.cuda.mem_get_info(trainer.args.device)[0]) - 3 * parameters)
-    return max(0, min(available_memory() - 3 * parameters, int(_CPU_ACTIVATION_BYTES / _MEMORY_SHARE)))
+    if trainer.args.device.type != "cuda":
+        return max(0, min(available_memory() - 3 * int(parameters), int(_CPU_ACTIVATION_BYTES / _MEMORY_SHARE)))
+    gc.collect()
+    torch.cuda.empty_cache()
+    return max(0, int(torch.cuda.mem_get_info(trainer.args.device)[0]) - 3 * int(parameters))
 
 
 def available_memory(file: str = "/proc/meminfo") -> int:
@@ -342,7 +347,7 @@ def folded_step(trainer: Any, step: Callable[..., torch.Tensor], model: nn.Modul
     alone = not hasattr(model, "no_sync")
     # What earlier passes of the update left is set aside, so that a pass that fails halfway can begin again.
     parameters = [parameter for parameter in model.parameters() if alone and parameter.grad is not None]
-    earlier = [parameter.grad for parameter in parameters]
+    earlier = [parameter.grad for parameter in parameters if parameter.grad is not None]
     for parameter in parameters:
         parameter.grad = None
     while True:

@@ -16,7 +16,7 @@ On the host a Trainer step is one weight update; a host step of the IPUConfig is
 device a Trainer step is one host step: it trains on a whole batch of micro-batch x accumulation x replicas x device
 iterations samples, and steps of the arguments (max_steps, save_steps, ...) count host steps. There it also changes
 
-    get_train_dataloader   batches are whole host steps
+    get_train_dataloader   batches are whole host steps (on the host: of folded micro-batches, each collated by itself)
     get_eval_dataloader, get_test_dataloader   batches are what one inference call takes
     _wrap_model            the loop gets DeviceModel and DeviceOptimizer (device.py says why)
     training_step          one call of the training executor; compute_loss runs inside of it (on the host: folded passes
@@ -89,6 +89,7 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
 
     optimizer: Any
     train_dataset: Any
+    data_collator: Any
     _train_batch_size: int
 
     def __init__(
