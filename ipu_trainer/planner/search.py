@@ -16,7 +16,7 @@ import itertools
 import math
 from collections import Counter
 from dataclasses import dataclass
-from typing import Dict, Iterator, List, Optional, Tuple
+from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 
@@ -28,10 +28,9 @@ from ipu_trainer.planner.load import all_loads, bytes_by_purpose, cycles
 from ipu_trainer.planner.memory import FITS, MemoryPrediction, depths, predict_memory
 from ipu_trainer.planner.time import (
     TimePrediction,
+    between_updates,
     predict_time,
     ramp_slots,
-    reduction_s_per_parameter,
-    state_s_per_parameter,
 )
 from ipu_trainer.planner.workload import Workload
 
@@ -195,10 +194,13 @@ def _fastest(workload: Workload, job: Job, system: System, calibration: Calibrat
     share = np.where(possible, (held + np.array(proportions)[:, None, None, None] * temporary) / sram, np.inf)
     allowed = np.concatenate([share < FITS_BELOW, share <= DOES_NOT_FIT_ABOVE])
     weights = np.stack([load.parameters for load in loads])
-    # An update takes num_slots x the slowest slot, and per_parameter x the most parameters of an IPU.
-    num_slots = (job.accumulation + ramp_slots(job)) / system.ipu.clock_hz
-    per_parameter = reduction_s_per_parameter(job) + state_s_per_parameter(job)
-    seconds, slowest, heaviest = _least_sum(time, weights, allowed, num_slots, per_parameter)
+    slots = (job.accumulation + ramp_slots(job)) / system.ipu.clock_hz
+
+    def update_s(cycles_of_slowest: np.ndarray, parameters: np.ndarray) -> np.ndarray:
+        busy = slots * cycles_of_slowest
+        return np.asarray(busy + sum(between_updates(busy, parameters, job, calibration.time)))
+
+    seconds, slowest, heaviest = _least_cost(time, weights, allowed, update_s)
     in_time = allowed & (time <= _last(slowest) * (1 + 1e-12)) & (weights <= _last(heaviest))
     _, chosen = _least_maximum(np.where(in_time, np.concatenate([share, share]), np.inf))
     result: List[Job] = []
@@ -216,30 +218,32 @@ def _fastest(workload: Workload, job: Job, system: System, calibration: Calibrat
     return result
 
 
-def _least_sum(
-    time: np.ndarray, weights: np.ndarray, allowed: np.ndarray, per_time: float, per_weight: float
+def _least_cost(
+    time: np.ndarray, weights: np.ndarray, allowed: np.ndarray, cost: Callable[[np.ndarray, np.ndarray], np.ndarray]
 ) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each k: the least per_time x largest time + per_weight x largest weight, and these two, over allowed placements.
+    """For each k: the least cost(largest time, largest weight), and these two, over allowed placements.
 
-    The weight is bounded ever tighter, the least time for a bound found exactly, until time alone is more than the best sum.
+    cost must grow with both. The weight is bounded ever tighter, the least time for a bound found exactly, until time alone,
+    with no weight at all, costs more than the best.
     """
     num = len(allowed)
     bound = np.full(num, np.inf)
     best, slowest, heaviest = (np.full(num, np.inf) for _ in range(3))
     while True:
-        cost = np.where(allowed & (weights < _last(bound)), time, np.inf)
-        least, _ = _least_maximum(cost)
+        open_to = np.where(allowed & (weights < _last(bound)), time, np.inf)
+        least, _ = _least_maximum(open_to)
         # Of placements that are as fast, the one that weighs least.
-        as_fast = np.isfinite(cost) & (cost <= _last(least) * (1 + 1e-12))
+        as_fast = np.isfinite(open_to) & (open_to <= _last(least) * (1 + 1e-12))
         weight, _ = _least_maximum(np.where(as_fast, weights, np.inf))
-        with np.errstate(invalid="ignore"):
-            total = per_time * least + (per_weight * weight if per_weight else 0.0)
-        better = np.isfinite(least) & (total < best)
+        found = np.isfinite(least)
+        finite_least, finite_weight = np.where(found, least, 0.0), np.where(found, weight, 0.0)
+        total = np.where(found, cost(finite_least, finite_weight), np.inf)
+        better = total < best
         best, slowest, heaviest = (
             np.where(better, new, old) for new, old in ((total, best), (least, slowest), (weight, heaviest))
         )
-        bound = np.where(np.isfinite(least) & (per_time * least < best), weight, -np.inf)
-        if not per_weight or not np.isfinite(bound).any():
+        bound = np.where(found & (cost(finite_least, 0.0 * finite_weight) < best), weight, -np.inf)
+        if not np.isfinite(bound).any():
             return best, slowest, heaviest
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Tuple
+from typing import Any, Tuple
+
+import numpy as np
 
 from ipu_trainer.machine.hardware import IPU
 from ipu_trainer.planner import constants as const
@@ -52,16 +54,14 @@ def predict_time(workload: Workload, job: Job, ipu: IPU, constants: TimeConstant
     slots = tuple(cycles(load, job, constants, image) / ipu.clock_hz for load in placed)
     slot, updates, ramp = max(slots), job.device_iterations, ramp_slots(job)
     parameters = max(load.parameters for load in placed)
-    reduction = parameters * reduction_s_per_parameter(job)
-    state = parameters * state_s_per_parameter(job)
-    gateway = constants.gateway_s * max(0.0, math.log2(job.replicas) - 3)
+    reduction, state, gateway = between_updates((job.accumulation + ramp) * slot, parameters, job, constants)
     return TimePrediction(
         slots,
         updates * job.accumulation * slot,
         updates * ramp * slot,
-        updates * reduction,
-        updates * state,
-        updates * gateway,
+        updates * float(reduction),
+        updates * float(state),
+        updates * float(gateway),
         const.HOST_S_OWN_LOOP if job.own_loop else constants.host_s,
         job.global_batch * updates,
         family,
@@ -74,12 +74,14 @@ def ramp_slots(job: Job) -> float:
     return const.RAMP * (len(job.layers_per_ipu) - 1)
 
 
-def reduction_s_per_parameter(job: Job) -> float:
-    """Seconds of an update for each parameter of the fullest IPU: gradients are summed over replicas."""
-    return 4 * (job.replicas - 1) / job.replicas / const.REDUCE_BYTES_PER_S
+def between_updates(busy_s: Any, parameters: Any, job: Job, constants: TimeConstants) -> Tuple[Any, Any, Any]:
+    """Seconds of an update for the reduction over replicas, optimizer state off the chip, and gateways. Numbers or arrays.
 
-
-def state_s_per_parameter(job: Job) -> float:
-    """Seconds of an update for each parameter of the fullest IPU: optimizer state comes from streaming memory and goes back."""
+    busy_s is what the pipeline takes, parameters those of the IPU with most. Reduction, and gateways for each doubling of
+    replicas, are taken to cost at most busy_s: more would say that replicas slow each other down, which no published row shows.
+    """
     shards = job.replicas if job.sharded_state else 1
-    return 12 / shards / const.STATE_BYTES_PER_S if job.state_off_chip else 0.0
+    reduction = np.minimum(parameters * 4 * (job.replicas - 1) / job.replicas / const.REDUCE_BYTES_PER_S, busy_s)
+    state = parameters * 12 / shards / const.STATE_BYTES_PER_S if job.state_off_chip else 0.0 * parameters
+    gateway = np.minimum(constants.gateway_s, busy_s) * max(0.0, math.log2(job.replicas) - 3)
+    return reduction, state, gateway
