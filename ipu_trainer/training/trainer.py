@@ -5,7 +5,7 @@ The training loop is the stock one. What this class changes, and why:
     __init__               takes `ipu_config`, chooses the backend, adds stochastic depth, adapts old subclasses
     create_optimizer       learning rates by depth, if asked for
     create_scheduler       one learning rate for all updates of a host step, as a device has it
-    get_batch_samples      the time it takes; means over float labels stay means under accumulation (compat.counts_labels)
+    get_batch_samples, training_step   on the host: host_loop.py
     _inner_training_loop   accumulation x replicas of the IPUConfig become this process's accumulation, or a host step;
                            on the host micro-batches are folded (folding.py), on a GPU layers compiled (compile.py)
     call_model_init        stochastic depth for the model of every trial
@@ -19,8 +19,7 @@ iterations samples, and steps of the arguments (max_steps, save_steps, ...) coun
     get_train_dataloader   batches are whole host steps (on the host: of folded micro-batches, each collated by itself)
     get_eval_dataloader, get_test_dataloader   batches are what one inference call takes
     _wrap_model            the loop gets DeviceModel and DeviceOptimizer (device.py says why)
-    training_step          one call of the training executor; compute_loss runs inside of it (on the host: folded passes
-                           count by their micro-batches, and are taken apart where memory ends: folding.py)
+    training_step          one call of the training executor; compute_loss runs inside of it
     prediction_step        whole micro-batches on the device, what is left of the last one on the host: exact
     _prepare_inputs        inside of the device nothing is moved
     floating_point_ops     without reading weights, which would copy them
@@ -30,14 +29,12 @@ iterations samples, and steps of the arguments (max_steps, save_steps, ...) coun
 from __future__ import annotations
 
 import contextlib
-import time
 from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
 
 import torch
 from torch import nn
 from torch.utils.data import IterableDataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_pt_utils import find_batch_size
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
@@ -47,7 +44,6 @@ from ipu_trainer.config.ipu_config import IPUConfig
 from ipu_trainer.config.profiles import load_profile
 from ipu_trainer.training import compat
 from ipu_trainer.training.arguments import IPUTrainingArguments, refuse_on_device
-from ipu_trainer.training.compile import choose_compile, compiled_layers, fused_projections
 from ipu_trainer.training.device import (
     NUM_ITEMS,
     DeviceModel,
@@ -58,15 +54,8 @@ from ipu_trainer.training.device import (
     usable_samples,
 )
 from ipu_trainer.training.device_prediction import predict_in_pieces
-from ipu_trainer.training.folding import (
-    Folding,
-    by_micro_batches,
-    decide,
-    folded_step,
-    generator_states,
-    restore_generators,
-    why_not_by_size,
-)
+from ipu_trainer.training.folding import Folding
+from ipu_trainer.training.host_loop import HostLoop
 from ipu_trainer.training.hyperparameter_search import check_search, search_backend, search_with_optuna
 from ipu_trainer.training.named_optimizer import apply_settings, is_named, with_named_optimizer
 from ipu_trainer.training.optimizer import add_drop_path, groups_by_depth
@@ -74,11 +63,9 @@ from ipu_trainer.training.streams import WholeHostSteps
 from ipu_trainer.training.weight_average import WeightAverage
 
 logger = logging.get_logger(__name__)
-# Above this share of the time spent in waiting for data, a run is told that its loader is what holds it up.
-_LOADER_BOUND = 0.5
 
 
-class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
+class IPUTrainer(HostLoop):
     """Takes everything that Trainer takes, and `ipu_config`: an IPUConfig, a profile's name, or a path.
 
     optimizers= is (optimizer, scheduler), or a name and settings: ("adamw_torch", {"lr": 1e-4}).
@@ -88,9 +75,7 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
     """
 
     optimizer: Any
-    train_dataset: Any
-    data_collator: Any
-    _train_batch_size: int
+    loader_follows_folding = True
 
     def __init__(
         self,
@@ -127,9 +112,6 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         self._micro_batch_found: Optional[int] = None
         self._num_parameters = 0
         self._foldings: Dict[Any, Folding] = {}
-        self.micro_batches_in_update = 0
-        self._data_wait_seconds = 0.0
-        self.data_wait_share = 0.0  # of the last training, from transformers 4.46 on
         self.weight_average: Optional[WeightAverage] = None
         if getattr(args, "ema_decay", 0.0):
             self.weight_average = WeightAverage(args.ema_decay)
@@ -174,10 +156,6 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         folding = self.decide_folding()
         return f"{table}\nfolded: {folding.factor} micro-batches are one pass ({folding.reason})"
 
-    def _num_workers(self) -> int:
-        """Model copies that compute side by side: processes, or GPUs of one process under DataParallel."""
-        return int(self.args.world_size) * max(1, int(self.args.n_gpu))
-
     def _inner_training_loop(self, batch_size: Any = None, *positional: Any, **named: Any) -> Any:
         args = self.args
         self._accumulation_given = args.gradient_accumulation_steps
@@ -198,16 +176,8 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         try:
             if getattr(args, "compile_only", False):
                 return self._compile_only()
-            self._data_wait_seconds, begin = 0.0, time.perf_counter()
-            result = self._stock_loop(geometry, positional, named)
-            self.data_wait_share = self._data_wait_seconds / (time.perf_counter() - begin)
-            if self.data_wait_share > _LOADER_BOUND:
-                logger.warning(
-                    "%.0f %% of the training went by waiting for data. More dataloader_num_workers (now %d), or data that is "
-                    "prepared beforehand, would make it faster.",
-                    100 * self.data_wait_share,
-                    args.dataloader_num_workers,
-                )
+            with self._waiting_told():
+                result = self._stock_loop(geometry, positional, named)
             if self._device_run is not None:
                 result.metrics["train_compile_seconds"] = self._device_run.compile_seconds
                 self._device_run.compile_seconds = 0.0
@@ -222,89 +192,6 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         if self.weight_average is not None and not best_was_loaded:
             self.weight_average.copy_to(self.model)
         return result
-
-    def _stock_loop(self, geometry: BatchGeometry, positional: Tuple[Any, ...], named: Dict[str, Any]) -> TrainOutput:
-        """The stock loop; begun anew with smaller passes if folded ones are out of memory before the first update."""
-        states = generator_states()
-        while True:
-            try:
-                with self._fast_layers():
-                    return super()._inner_training_loop(self._train_batch_size, *positional, **named)
-            except torch.cuda.OutOfMemoryError:
-                folding, begun = self.folding, self.state.global_step
-                if folding is None or folding.factor == 1 or begun or named.get("resume_from_checkpoint"):
-                    raise
-            smaller = max(size for size in range(1, folding.factor) if folding.factor % size == 0)
-            logger.warning(
-                "out of memory: passes of %d micro-batches instead of %d; the global batch stays %d",
-                smaller,
-                folding.factor,
-                geometry.global_batch,
-            )
-            self.optimizer = self.lr_scheduler = None
-            self.model.zero_grad(set_to_none=True)
-            torch.cuda.empty_cache()
-            restore_generators(states)
-            self._fold(geometry, Folding(smaller, folding.reason))
-
-    folding: Optional[Folding] = None
-    largest_part: Optional[int] = None  # micro-batches of a pass that memory was found to hold at a time
-    loader_follows_folding = True  # a subclass with its own get_train_dataloader says so if it takes _train_batch_size
-
-    def __init_subclass__(cls, **named: Any) -> None:
-        super().__init_subclass__(**named)
-        if "get_train_dataloader" in vars(cls) and "loader_follows_folding" not in vars(cls):
-            cls.loader_follows_folding = False
-
-    def _fold(self, geometry: BatchGeometry, folding: Optional[Folding] = None) -> None:
-        """On the host: how many micro-batches are one pass, set where the loop reads it."""
-        accumulation = geometry.accumulation_per_process(self._num_workers())
-        copies = max(1, self.args.n_gpu)
-        if folding is None:
-            folding = self.decide_folding(geometry)
-        self.folding, self.largest_part = folding, None
-        self.args.gradient_accumulation_steps = accumulation // folding.factor
-        self._train_batch_size = geometry.micro_batch * copies * folding.factor
-
-    def decide_folding(self, geometry: Optional[BatchGeometry] = None) -> Folding:
-        """How many micro-batches the host computes together (folding.py), without changing anything."""
-        geometry = self.batch_geometry if geometry is None else geometry
-        if self.backend.has_executors or not getattr(self.args, "fold", False):
-            return Folding(1, "on a device" if self.backend.has_executors else "not asked for")
-        key = (geometry, id(self.model))
-        if self._foldings.get(key) is None:
-            accumulation = geometry.accumulation_per_process(self._num_workers())
-            folding = decide(self, geometry.micro_batch, accumulation)
-            if self.args.world_size > 1:  # all processes do as the most careful one
-                factor = torch.tensor(folding.factor, device=self.args.device)
-                torch.distributed.all_reduce(factor, op=torch.distributed.ReduceOp.MIN)
-                if int(factor) != folding.factor:
-                    folding = Folding(int(factor), "as another process needs it")
-            self._foldings[key] = folding
-            logger.info("folding %d: %s", folding.factor, folding.reason)
-        return self._foldings[key]
-
-    def why_not_foldable(self, micro_batch: int, accumulation: int, factor: int, drop_last: bool) -> Optional[str]:
-        """Whether an epoch's samples allow it; a subclass whose loader gives whole updates alone says None."""
-        processes, weighs = int(self.args.world_size), hasattr(Trainer, "get_batch_samples")
-        size = len(self.train_dataset)
-        return why_not_by_size(size, micro_batch, accumulation, factor, drop_last, processes, weighs)
-
-    @contextlib.contextmanager
-    def _fast_layers(self) -> Iterator[None]:
-        """On the host: inside the block layers are compiled and projections fused, as the arguments say."""
-        wanted = getattr(self.args, "compile", "off")
-        if self.backend.has_executors or wanted == "off":
-            yield
-            return
-        choice = choose_compile(wanted, self.args.device.type, self.args.n_gpu)
-        logger.info("compile: %s (%s)", choice.name, choice.reason)
-        with contextlib.ExitStack() as stack:
-            if choice.name == "layers":
-                if self.args.fuse_projections:
-                    stack.enter_context(fused_projections(self.model))
-                stack.enter_context(compiled_layers(self.model, required=wanted == "layers"))
-            yield
 
     def _shrink_micro_batch(self, batch_size: Any) -> None:
         """auto_find_batch_size asks for a smaller batch: a smaller micro-batch, accumulated more often, it shall be."""
@@ -334,24 +221,6 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
             yield
         finally:
             self.args.gradient_accumulation_steps = in_loop
-
-    @property
-    def data_wait_seconds(self) -> Optional[float]:
-        """How long this training has waited for batches so far; None before transformers 4.46, whose loop does not say."""
-        return self._data_wait_seconds if hasattr(Trainer, "get_batch_samples") else None
-
-    def get_batch_samples(self, *positional: Any, **named: Any) -> Any:
-        begin = time.perf_counter()
-        samples, num_items = super().get_batch_samples(*positional, **named)
-        self._data_wait_seconds += time.perf_counter() - begin
-        if num_items is not None and not all(compat.counts_labels(inputs) for inputs in samples):
-            num_items = None
-        if self.folding is not None and self.folding.factor > 1:
-            self.micro_batches_in_update = sum(self._micro_batches_of(inputs) for inputs in samples)
-        return samples, num_items
-
-    def _micro_batches_of(self, inputs: Any) -> int:
-        return -(-int(find_batch_size(inputs)) // self.batch_geometry.micro_batch)
 
     def hyperparameter_search(
         self,
@@ -467,16 +336,7 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
 
     def get_train_dataloader(self) -> Any:
         if not self.backend.has_executors:
-            if self.folding is None or self.folding.factor == 1:
-                return super().get_train_dataloader()
-            given, collator = self.args.dataloader_drop_last, self.data_collator
-            self.data_collator = by_micro_batches(collator, self.batch_geometry.micro_batch)
-            # Of whole micro-batches none is left out, whatever they are folded into.
-            self.args.dataloader_drop_last = given and len(self.train_dataset) % self.batch_geometry.micro_batch > 0
-            try:
-                return super().get_train_dataloader()
-            finally:
-                self.args.dataloader_drop_last, self.data_collator = given, collator
+            return self._folded_dataloader()
         given, batch, dataset = self.args.dataloader_drop_last, self._train_batch_size, self.train_dataset
         self.args.dataloader_drop_last = not self._fills_up  # shapes are fixed
         self._train_batch_size = self._samples_per_batch(self.batch_geometry)
@@ -533,11 +393,7 @@ class IPUTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
 
     def training_step(self, model: nn.Module, inputs: Any, *positional: Any, **named: Any) -> torch.Tensor:
         if not isinstance(model, DeviceModel):
-            step = super().training_step
-            if self.folding is not None and self.folding.factor > 1:
-                return folded_step(self, step, model, inputs, positional, named)
-            loss: torch.Tensor = step(model, inputs, *positional, **named)
-            return loss
+            return super().training_step(model, inputs, *positional, **named)
         return self._run.train_step(self._host_step_of(inputs)).to(self.args.device)
 
     def _host_step_of(self, inputs: Any) -> Dict[str, Any]:
