@@ -86,7 +86,11 @@ def test_a_notebook_runs_from_a_fresh_kernel(path, tmp_path, monkeypatch):
     before = json.loads(path.read_text(encoding="utf-8"))
     notebook = nbformat.read(folder / path.name, as_version=4)
     client = nbclient.NotebookClient(
-        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+        notebook,
+        timeout=300,
+        startup_timeout=300,  # a busy machine took more than the default of 60 seconds to start a kernel
+        kernel_name="python3",
+        resources={"metadata": {"path": str(folder)}},
     )
     client.execute()
     for cell in notebook.cells:
