@@ -151,7 +151,8 @@ class IPUTrainer(HostLoop):
     def batch_table(self, epoch: Optional[EpochPlan] = None) -> str:
         """The batch arithmetic as text; on the host with how it is computed, which the first call finds out."""
         table = batch_table(self.batch_geometry, epoch, self._num_workers())
-        if self.backend.has_executors or not getattr(self.args, "fold", False):
+        nothing_to_fold = self.batch_geometry.accumulation_per_process(self._num_workers()) == 1
+        if self.backend.has_executors or nothing_to_fold or not getattr(self.args, "fold", False):
             return table
         folding = self.decide_folding()
         return f"{table}\nfolded: {folding.factor} micro-batches are one pass ({folding.reason})"
