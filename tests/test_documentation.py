@@ -150,6 +150,7 @@ COMMANDS = {
     ),
     # docs/simulator.md
     "ipu-trainer simulate train.py --epochs 1": run(alone=True),
+    "ipu-trainer simulate --fold train.py": run(alone=True),
     "ipu-trainer simulate --device cuda train.py": parsed("needs a GPU; tests/simulator/test_on_cuda.py runs where there is one"),
     # docs/tasks.md
     "ipu-trainer train language-modeling --output run": run(*GPT2),
