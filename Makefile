@@ -6,6 +6,9 @@ TORCH_INDEX ?=
 PIP_OPTIONS = -q -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 BIN = $(VENV)/bin
 
+# Two processes, each with one thread; a file's tests stay together.
+PYTEST_FLAGS ?= -n 2 --dist loadfile
+
 PYTHON38 ?= python3.8
 POD = .venv-pod/bin
 
@@ -23,7 +26,7 @@ demo: $(VENV)/.installed
 		$(if $(NIH_CSV),--csv "$(NIH_CSV)") $(if $(NIH_IMAGES),--images "$(NIH_IMAGES)") $(if $(MODEL),--model "$(MODEL)") $(TRAIN_FLAGS)
 
 test: $(VENV)/.tested check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 check: $(VENV)/.tested
 	$(BIN)/ruff format --check .
@@ -46,7 +49,7 @@ $(VENV)/.tested: $(VENV)/.installed
 
 # Python 3.8, torch 2.0.1, transformers 4.29.2, as on a Pod with Poplar SDK 3.3 or 3.4 (without its poptorch). 5 GB, 3 minutes.
 test-pod: .venv-pod/.tested
-	$(POD)/python -m pytest
+	$(POD)/python -m pytest $(PYTEST_FLAGS)
 
 .venv-pod/.tested: setup.cfg pyproject.toml constraints-pod.txt
 	$(PYTHON38) -m venv .venv-pod
