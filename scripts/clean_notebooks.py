@@ -11,13 +11,16 @@ import re
 import sys
 from pathlib import Path
 
-import nbformat
+try:
+    import nbformat
+except ImportError:  # told by main, so that --help works without it
+    nbformat = None
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 FIGURES = ("image/svg+xml", "image/png")
 LARGEST_BYTES = 300_000
 # Folders of one machine, in sources and in outputs. A base64 picture cannot match: it has no colon, quote or space before /.
-LOCAL_PATH = re.compile(r"""(?:^|[\s"'(=:])((?:/home|/root|/Users|/tmp|/work|/mnt|[A-Z]:\\)[/\\]?[^\s"')]*)""")
+LOCAL_PATH = re.compile(r"""(?:^|[\s"'(=:])((?:/home|/root|/Users|/tmp|/mnt|[A-Z]:\\)[/\\]?[^\s"')]*)""")
 
 
 def clean(notebook):
@@ -70,6 +73,8 @@ def main():
     parser.add_argument("--check", action="store_true")
     parser.add_argument("notebooks", nargs="*", type=Path)
     arguments = parser.parse_args()
+    if nbformat is None:
+        parser.error("nbformat is missing: pip install nbformat")
     paths = arguments.notebooks or sorted(NOTEBOOKS.glob("*.ipynb"))
     if not arguments.check:
         for path in paths:
