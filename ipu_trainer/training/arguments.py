@@ -63,7 +63,7 @@ class IPUTrainingArguments(TrainingArguments):
     fuse_projections: bool = field(
         default=False,
         metadata={
-            "help": "With compile layers: query, key and value as one matrix product. Exact; on an H100 it gained nothing for "
+            "help": "On the host: query, key and value as one matrix product. Exact; on an H100 it gained nothing for "
             "ViT-B (docs/performance.md)."
         },
     )
@@ -111,6 +111,8 @@ class IPUTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"compile={self.compile} is for the host: on a device poptorch compiles. Leave it at auto."
             )
+        if self.fuse_projections and (on_device or named or self.compile == "model"):
+            raise ValueError("fuse_projections is for the host, with compile=layers or off. Leave it off.")
         if named:
             self.compile = "model"
         elif self.compile == "model":

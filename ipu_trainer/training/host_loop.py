@@ -43,6 +43,8 @@ class HostLoop(Trainer):  # type: ignore[misc]  # transformers is not typed
 
     backend: Backend
     _foldings: Dict[Any, Folding]
+    optimizer: Any
+    lr_scheduler: Any
     train_dataset: Any
     data_collator: Any
     _train_batch_size: int
@@ -64,8 +66,8 @@ class HostLoop(Trainer):  # type: ignore[misc]  # transformers is not typed
             cls.loader_follows_folding = False
 
     def _stock_loop(self, geometry: BatchGeometry, positional: Tuple[Any, ...], named: Dict[str, Any]) -> TrainOutput:
-        """The stock loop, timed; begun anew with smaller passes if folded ones are out of memory before the first update."""
-        states = generator_states()
+        """The stock loop; begun anew with smaller passes if folded ones are out of memory before the first update."""
+        states, given = generator_states(), (self.optimizer, self.lr_scheduler)
         while True:
             try:
                 with self._fast_layers():
@@ -81,7 +83,7 @@ class HostLoop(Trainer):  # type: ignore[misc]  # transformers is not typed
                 folding.factor,
                 geometry.global_batch,
             )
-            self.optimizer = self.lr_scheduler = None
+            self.optimizer, self.lr_scheduler = given  # those of optimizers=, or None: made anew
             self.model.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
             restore_generators(states)
@@ -129,18 +131,30 @@ class HostLoop(Trainer):  # type: ignore[misc]  # transformers is not typed
     @contextlib.contextmanager
     def _fast_layers(self) -> Iterator[None]:
         """On the host: inside the block layers are compiled and projections fused, as the arguments say."""
-        wanted = getattr(self.args, "compile", "off")
-        if self.backend.has_executors or wanted == "off":
+        if self.backend.has_executors:
             yield
             return
+        wanted = getattr(self.args, "compile", "off")
         choice = choose_compile(wanted, self.args.device.type, self.args.n_gpu)
-        logger.info("compile: %s (%s)", choice.name, choice.reason)
         with contextlib.ExitStack() as stack:
+            if getattr(self.args, "fuse_projections", False):
+                self._check_fusing(stack.enter_context(fused_projections(self.model)))
             if choice.name == "layers":
-                if self.args.fuse_projections:
-                    stack.enter_context(fused_projections(self.model))
                 stack.enter_context(compiled_layers(self.model, required=wanted == "layers"))
+            logger.info("compile: %s (%s)", choice.name, choice.reason)
             yield
+
+    def _check_fusing(self, count: int) -> None:
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"fuse_projections: {self.args.n_gpu} GPUs of one process copy the model for each batch. Start one process a "
+                "GPU (torchrun), or leave it off."
+            )
+        if not count:
+            raise ValueError(
+                f"fuse_projections: {type(self.model).__name__} has no attention with three linear projections of its own. "
+                "Leave it off."
+            )
 
     @contextlib.contextmanager
     def _waiting_told(self) -> Iterator[None]:

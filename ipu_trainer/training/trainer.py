@@ -526,6 +526,7 @@ class IPUTrainer(HostLoop):
 
     def call_model_init(self, *positional: Any, **named: Any) -> Any:
         model = super().call_model_init(*positional, **named)
+        self._foldings.clear()  # they were of another model
         add_drop_path(model, getattr(self.args, "drop_path", 0.0))
         return model
 

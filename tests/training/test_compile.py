@@ -203,6 +203,9 @@ def test_arguments_that_contradict_each_other_are_refused(tmp_path):
         arguments(tmp_path, compile="layers", backend="simulated")
     with pytest.raises(ValueError, match="not one of"):
         arguments(tmp_path, compile="everything")
+    for other in ({"compile": "model"}, {"torch_compile": True}, {"backend": "simulated"}):
+        with pytest.raises(ValueError, match="fuse_projections is for the host"):
+            arguments(tmp_path, fuse_projections=True, **other)
     assert arguments(tmp_path, torch_compile=True).compile == "model"
     assert arguments(tmp_path, compile="model").torch_compile is True
 
@@ -263,3 +266,22 @@ def test_a_run_resumes_compiled_and_fused_from_a_plain_checkpoint_and_back(tmp_p
     for name, value in whole.items():
         torch.testing.assert_close(resumed[name], value, rtol=0, atol=1e-5)
     assert any((value - start[name]).abs().max() > 1e-3 for name, value in whole.items())
+
+
+def test_projections_are_fused_without_compiling_too_and_refused_where_there_are_none(tmp_path, monkeypatch):
+    counts = []
+    real = module.fused_projections
+
+    @contextlib.contextmanager
+    def counting(model):
+        with real(model) as count:
+            counts.append(count)
+            yield count
+
+    monkeypatch.setattr("ipu_trainer.training.host_loop.fused_projections", counting)
+    samples = [{"pixel_values": pixels.float(), "labels": i % 2} for i, pixels in enumerate(PIXELS)]
+    IPUTrainer(vit(), arguments(tmp_path / "vit", fuse_projections=True), train_dataset=samples).train()
+    assert counts == [2]
+    texts = [{"input_ids": row, "labels": row} for row in IDS]
+    with pytest.raises(ValueError, match="no attention with three linear projections"):
+        IPUTrainer(gpt2(), arguments(tmp_path / "gpt2", fuse_projections=True), train_dataset=texts).train()

@@ -533,3 +533,24 @@ def test_folded_epochs_have_the_samples_and_updates_of_literal_ones(samples, mic
         seen_literally = min(samples, literal * micro_batch)
         assert seen_literally == min(samples, passes * micro_batch * factor)
         assert math.ceil(literal / accumulation) == math.ceil(passes / (accumulation // factor))
+
+
+def test_a_run_that_begins_anew_with_smaller_passes_keeps_the_optimizer_that_was_given(tmp_path, monkeypatch):
+    from ipu_trainer.training import host_loop
+
+    real = host_loop.folded_step
+
+    def small(trainer, step, model, inputs, *more):
+        if getattr(trainer, "in_loop", False) and len(inputs["labels"]) > 4:
+            raise torch.cuda.OutOfMemoryError("a small GPU")
+        return real(trainer, step, model, inputs, *more)
+
+    monkeypatch.setattr(host_loop, "folded_step", small)
+    trainer = trainer_of(tmp_path, vit_without_dropout(), IMAGES, True, trainer_class=Counting)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    still = torch.optim.SGD(trainer.model.parameters(), lr=0.0)  # one that was made anew would move the weights
+    trainer.optimizer, trainer.lr_scheduler = still, torch.optim.lr_scheduler.LambdaLR(still, lambda _: 1.0)
+    trainer.train()
+    assert max(trainer.passes) == 4 and trainer.state.global_step == 8
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(value, before[name])
