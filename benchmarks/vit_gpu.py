@@ -178,6 +178,7 @@ def main():
         "--profile", action="store_true", help="the profile vit_base_pod4, 1 x 128, instead of all this"
     )
     parser.add_argument("--only", default="", help="variants whose names hold this text")
+    parser.add_argument("--pngs", type=Path, help="a folder of 1,024 px PNGs to read in place of synthetic ones")
     parser.add_argument("--without-pngs", action="store_true", help="leave out the variants that read PNGs")
     parser.add_argument("--output", type=Path, default=Path("vit_gpu.json"))
     given = parser.parse_args()
@@ -187,6 +188,7 @@ def main():
         variants = {
             "recipe, from the store": recipe(dataset, batch, *timed),
             "recipe, its batch on the GPU": recipe(dataset, batch, *timed, on_gpu=True),
+            "recipe, from the store, bfloat16 residual": recipe(dataset, batch, *timed, bf16_residual=True),
             "recipe, from the store, q k v in one": recipe(dataset, batch, *timed, fuse_projections=True),
             "Trainer bf16, on the GPU": stock_on_gpu(batch, *timed),
             "Trainer bf16, on the GPU, batch 128": stock_on_gpu(128, *timed),
@@ -198,8 +200,12 @@ def main():
                 "Trainer, 1 x 128, on the GPU": stock_on_gpu(1, 4, 1, accumulation=128),
             }
         elif not given.without_pngs:
-            with multiprocessing.Pool(16) as pool:
-                files = pool.map(write_png, [(folder, number) for number in range(512)])
+            files = sorted(str(file) for file in given.pngs.glob("*.png")) if given.pngs else []
+            if given.pngs and not files:
+                parser.error(f"--pngs {given.pngs} holds no PNG")
+            if not files:
+                with multiprocessing.Pool(16) as pool:
+                    files = pool.map(write_png, [(folder, number) for number in range(512)])
             print(f"PNGs of {np.mean([Path(file).stat().st_size for file in files]) / 1e3:.0f} kB", flush=True)
             variants["datasets + set_transform, 16 workers, bf16"] = from_pngs(
                 files, 128, 64, 40, bf16=True, dataloader_num_workers=16

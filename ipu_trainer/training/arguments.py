@@ -67,6 +67,13 @@ class IPUTrainingArguments(TrainingArguments):
             "ViT-B (docs/performance.md)."
         },
     )
+    bf16_residual: bool = field(
+        default=False,
+        metadata={
+            "help": "With bf16 on a GPU: what layers hand on is in bfloat16 too, which autocast keeps in float32. Faster, and "
+            "rounded after each layer (docs/performance.md)."
+        },
+    )
     ema_decay: float = field(
         default=0.0, metadata={"help": "Decay of the weight average that is evaluated and saved; 0 is off."}
     )
@@ -88,6 +95,11 @@ class IPUTrainingArguments(TrainingArguments):
                 )
         self._settle_compile(on_device)
         super().__post_init__()
+        if self.bf16_residual and (on_device or not self.bf16 or self.device.type != "cuda"):
+            raise ValueError(
+                f"bf16_residual is for bf16 on a GPU, and this run has backend {self.backend}, bf16={self.bf16}, device "
+                f"{self.device}. Leave it off."
+            )
         for name, low, high in (
             ("layer_decay", 0.0, 1.0),
             ("head_learning_rate_factor", 0.0, float("inf")),

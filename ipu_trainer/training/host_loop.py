@@ -32,6 +32,7 @@ from ipu_trainer.training.folding import (
     restore_generators,
     why_not_by_size,
 )
+from ipu_trainer.training.residual_stream import bfloat16_residual_stream
 
 logger = logging.get_logger(__name__)
 # Above this share of the time spent in waiting for data, a run is told that its loader is what holds it up.
@@ -139,6 +140,8 @@ class HostLoop(Trainer):  # type: ignore[misc]  # transformers is not typed
         with contextlib.ExitStack() as stack:
             if getattr(self.args, "fuse_projections", False):
                 self._check_fusing(stack.enter_context(fused_projections(self.model)))
+            if getattr(self.args, "bf16_residual", False):
+                self._check_residual(stack.enter_context(bfloat16_residual_stream(self.model)))
             if choice.name == "layers":
                 stack.enter_context(compiled_layers(self.model, required=wanted == "layers"))
             logger.info("compile: %s (%s)", choice.name, choice.reason)
@@ -154,6 +157,12 @@ class HostLoop(Trainer):  # type: ignore[misc]  # transformers is not typed
             raise ValueError(
                 f"fuse_projections: {type(self.model).__name__} has no attention with three linear projections of its own. "
                 "Leave it off."
+            )
+
+    def _check_residual(self, count: int) -> None:
+        if not count:
+            raise ValueError(
+                f"bf16_residual: {type(self.model).__name__} has no repeated layers (a ModuleList of one class). Leave it off."
             )
 
     @contextlib.contextmanager

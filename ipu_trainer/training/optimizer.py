@@ -61,18 +61,23 @@ def add_drop_path(model: nn.Module, rate: float) -> List[torch.utils.hooks.Remov
             for position, layer in enumerate(layers):
                 share = rate * position / (len(layers) - 1)
                 if share:
-                    handles.append(layer.register_forward_hook(_skip_samples(share)))
+                    handles.append(layer.register_forward_hook(SkippedSamples(share)))
     return handles
 
 
-def _skip_samples(rate: float) -> Any:
-    def hook(module: nn.Module, inputs: Tuple[Any, ...], output: Any) -> Any:
+class SkippedSamples:
+    """Forward hook: while training, a layer's change of a sample is left out with probability `rate`."""
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+
+    def __call__(self, module: nn.Module, inputs: Tuple[Any, ...], output: Any) -> Any:
         if not module.training:
             return None
         before, after = inputs[0], output[0] if isinstance(output, tuple) else output
+        if before.shape != after.shape:  # a layer computed for its first tokens alone
+            before = before[:, : after.shape[1]]
         shape = (after.shape[0],) + (1,) * (after.dim() - 1)
-        kept = (torch.rand(shape, device=after.device) >= rate).to(after.dtype) / (1.0 - rate)
+        kept = (torch.rand(shape, device=after.device) >= self.rate).to(after.dtype) / (1.0 - self.rate)
         mixed = before + (after - before) * kept
         return (mixed, *output[1:]) if isinstance(output, tuple) else mixed
-
-    return hook

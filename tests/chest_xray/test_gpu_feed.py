@@ -18,7 +18,7 @@ from ipu_trainer.tasks.chest_xray.arguments import parse_arguments
 from ipu_trainer.tasks.chest_xray.gray_input import GrayProjection
 from ipu_trainer.tasks.chest_xray.train import prepare_job
 from ipu_trainer.tasks.chest_xray.trainer import gathered
-from ipu_trainer.tasks.chest_xray.transforms import Normalisation
+from ipu_trainer.tasks.chest_xray.transforms import Normalisation, augment, change_pictures
 from ipu_trainer.training import compat
 
 NORMALISATION = Normalisation((0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
@@ -65,11 +65,11 @@ def test_other_first_convolutions_are_left_alone():
     assert GrayProjection.of(ConvNextForImageClassification(config), NORMALISATION) is not None
 
 
-def trained(prepared, phantoms, folder, feed, *more):
+def trained(prepared, phantoms, folder, feed, *more, use_cpu=True):
     words = [
         "--data", str(prepared), "--model", str(phantoms / "model"), "--output", str(folder), "--num_train_epochs", "1",
         "--per_device_train_batch_size", "16", "--precision", "fp32", "--disable_tqdm", "true", "--learning_rate", "1e-3",
-        "--" + compat.field_name("use_cpu"), "true", "--erasing", "0.5", *more,
+        "--" + compat.field_name("use_cpu"), str(use_cpu), "--erasing", "0.5", *more,
     ]  # fmt: skip
     job = prepare_job(*parse_arguments(words))
     trainer = job.trainer(model=job.new_model())
@@ -112,12 +112,16 @@ def test_bytes_reach_the_model_once_and_pictures_are_made_there(prepared, phanto
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_gpu_makes_the_pictures_that_a_cpu_makes(prepared, phantoms, tmp_path):
-    trainer, job = trained(prepared, phantoms, tmp_path, True)
+    trainer, job = trained(prepared, phantoms, tmp_path, False, use_cpu=False)
     batch = gathered([job.train_set[(3, index)] for index in range(8)])
     expected = trainer._collator_on_gpu(batch)["pixel_values"]
-    on_gpu = trainer._collator_on_gpu({**batch, "pixels": batch["pixels"].cuda()})["pixel_values"].cpu()
-    # Rotation samples between pixels: the two round its grid differently.
-    torch.testing.assert_close(on_gpu, expected, rtol=0, atol=2e-3)
+    collator = trainer._collator_on_gpu
+    assert trainer._change_pictures is not change_pictures  # compiled
+    for compute in (change_pictures, trainer._change_pictures):
+        given = (batch["pixels"].cuda(), batch["epoch"], batch["index"], collator.augmentation, collator.seed)
+        on_gpu = collator.normalisation(augment(*given, compute)).cpu()
+        # Rotation samples between pixels: the two round its grid differently.
+        torch.testing.assert_close(on_gpu, expected, rtol=0, atol=2e-3)
 
 
 class _NoWaiting(TrainerCallback):
@@ -135,7 +139,9 @@ class _NoWaiting(TrainerCallback):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("more", [(), ("--fuse_projections", "true"), ("--compile", "off")])
+@pytest.mark.parametrize(
+    "more", [(), ("--fuse_projections", "true"), ("--compile", "off"), ("--bf16_residual", "true")]
+)
 def test_no_step_waits_for_the_gpu(prepared, phantoms, tmp_path, more):
     words = [
         "--data", str(prepared), "--model", str(phantoms / "model"), "--output", str(tmp_path), "--max_steps", "8",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from typing import Any, Dict, Mapping, Optional, Tuple
+from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple
 
 import numpy as np
 import torch
@@ -11,13 +12,22 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
 from ipu_trainer.config.batching import BatchGeometry
+from ipu_trainer.tasks.chest_xray.class_token import ClassTokenLayer
 from ipu_trainer.tasks.chest_xray.dataset import ChestXrayDataset
 from ipu_trainer.tasks.chest_xray.gray_input import GrayProjection
 from ipu_trainer.tasks.chest_xray.losses import FindingLoss
 from ipu_trainer.tasks.chest_xray.sampler import FindingBatchSampler
-from ipu_trainer.tasks.chest_xray.transforms import ChestXrayCollator, augment, stack
+from ipu_trainer.tasks.chest_xray.transforms import ChestXrayCollator, augment, change_pictures, stack
+from ipu_trainer.training.compile import choose_compile
 from ipu_trainer.training.feeding import sent
 from ipu_trainer.training.trainer import IPUTrainer
+
+
+class _Rewrites(NamedTuple):
+    """What the host computes in fewer operations, exactly; None where the model has no such part."""
+
+    projection: Optional[GrayProjection]
+    last_layer: Optional[ClassTokenLayer]
 
 
 class ChestXrayTrainer(IPUTrainer):
@@ -25,7 +35,8 @@ class ChestXrayTrainer(IPUTrainer):
 
     compute_loss: finding_loss of the logits. get_train_dataloader: whole host steps from FindingBatchSampler, already
     shared out over the processes. On a GPU batches travel as uint8 gray pixels, and _prepare_inputs augments and normalises
-    them there; a training step reads the gray channel alone (gray_input.py). Everything else is IPUTrainer's.
+    them there; a training step reads the gray channel alone (gray_input.py). On the host a training step computes of the last
+    layer what the head reads (class_token.py). Everything else is IPUTrainer's.
     """
 
     data_collator: Any
@@ -38,6 +49,7 @@ class ChestXrayTrainer(IPUTrainer):
         self.finding_loss = finding_loss
         self.model_accepts_loss_kwargs = False  # means over samples: nobody counts labels, or waits for the count
         self._collator_on_gpu: Optional[ChestXrayCollator] = None
+        self._change_pictures: Any = change_pictures
         if not self.backend.has_executors and self.args.device.type == "cuda":
             self._feed_gpu()
         self._balance, self._tail = balance, tail
@@ -49,6 +61,10 @@ class ChestXrayTrainer(IPUTrainer):
         """Leave to the GPU what ChestXrayCollator does, and to the loader the gathering of bytes."""
         if isinstance(self.data_collator, ChestXrayCollator):
             self._collator_on_gpu, self.data_collator = self.data_collator, gathered
+            self._found_rewrites = None
+            choice = choose_compile(getattr(self.args, "compile", "off"), self.args.device.type, self.args.n_gpu)
+            if choice.name != "off":
+                self._change_pictures = torch.compile(change_pictures)
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         collator = self._collator_on_gpu
@@ -57,21 +73,28 @@ class ChestXrayTrainer(IPUTrainer):
         # epoch and index stay: numbers of the augmentation are drawn here, and reading them back would wait for the GPU.
         device = self.args.device
         pixels = sent(inputs["pixels"], device)
-        gray = augment(pixels, inputs["epoch"], inputs["index"], collator.augmentation, collator.seed)
+        gray = augment(
+            pixels, inputs["epoch"], inputs["index"], collator.augmentation, collator.seed, self._change_pictures
+        )
         labels = sent(inputs["labels"], device)
-        if self.model.training and self.args.n_gpu <= 1 and self._gray_projection() is not None:
+        if self.model.training and self._rewrites().projection is not None:
             return {"gray": gray, "labels": labels}
         return {"pixel_values": collator.normalisation(gray), "labels": labels}
 
-    def _gray_projection(self) -> Optional[GrayProjection]:
-        """The current model's; None where it has none."""
-        if self._collator_on_gpu is None:
-            return None
-        if self._projection is None or self._projection[0] is not self.model:
-            self._projection = (self.model, GrayProjection.of(self.model, self._collator_on_gpu.normalisation))
-        return self._projection[1]
+    def _rewrites(self) -> _Rewrites:
+        """Those of the current model: a search, or model_init, makes another one."""
+        if self._found_rewrites is None or self._found_rewrites[0] is not self.model:
+            self._found_rewrites = (self.model, self._find_rewrites())
+        return self._found_rewrites[1]
 
-    _projection: Optional[Tuple[Any, Optional[GrayProjection]]] = None
+    def _find_rewrites(self) -> _Rewrites:
+        if self.backend.has_executors or self.args.n_gpu > 1:  # DataParallel copies the model for each batch
+            return _Rewrites(None, None)
+        collator = self._collator_on_gpu
+        projection = None if collator is None else GrayProjection.of(self.model, collator.normalisation)
+        return _Rewrites(projection, ClassTokenLayer.of(self.model))
+
+    _found_rewrites: Optional[Tuple[Any, _Rewrites]] = None
 
     def floating_point_ops(self, inputs: Any) -> int:
         if "pixels" in inputs:  # the shape is what counts
@@ -114,12 +137,18 @@ class ChestXrayTrainer(IPUTrainer):
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, *_: Any, **__: Any) -> Any:
         labels = inputs["labels"]
-        projection = self._gray_projection() if "gray" in inputs else None
-        if projection is not None:
-            with projection.reading_gray():
+        with contextlib.ExitStack() as rewrites:
+            last_layer = self._rewrites().last_layer
+            if (
+                last_layer is not None and self.model.training
+            ):  # evaluation computes what plain Transformers does, bit by bit
+                rewrites.enter_context(last_layer.reading_class_token())
+            projection = self._rewrites().projection if "gray" in inputs else None
+            if projection is not None:
+                rewrites.enter_context(projection.reading_gray())
                 outputs = model(pixel_values=projection.gray_channels(inputs["gray"]))
-        else:
-            outputs = model(pixel_values=inputs["pixel_values"])
+            else:
+                outputs = model(pixel_values=inputs["pixel_values"])
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
         loss = self.finding_loss(logits, labels)
         return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss

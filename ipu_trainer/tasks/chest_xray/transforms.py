@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -101,17 +101,27 @@ NO_AUGMENTATION = Augmentation(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, False)
 
 
 def augment(
-    pixels: torch.Tensor, epoch: torch.Tensor, index: torch.Tensor, augmentation: Augmentation, seed: int = 0
+    pixels: torch.Tensor,
+    epoch: torch.Tensor,
+    index: torch.Tensor,
+    augmentation: Augmentation,
+    seed: int = 0,
+    compute: Optional[Callable[[torch.Tensor, torch.Tensor, Augmentation], torch.Tensor]] = None,
 ) -> torch.Tensor:
     """Gray values in [0, 1], float32 (micro_batch, height, width), of uint8 pixels of that shape.
 
     epoch and index, int64 (micro_batch,), name the samples; they and the seed decide everything. A batch of epoch -1 is
-    not of training and stays as it is.
+    not of training and stays as it is. compute: `change_pictures`, or what was compiled of it.
     """
-    gray = pixels.to(torch.float32) / 255.0
-    a = augmentation
-    if a == NO_AUGMENTATION or bool((epoch < 0).all()):
-        return gray
+    if augmentation == NO_AUGMENTATION or bool((epoch < 0).all()):
+        return pixels.to(torch.float32) / 255.0
+    # All numbers travel at once: each copy of its own would cost as much.
+    numbers = sent(torch.from_numpy(_drawn_changes(epoch, index, augmentation, seed)), pixels.device)
+    return (compute or change_pictures)(pixels, numbers, augmentation)
+
+
+def _drawn_changes(epoch: torch.Tensor, index: torch.Tensor, a: Augmentation, seed: int) -> np.ndarray:
+    """float32 (samples, 14): six of the affine map, contrast, brightness, gamma, and five in [0, 1) for the rectangle."""
     random = _uniform(seed, epoch.cpu().numpy(), index.cpu().numpy(), 13)
     signed = {name: 2.0 * random[:, position] - 1.0 for position, name in enumerate(_SIGNED)}
     angle = np.deg2rad(a.rotation_degrees) * signed["angle"]
@@ -136,19 +146,22 @@ def augment(
         ],
         axis=1,
     )
-    # All numbers travel at once: each copy of its own would cost as much.
-    numbers = np.concatenate([affine.reshape(-1, 6), tones, random[:, 8:]], axis=1).astype(np.float32)
-    there = sent(torch.from_numpy(numbers), gray.device)
+    return np.concatenate([affine.reshape(-1, 6), tones, random[:, 8:]], axis=1).astype(np.float32)
+
+
+def change_pictures(pixels: torch.Tensor, numbers: torch.Tensor, a: Augmentation) -> torch.Tensor:
+    """`augment` for drawn numbers, (samples, 14): tensors alone, on the device where they are."""
+    gray = pixels.to(torch.float32) / 255.0
     if a.rotation_degrees or a.scale or a.aspect or a.shift or a.horizontal_flip:
-        grid = _affine_grid(there[:, :6].view(-1, 2, 3), gray.shape[1], gray.shape[2])
+        grid = _affine_grid(numbers[:, :6].view(-1, 2, 3), gray.shape[1], gray.shape[2])
         gray = functional.grid_sample(gray[:, None], grid, mode="bilinear", align_corners=False)[:, 0]
-    contrast, brightness, gamma = there[:, 6:9].T[:, :, None, None]
+    contrast, brightness, gamma = numbers[:, 6:9].T[:, :, None, None]
     mean = gray.mean(dim=(1, 2), keepdim=True)
     gray = ((gray - mean) * contrast + mean + brightness).clamp_(0.0, 1.0)
     if a.gamma:
         gray = gray.pow(gamma)
     if a.erasing:
-        gray = _erase(gray, mean, there[:, 9:], a.erasing)
+        gray = _erase(gray, mean, numbers[:, 9:], a.erasing)
     return gray
 
 
