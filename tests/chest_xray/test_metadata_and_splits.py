@@ -83,6 +83,15 @@ def test_images_are_found_in_the_folders_that_nih_ships(tmp_path):
     assert [row.path for row in found.rows] == ["images_001/images/a.png", "images_012/images/b.png"]
 
 
+def test_a_name_in_another_folder_finds_the_file_wherever_it_lies(tmp_path):
+    write_images(tmp_path / "images", ["flat.png", "deep/inner.png", "twice.png", "deep/twice.png"])
+    names = ["elsewhere/flat.png", "inner.png", "elsewhere/twice.png"]
+    table = write_table(tmp_path / "labels.csv", NEW, [[name, "Mass", 0, 1, "60", "M", "PA", 1, 1] for name in names])
+    found = read_metadata(table, tmp_path / "images")
+    assert [row.path for row in found.rows] == ["deep/inner.png", "flat.png"]
+    assert "ambiguous: 2 files" in {rejection.line: rejection.reason for rejection in found.rejections}[4]
+
+
 def test_everything_wrong_is_found_in_one_pass_with_line_and_reason(tmp_path):
     write_images(
         tmp_path / "images", ["ok.png", "orphan.png", "twice.png", "odd.png", "empty.png", "x/same.png", "y/same.png"]

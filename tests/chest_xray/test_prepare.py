@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 
 from ipu_trainer.cli import main
 from ipu_trainer.tasks.chest_xray import images
+from ipu_trainer.tasks.chest_xray import prepare as module
 from ipu_trainer.tasks.chest_xray.dataset import PreparedError, load_prepared
 from ipu_trainer.tasks.chest_xray.prepare import PrepareSettings, prepare
 from ipu_trainer.tasks.chest_xray.store import StoreError, open_pixels, read_header
@@ -163,6 +165,37 @@ def test_a_table_of_nothing_but_bad_rows_is_listed_too(settings, tmp_path):
     with pytest.raises(ValueError, match="leaves no training image"):
         prepare(replace(settings, csv=table, images=empty, skip_bad=True), progress=False)
     assert [path.name for path in settings.output.iterdir()] == ["rejected.csv"]
+
+
+def test_tasks_are_made_when_they_are_needed_and_results_keep_their_order(monkeypatch):
+    class Pool:
+        def __init__(self, *_, **__):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def submit(self, _, task):
+            future = Future()
+            future.set_result([(row, path.encode(), None) for row, path in task])
+            return future
+
+    monkeypatch.setattr(module, "ProcessPoolExecutor", Pool)
+    made = []
+
+    def tasks():
+        for row in range(100):
+            made.append(row)
+            yield [(row, str(row))]
+
+    seen = []
+    for result in module._run(tasks(), ("", 100, 16, "bilinear", ""), 2):
+        seen.append(result[0][0])
+        assert len(made) - len(seen) < 2 * module._TASKS_AHEAD
+    assert seen == list(range(100))
 
 
 def test_a_killed_preparation_goes_on_where_it_was(settings, phantoms, tmp_path, monkeypatch):

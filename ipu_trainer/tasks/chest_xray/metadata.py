@@ -78,14 +78,14 @@ def read_metadata(
     """
     root = images.resolve()
     files = _list_images(images)
-    by_name: Dict[str, List[str]] = {}
+    by_name: Dict[str, List[str]] = {}  # of files in subfolders
     for path in files:
-        by_name.setdefault(path.rsplit("/", 1)[-1], []).append(path)
+        if "/" in path:
+            by_name.setdefault(path.rsplit("/", 1)[-1], []).append(path)
 
     rows: List[Row] = []
     rejections: List[Rejection] = []
     first_line: Dict[str, int] = {}
-    claimed: Set[str] = set()
     shared: Dict[Tuple[str, ...], Tuple[str, ...]] = {}  # findings that many rows have, once
     absent = unknown_ages = 0
     for line, record in _read_records(csv_path):
@@ -97,7 +97,6 @@ def read_metadata(
                     absent += 1
                     continue
                 raise ValueError("row without image: no such file below the image folder")
-            claimed.add(located)
             if located in first_line:
                 raise ValueError(f"duplicate row: line {first_line[located]} already describes this image")
             first_line[located] = line
@@ -125,7 +124,7 @@ def read_metadata(
             )
         )
     rejections += [
-        Rejection(path, 0, f"image without row in {csv_path.name}") for path in sorted(files) if path not in claimed
+        Rejection(path, 0, f"image without row in {csv_path.name}") for path in sorted(files) if path not in first_line
     ]
     rows.sort(key=lambda row: row.path)
     return Metadata(tuple(rows), tuple(rejections), absent, unknown_ages)
@@ -189,7 +188,7 @@ def _locate(name: str, root: Path, files: Set[str], by_name: Dict[str, List[str]
         raise ValueError("path leaves the image folder: use a file name below it")
     path = "/".join(part for part in parts if part not in ("", "."))
     if path not in files:
-        matches = by_name.get(parts[-1], [])
+        matches = by_name.get(parts[-1], []) + [parts[-1]] * (parts[-1] in files)
         if len(matches) > 1:
             raise ValueError(f"ambiguous: {len(matches)} files have this name ({', '.join(sorted(matches)[:3])})")
         if not matches:

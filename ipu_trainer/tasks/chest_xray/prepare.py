@@ -12,21 +12,22 @@ Everything wrong with the input is found in one pass and listed; without skip_ba
 
 from __future__ import annotations
 
+import collections
 import csv
 import hashlib
 import io
 import json
 import os
 import shutil
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 from tqdm import tqdm
 
-from ipu_trainer.atomic import write_json, write_text
+from ipu_trainer.atomic import atomic_path, write_json, write_text
 from ipu_trainer.tasks.chest_xray import images as image_files
 from ipu_trainer.tasks.chest_xray.labels import NIH_FINDINGS, n_hot
 from ipu_trainer.tasks.chest_xray.metadata import Rejection, Row, read_metadata, read_split_list
@@ -44,7 +45,9 @@ from ipu_trainer.tasks.chest_xray.store import STORE_FILE, StoreWriter, file_dig
 
 FORMAT_VERSION = 1
 MANIFEST = "prepared.json"
-_CHUNK = 16
+_CHUNK = 16  # pictures of a task
+_TASKS_AHEAD = 8  # for each worker
+_ROWS_AT_ONCE = 1000  # of the metadata
 
 
 @dataclass(frozen=True)
@@ -154,14 +157,11 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> PreparedSummary
     if not rows and not rejections:
         raise ValueError(f"{settings.csv} and {settings.images} have no image in common. Are they one data set?")
 
-    plan = hashlib.blake2b(
-        json.dumps(
-            [settings.size, settings.resample, str(settings.images.resolve()), [row.path for row in rows]]
-        ).encode(),
-        digest_size=16,
-    ).hexdigest()
+    plan = hashlib.blake2b(digest_size=16)
+    for part in (settings.size, settings.resample, settings.images.resolve(), *(row.path for row in rows)):
+        plan.update(f"{part}\0".encode())
     writer = StoreWriter(
-        settings.output / STORE_FILE, len(rows), settings.size, settings.resample, image_files.DECODER, plan
+        settings.output / STORE_FILE, len(rows), settings.size, settings.resample, image_files.DECODER, plan.hexdigest()
     )
     failures = _decode_all(writer, rows, settings, progress)
     rejections += [Rejection(rows[position].path, rows[position].line, reason) for position, reason in failures.items()]
@@ -171,27 +171,26 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> PreparedSummary
         _write_rejections(settings.output, rejections)
         return PreparedSummary(settings.output, False, False, 0, len(rejections), {})
 
-    kept = [(position, row) for position, row in enumerate(rows) if position not in failures]
-    splits = _split([row for _, row in kept], settings)
-    findings = sorted({name for _, row in kept for name in row.findings})
+    pixel_rows = np.delete(np.arange(len(rows)), sorted(failures))
+    rows = [row for position, row in enumerate(rows) if position not in failures]
+    splits = _split(rows, settings)
+    findings = sorted({name for row in rows for name in row.findings})
     fingerprint = hashlib.blake2b(digest_size=16)
-    for (position, row), split in zip(kept, splits):
+    for position, row, split in zip(pixel_rows.tolist(), rows, splits):
         fingerprint.update(f"{row.path}\0{'|'.join(row.findings)}\0{split}\0".encode() + writer.digest(position))
     source_hash = fingerprint.hexdigest()
 
     _write_rejections(settings.output, rejections)
-    _write_arrow(settings.output / "metadata", kept, splits, findings)
-    jsonl = _jsonl([row for _, row in kept], findings)
-    write_text(settings.output / "metadata.jsonl", jsonl)
-    if settings.in_place:
-        write_text(settings.images / "metadata.jsonl", jsonl)
+    _write_arrow(settings.output / "metadata", rows, pixel_rows, splits, findings)
+    for folder in (settings.output, *([settings.images] if settings.in_place else [])):
+        _write_jsonl(folder / "metadata.jsonl", rows, findings)
     writer.finish(source_hash)
     manifest = {
         "format_version": FORMAT_VERSION,
         "identity": identity,
         "fingerprint": source_hash,
         "findings": findings,
-        "num_images": len(kept),
+        "num_images": len(rows),
         "size": settings.size,
         "resample": settings.resample,
         "decoder": image_files.DECODER,
@@ -200,16 +199,16 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> PreparedSummary
             "validation_fraction": settings.validation_fraction,
             "test_fraction": None if settings.split_method == "official" else settings.test_fraction,
             "seed": settings.seed,
-            "images_of_patients_in_another_split": shared_patients(splits, [row.patient_id for _, row in kept]),
+            "images_of_patients_in_another_split": shared_patients(splits, [row.patient_id for row in rows]),
         },
-        "counts": _counts([row for _, row in kept], splits, findings),
+        "counts": _counts(rows, splits, findings),
         "rejected": len(rejections),
         "rows_without_image": found.num_rows_without_image,
         "unknown_ages": found.num_unknown_ages,
         "source": {"csv": str(settings.csv), "images": str(settings.images)},
     }
     write_json(manifest_path, manifest)
-    return PreparedSummary(settings.output, True, False, len(kept), len(rejections), manifest)
+    return PreparedSummary(settings.output, True, False, len(rows), len(rejections), manifest)
 
 
 # Decoding -------------------------------------------------------------------------------------------------------
@@ -217,16 +216,22 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> PreparedSummary
 
 def _decode_all(writer: StoreWriter, rows: Sequence[Row], settings: PrepareSettings, progress: bool) -> Dict[int, str]:
     """Fill the store; returns the reason for each row whose file cannot be decoded."""
-    missing = [int(row) for row in writer.missing_rows()]
-    work = [missing[start : start + _CHUNK] for start in range(0, len(missing), _CHUNK)]
-    tasks = [[(row, rows[row].path) for row in chunk] for chunk in work]
+    missing = writer.missing_rows()
+    num_tasks = -(-len(missing) // _CHUNK)
+    if not num_tasks:
+        return {}
+
+    def tasks() -> Iterator[List[Tuple[int, str]]]:
+        for start in range(0, len(missing), _CHUNK):
+            yield [(row, rows[row].path) for row in missing[start : start + _CHUNK].tolist()]
+
     context = (str(writer.partial), len(rows), settings.size, settings.resample, str(settings.images))
     failures: Dict[int, str] = {}
-    num_workers = min(settings.workers or os.cpu_count() or 1, max(1, len(tasks)))
+    num_workers = min(settings.workers or os.cpu_count() or 1, num_tasks)
     with tqdm(
         total=len(rows), initial=len(rows) - len(missing), unit="image", desc="decoding", disable=not progress
     ) as bar:
-        for chunk in _run(tasks, context, num_workers):
+        for chunk in _run(tasks(), context, num_workers):
             for row, digest, reason in chunk:
                 if reason is None:
                     writer.commit(row, digest)
@@ -240,17 +245,22 @@ _Result = List[Tuple[int, bytes, Optional[str]]]
 
 
 def _run(
-    tasks: Sequence[Sequence[Tuple[int, str]]], context: Tuple[str, int, int, str, str], num_workers: int
+    tasks: Iterator[List[Tuple[int, str]]], context: Tuple[str, int, int, str, str], num_workers: int
 ) -> Iterator[_Result]:
-    if not tasks:
-        return
+    """Results in the order of the tasks, of which only a few for each worker are made ahead."""
     if num_workers == 1:
         decode = _Decoder(*context)
         for task in tasks:
             yield decode(task)
         return
     with ProcessPoolExecutor(num_workers, initializer=_start_worker, initargs=context) as pool:
-        yield from pool.map(_work, tasks)
+        ahead: Deque[Future[_Result]] = collections.deque()
+        for task in tasks:
+            ahead.append(pool.submit(_work, task))
+            if len(ahead) >= _TASKS_AHEAD * num_workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
 class _Decoder:
@@ -339,21 +349,12 @@ def _counts(rows: Sequence[Row], splits: Sequence[str], findings: Sequence[str])
     return counts
 
 
-def _write_arrow(folder: Path, kept: Sequence[Tuple[int, Row]], splits: Sequence[str], findings: Sequence[str]) -> None:
+def _write_arrow(
+    folder: Path, rows: Sequence[Row], pixel_rows: np.ndarray, splits: Sequence[str], findings: Sequence[str]
+) -> None:
     import datasets
+    from datasets.arrow_writer import ArrowWriter
 
-    rows = [row for _, row in kept]
-    columns = {
-        "file_name": [row.path for row in rows],
-        "labels": n_hot([row.findings for row in rows], findings),
-        "patient_id": [row.patient_id for row in rows],
-        "age": [row.age for row in rows],
-        "sex": [row.sex for row in rows],
-        "view": [row.view for row in rows],
-        "follow_up": [row.follow_up for row in rows],
-        "split": list(splits),
-        "pixel_row": [position for position, _ in kept],
-    }
     features = datasets.Features(
         {
             "file_name": datasets.Value("string"),
@@ -367,35 +368,50 @@ def _write_arrow(folder: Path, kept: Sequence[Tuple[int, Row]], splits: Sequence
             "pixel_row": datasets.Value("int64"),
         }
     )
-    temporary = folder.with_name(folder.name + ".partial")
+    temporary, table = (folder.with_name(folder.name + ending) for ending in (".partial", ".rows.partial"))
     for stale in (temporary, folder):
         if stale.exists():
             shutil.rmtree(stale)
+    with ArrowWriter(path=str(table), features=features) as arrow:
+        for begin in range(0, len(rows), _ROWS_AT_ONCE):
+            some = slice(begin, begin + _ROWS_AT_ONCE)
+            columns = {
+                "file_name": [row.path for row in rows[some]],
+                "labels": n_hot([row.findings for row in rows[some]], findings),
+                "patient_id": [row.patient_id for row in rows[some]],
+                "age": [row.age for row in rows[some]],
+                "sex": [row.sex for row in rows[some]],
+                "view": [row.view for row in rows[some]],
+                "follow_up": [row.follow_up for row in rows[some]],
+                "split": splits[some],
+                "pixel_row": pixel_rows[some],
+            }
+            arrow.write_batch(columns)
+        arrow.finalize()
     shown = datasets.utils.logging.is_progress_bar_enabled()
     datasets.utils.logging.disable_progress_bar()
     try:
-        datasets.Dataset.from_dict(columns, features=features).save_to_disk(str(temporary))
+        datasets.Dataset.from_file(str(table)).save_to_disk(str(temporary))
     finally:
         if shown:
             datasets.utils.logging.enable_progress_bar()
+    table.unlink()
     os.replace(temporary, folder)
 
 
-def _jsonl(rows: Sequence[Row], findings: Sequence[str]) -> str:
-    labels = n_hot([row.findings for row in rows], findings).astype(np.uint8)
-    out = io.StringIO()
-    for row, label in zip(rows, labels):
-        record = {
-            "file_name": row.path,
-            "labels": label.tolist(),
-            "patient_id": row.patient_id,
-            "age": row.age,
-            "sex": row.sex,
-            "view": row.view,
-            "follow_up": row.follow_up,
-        }
-        out.write(json.dumps(record) + "\n")
-    return out.getvalue()
+def _write_jsonl(target: Path, rows: Sequence[Row], findings: Sequence[str]) -> None:
+    with atomic_path(target) as temporary, temporary.open("w", encoding="utf-8") as out:
+        for row in rows:
+            record = {
+                "file_name": row.path,
+                "labels": n_hot([row.findings], findings)[0].astype(np.uint8).tolist(),
+                "patient_id": row.patient_id,
+                "age": row.age,
+                "sex": row.sex,
+                "view": row.view,
+                "follow_up": row.follow_up,
+            }
+            out.write(json.dumps(record) + "\n")
 
 
 def _write_rejections(folder: Path, rejections: Sequence[Rejection]) -> None:
@@ -410,11 +426,19 @@ def _write_rejections(folder: Path, rejections: Sequence[Rejection]) -> None:
 def _identity(settings: PrepareSettings) -> str:
     """Changes with everything that changes the result; not with the number of workers."""
     values = asdict(replace(settings, workers=0, in_place=False))
-    values["csv_digest"] = file_digest(settings.csv.read_bytes()).hex()
+    values["csv_digest"] = _digest_of(settings.csv)
     for name in ("train_val_list", "test_list"):
         path = getattr(settings, name)
-        values[name] = None if path is None else file_digest(path.read_bytes()).hex()
+        values[name] = None if path is None else _digest_of(path)
     for name in ("csv", "output"):
         values.pop(name)
     values["images"] = str(settings.images.resolve())
     return hashlib.blake2b(json.dumps(values, default=str, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _digest_of(path: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        for part in iter(lambda: file.read(1 << 20), b""):
+            digest.update(part)
+    return digest.hexdigest()
