@@ -71,10 +71,12 @@ def main():
     parser.add_argument("--output", type=Path, default=Path("gpt2_gpu.json"))
     given = parser.parse_args()
     common = (given.steps, given.warm_up)
+    ours = {"logging_nan_inf_filter": False, "backend": "host"}
     best = {"tf32": True, "optim": "adamw_torch_fused", "logging_nan_inf_filter": False}
     variants = {
-        "IPUTrainer": variant(
-            IPUTrainer, IPUTrainingArguments, given.batch, *common, logging_nan_inf_filter=False, backend="host"
+        "IPUTrainer": variant(IPUTrainer, IPUTrainingArguments, given.batch, *common, **ours),
+        "IPUTrainer, bfloat16 residual": variant(
+            IPUTrainer, IPUTrainingArguments, given.batch, *common, bf16_residual=True, **ours
         ),
         "Trainer, its defaults in bf16, batch 8": variant(Trainer, TrainingArguments, 8, *common, dropout=0.1),
         "Trainer, best uncompiled": variant(Trainer, TrainingArguments, given.batch, *common, **best),
