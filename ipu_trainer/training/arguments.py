@@ -53,6 +53,12 @@ class IPUTrainingArguments(TrainingArguments):
             "is equal (checked before the first update)."
         },
     )
+    verify_folding: bool = field(
+        default=False,
+        metadata={
+            "help": "Check folding on all micro-batches of the first update, each computed alone too, instead of on up to eight."
+        },
+    )
     compile: str = field(
         default="auto",
         metadata={
@@ -93,6 +99,11 @@ class IPUTrainingArguments(TrainingArguments):
                     f"{name} is for a device, and --backend {self.backend} computes on the host here. Use --bf16 or "
                     "--fp16 on a GPU, or --backend sdk or simulated."
                 )
+        if self.verify_folding and (on_device or not self.fold):
+            raise ValueError(
+                f"verify_folding checks what the host folds, and this run has backend {self.backend}, fold={self.fold}. Leave it "
+                "off."
+            )
         self._settle_compile(on_device)
         super().__post_init__()
         if self.bf16_residual and (on_device or not self.bf16 or self.device.type != "cuda"):

@@ -12,22 +12,18 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
-import random
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
-from torch.utils.data import IterableDataset, default_collate
-from transformers import DefaultDataCollator, Trainer, default_data_collator
-from transformers.trainer_pt_utils import find_batch_size
-from transformers.utils import logging
+from torch.utils.data import IterableDataset
+from transformers import Trainer
 
-logger = logging.get_logger(__name__)
+from ipu_trainer.training.passes import rows_of
+from ipu_trainer.training.random_state import generator_states, restore_generators
 
 # Micro-batches that are compared one by one with all of them together: unequal losses show in a few already.
 _COMPARED = 8
@@ -114,41 +110,61 @@ def decide(trainer: Any, micro_batch: int, accumulation: int) -> Folding:
     if reason:
         return Folding(1, reason)
     compared = min(accumulation, _COMPARED)
-    apart: Dict[str, torch.Tensor] = {}
-    together: Dict[str, torch.Tensor] = {}
-    failed, saved_bytes = "", 0
-    with _untouched(trainer):
-        try:
-            apart, saved_bytes = _gradients(trainer, micro_batch, compared, 1)
-            together, _ = _gradients(trainer, micro_batch, compared, compared)
-        except _Statistics as found:
-            failed = f"each micro-batch changes a buffer of the model ({found})"
-        except _TokenMeans:
-            failed = "its loss is a mean over the tokens of each micro-batch, which have different numbers of them"
-        except torch.cuda.OutOfMemoryError:
-            failed = f"{compared} micro-batches together are out of memory"
-        except (ValueError, RuntimeError, StopIteration) as error:
-            failed = f"{compared} micro-batches together fail ({type(error).__name__}: {str(error)[:120]})"
-    failed = _as_any_process(failed, trainer.args)
+    difference, saved_bytes, failed = _compare(trainer, micro_batch, compared, compared)
+    failed = failed or _too_different(difference, compared, trainer.args)
     if failed:
         return Folding(1, failed)
-    for gradients in (apart, together):
-        _mean_over_processes(gradients, trainer.args)
-    difference = _relative_difference(apart, together)
-    tolerance = _TOLERANCE["rounded" if _rounds(trainer.args) else "float32"]
-    if not difference <= tolerance:
-        return Folding(
-            1,
-            f"together they are not equal: gradients of {compared} differ by {difference:.1e} (at most {tolerance:g})",
-        )
     largest = largest_that_fits(_free_bytes(trainer), saved_bytes)
     drop_last = bool(trainer.args.dataloader_drop_last)
     told = None
     for factor in divisors_down(accumulation, largest):
         told = trainer.why_not_foldable(micro_batch, accumulation, factor, drop_last)
         if told is None:
-            return Folding(factor, f"equal: gradients of {compared} differ by {difference:.1e}")
-    return Folding(1, told or "two micro-batches do not fit into the memory")
+            break
+    else:
+        return Folding(1, told or "two micro-batches do not fit into the memory")
+    if getattr(trainer.args, "verify_folding", False) and accumulation > compared:
+        compared = accumulation
+        difference, _, failed = _compare(trainer, micro_batch, accumulation, factor)
+        failed = failed or _too_different(difference, accumulation, trainer.args)
+        if failed:
+            return Folding(1, failed)
+    return Folding(factor, f"equal: gradients of {compared} differ by {difference:.1e}")
+
+
+def _compare(trainer: Any, micro_batch: int, count: int, factor: int) -> Tuple[float, int, str]:
+    """`count` micro-batches one by one and in passes of `factor`, in all processes.
+
+    Returns the relative difference of their gradients, bytes kept for the backward pass of one, and what failed ("": nothing).
+    """
+    apart: Dict[str, torch.Tensor] = {}
+    together: Dict[str, torch.Tensor] = {}
+    failed, saved_bytes = "", 0
+    with _untouched(trainer):
+        try:
+            apart, saved_bytes = _gradients(trainer, micro_batch, count, 1)
+            together, _ = _gradients(trainer, micro_batch, count, factor)
+        except _Statistics as found:
+            failed = f"each micro-batch changes a buffer of the model ({found})"
+        except _TokenMeans:
+            failed = "its loss is a mean over the tokens of each micro-batch, which have different numbers of them"
+        except torch.cuda.OutOfMemoryError:
+            failed = f"{factor} micro-batches together are out of memory"
+        except (ValueError, RuntimeError, StopIteration) as error:
+            failed = f"{factor} micro-batches together fail ({type(error).__name__}: {str(error)[:120]})"
+    failed = _as_any_process(failed, trainer.args)
+    if failed:
+        return float("inf"), saved_bytes, failed
+    for gradients in (apart, together):
+        _mean_over_processes(gradients, trainer.args)
+    return _relative_difference(apart, together), saved_bytes, ""
+
+
+def _too_different(difference: float, count: int, args: Any) -> str:
+    tolerance = _TOLERANCE["rounded" if _rounds(args) else "float32"]
+    if difference <= tolerance:
+        return ""
+    return f"together they are not equal: gradients of {count} differ by {difference:.1e} (at most {tolerance:g})"
 
 
 def divisors_down(number: int, largest: int) -> List[int]:
@@ -272,132 +288,6 @@ def available_memory(file: str = "/proc/meminfo") -> int:
         return 4 << 30
 
 
-def by_micro_batches(collator: Callable[[Any], Any], micro_batch: int) -> Callable[[Any], Any]:
-    """The collator for passes of several micro-batches: the given one where it only stacks samples."""
-    stacks = collator in (default_data_collator, default_collate) or isinstance(collator, DefaultDataCollator)
-    return collator if stacks else MicroBatches(collator, micro_batch)
-
-
-class MicroBatches:
-    """A collator that makes each micro-batch of a pass by itself, as the literal loop does, and joins them.
-
-    So padding and random numbers are those of single micro-batches. Where they differ in shape (padded to their longest
-    sample each), `collator` makes one batch of all samples instead.
-    """
-
-    def __init__(self, collator: Callable[[Any], Any], micro_batch: int) -> None:
-        self.collator, self.micro_batch = collator, micro_batch
-
-    def __call__(self, samples: Any) -> Any:
-        if not isinstance(samples, list) or len(samples) <= self.micro_batch:
-            return self.collator(samples)
-        groups = [samples[begin : begin + self.micro_batch] for begin in range(0, len(samples), self.micro_batch)]
-        states = generator_states(with_cuda=False)  # loading processes must not touch a GPU
-        first, second = self.collator(groups[0]), self.collator(groups[1])
-        if _shapes(first, len(groups[0])) is not None and _shapes(first, len(groups[0])) == _shapes(
-            second, len(groups[1])
-        ):
-            batches = [first, second, *(self.collator(group) for group in groups[2:])]
-            shapes = {_shapes(batch, len(group)) for batch, group in zip(batches, groups)}
-            if len(shapes) == 1:
-                return {name: torch.cat([batch[name] for batch in batches]) for name in first}
-        restore_generators(states)
-        return self.collator(samples)
-
-
-def _shapes(batch: Any, rows: int) -> Optional[Tuple[Any, ...]]:
-    """Names, types and shapes of one sample in a batch of so many; None if it is not made of tensors of that many rows."""
-    if not isinstance(batch, Mapping):
-        return None
-    if not all(torch.is_tensor(value) and value.dim() and len(value) == rows for value in batch.values()):
-        return None
-    return tuple((name, value.dtype, value.shape[1:]) for name, value in batch.items())
-
-
-def rows_of(inputs: Any, begin: int, end: int) -> Dict[str, Any]:
-    """Samples begin to end of a batch. Raises ValueError if something in it is not one row a sample."""
-    rows = find_batch_size(inputs)
-    cut: Dict[str, Any] = {}
-    for name, value in inputs.items():
-        has_rows = isinstance(value, (list, tuple)) or (torch.is_tensor(value) and value.dim())
-        if has_rows and len(value) == rows:
-            cut[name] = value[begin:end]
-        elif value is None or isinstance(value, (bool, int, float, str)):
-            cut[name] = value
-        else:
-            raise ValueError(f"{name} of a batch of {rows} samples has no row for each of them. Use --fold false.")
-    return cut
-
-
-def parts_of(rows: int, micro_batch: int, largest: int) -> List[Tuple[int, int]]:
-    """Begin and end of the parts of a pass of so many samples: at most `largest` whole micro-batches, or a smaller last one."""
-    whole = rows - rows % micro_batch
-    cuts = [*range(0, whole, micro_batch * largest), whole, rows]
-    return [(begin, end) for begin, end in zip(cuts, cuts[1:]) if end > begin]
-
-
-def folded_step(trainer: Any, step: Callable[..., torch.Tensor], model: nn.Module, inputs: Any, given: Sequence[Any],
-                named: Dict[str, Any]) -> torch.Tensor:  # fmt: skip
-    """training_step of a pass: each of its parts counts by its micro-batches. Out of memory makes parts smaller, for good.
-
-    step: the stock training_step. A smaller last micro-batch of an epoch is a part of its own, as it counts like a whole one.
-    Under DistributedDataParallel a pass stays one part: a process that failed could not meet the others.
-    """
-    micro_batch, rows = trainer.batch_geometry.micro_batch, int(find_batch_size(inputs))
-    alone = not hasattr(model, "no_sync")
-    # What earlier passes of the update left is set aside, so that a pass that fails halfway can begin again.
-    parameters = [parameter for parameter in model.parameters() if alone and parameter.grad is not None]
-    earlier = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    for parameter in parameters:
-        parameter.grad = None
-    while True:
-        parts = parts_of(rows, micro_batch, trainer.largest_part or trainer.folding.factor)
-        try:
-            losses = [
-                _part_step(trainer, step, model, inputs if len(parts) == 1 else rows_of(inputs, *part), given, named,
-                           -(-(part[1] - part[0]) // micro_batch))
-                for part in parts
-            ]  # fmt: skip
-            break
-        except Exception as error:
-            count = -(-parts[0][1] // micro_batch)
-            of_memory = isinstance(error, torch.cuda.OutOfMemoryError) or should_reduce_batch_size(error)
-            if not alone or count == 1 or not of_memory:
-                raise
-            trainer.largest_part = count // 2
-        gc.collect()
-        torch.cuda.empty_cache()
-        model.zero_grad(set_to_none=True)
-        logger.warning(
-            "out of memory: %d micro-batches at a time instead of %d; the global batch stays %d",
-            trainer.largest_part,
-            count,
-            trainer.batch_geometry.global_batch,
-        )
-    with torch.no_grad():
-        for parameter, gradient in zip(parameters, earlier):
-            parameter.grad = gradient if parameter.grad is None else gradient.add_(parameter.grad)
-    return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
-
-
-def _part_step(
-    trainer: Any, step: Any, model: nn.Module, inputs: Any, given: Sequence[Any], named: Dict[str, Any], count: int
-) -> torch.Tensor:
-    """The stock step, its loss divided by micro-batches of the update / `count`, wherever this transformers reads that."""
-    args, in_update = trainer.args, trainer.micro_batches_in_update
-    if in_update:
-        trainer.current_gradient_accumulation_steps = in_update / count
-        loss: torch.Tensor = step(model, inputs, *given, **named)
-        return loss
-    passes = args.gradient_accumulation_steps
-    args.gradient_accumulation_steps = passes * trainer.folding.factor / count
-    try:
-        loss = step(model, inputs, *given, **named)
-    finally:
-        args.gradient_accumulation_steps = passes
-    return loss
-
-
 @contextlib.contextmanager
 def _counted_bytes(model: nn.Module) -> Iterator[List[int]]:
     """Counts bytes of tensors that autograd keeps, each storage once, parameters apart."""
@@ -477,17 +367,3 @@ def _as_before(trainer: Any) -> Iterator[None]:
         yield
     finally:
         restore_generators(states)
-
-
-def generator_states(with_cuda: bool = True) -> Tuple[Any, ...]:
-    cuda = torch.cuda.get_rng_state_all() if with_cuda and torch.cuda.is_available() else None
-    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda  # noqa: NPY002, data sets draw from it
-
-
-def restore_generators(states: Tuple[Any, ...]) -> None:
-    python, numpy, cpu, cuda = states
-    random.setstate(python)
-    np.random.set_state(numpy)  # noqa: NPY002
-    torch.set_rng_state(cpu)
-    if cuda is not None:
-        torch.cuda.set_rng_state_all(cuda)

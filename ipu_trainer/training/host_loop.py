@@ -3,7 +3,7 @@
 What it changes of Trainer:
 
     get_batch_samples      the time it takes; means over float labels stay means under accumulation (compat.counts_labels)
-    training_step          folded passes count by their micro-batches, and are taken apart where memory ends (folding.py)
+    training_step          folded passes count by their micro-batches, and are taken apart where memory ends (passes.py)
 """
 
 from __future__ import annotations
@@ -23,15 +23,9 @@ from ipu_trainer.backends import Backend
 from ipu_trainer.config.batching import BatchGeometry
 from ipu_trainer.training import compat
 from ipu_trainer.training.compile import choose_compile, compiled_layers, fused_projections
-from ipu_trainer.training.folding import (
-    Folding,
-    by_micro_batches,
-    decide,
-    folded_step,
-    generator_states,
-    restore_generators,
-    why_not_by_size,
-)
+from ipu_trainer.training.folding import Folding, decide, why_not_by_size
+from ipu_trainer.training.passes import by_micro_batches, folded_step
+from ipu_trainer.training.random_state import generator_states, restore_generators
 from ipu_trainer.training.residual_stream import bfloat16_residual_stream
 
 logger = logging.get_logger(__name__)

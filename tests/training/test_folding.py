@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, SequentialSampler
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -27,7 +27,8 @@ from transformers import (
 from ipu_trainer import IPUConfig, IPUTrainer, IPUTrainingArguments
 from ipu_trainer.tasks.chest_xray.losses import FindingLoss
 from ipu_trainer.training import compat, folding
-from ipu_trainer.training.folding import MicroBatches, divisors_down, largest_that_fits, parts_of, why_not_by_size
+from ipu_trainer.training.folding import divisors_down, largest_that_fits, why_not_by_size
+from ipu_trainer.training.passes import MicroBatches, parts_of
 
 RANDOM = torch.Generator().manual_seed(0)
 PIXELS = torch.randn(64, 3, 16, 16, generator=RANDOM)
@@ -221,6 +222,46 @@ def test_a_model_that_takes_means_where_the_loop_expects_sums_is_computed_litera
     """BERT's masked loss: stock Trainer adds up the means of micro-batches, and so do we."""
     decided = trainer_of(tmp_path, bert(BertForMaskedLM), texts(), True).decide_folding()
     assert decided.factor == 1 and "not equal" in decided.reason
+
+
+class InOrder(IPUTrainer):
+    def _get_train_sampler(self, *_):
+        return SequentialSampler(self.train_dataset)
+
+
+class ComparesBright(WithOwnStatistics):
+    """Compares samples too, but bright ones alone."""
+
+    def forward(self, pixel_values, labels=None):
+        hidden = pixel_values.flatten(1)
+        bright = (hidden.mean(dim=1, keepdim=True) > 5).float()
+        logits = self.linear(hidden - 0.5 * bright * hidden.mean(dim=0))
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+def test_verifying_looks_at_the_whole_first_update(tmp_path):
+    """Without it up to eight micro-batches are compared, and here only the tenth says that they are not equal."""
+    data = [dict(sample) for sample in IMAGES[:32]]
+    data[19]["pixel_values"] = data[19]["pixel_values"] + 10
+    decided = {
+        verify: trainer_of(
+            tmp_path, ComparesBright(), data, True, accumulation=16, trainer_class=InOrder, verify_folding=verify
+        ).decide_folding()
+        for verify in (False, True)
+    }
+    assert decided[False].factor == 16
+    assert "gradients of 8 differ" in decided[False].reason
+    assert decided[True].factor == 1
+    assert "not equal: gradients of 16 differ" in decided[True].reason
+    plain = trainer_of(tmp_path, vit_without_dropout(), data, True, accumulation=16, verify_folding=True)
+    assert plain.decide_folding().factor == 16
+    assert "equal: gradients of 16 differ" in plain.decide_folding().reason
+
+
+def test_verifying_is_refused_where_nothing_is_folded(tmp_path):
+    for values in ({"fold": False}, {"backend": "simulated"}):
+        with pytest.raises(ValueError, match="verify_folding checks what the host folds"):
+            IPUTrainingArguments(str(tmp_path), report_to=[], verify_folding=True, **values)
 
 
 class Stream(IterableDataset):
