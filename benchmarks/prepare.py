@@ -9,8 +9,11 @@ all processes together take, pages of mapped files left out, for each of `--memo
 
 import argparse
 import csv
+import json
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -169,10 +172,17 @@ def main():
     parser.add_argument("--memory-files", type=int, nargs="*", default=[1_000, 10_000, 100_000])
     parser.add_argument("--real", type=Path, nargs=2, action="append", default=[], metavar=("CSV", "DIR"))
     parser.add_argument("--output", type=Path, default=Path("prepare.json"))
+    parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.memory_of:
+        print(json.dumps(peak_memory(arguments.memory_of, arguments.workers)))
+        return
     results = {"memory": {}}
-    for count in arguments.memory_files:  # first: what follows leaves memory behind
-        megabytes, seconds = peak_memory(count, arguments.workers)
+    for count in arguments.memory_files:
+        # In a process of its own: memory that an earlier run left behind would be used again.
+        command = [sys.executable, __file__, "--workers", str(arguments.workers), "--memory-of", str(count)]
+        told = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+        megabytes, seconds = json.loads(told)
         results["memory"][count] = {"megabytes": megabytes, "seconds": seconds}
         print(f"{count:,} files: {megabytes:.0f} MB more at the peak, {seconds:.0f} s", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
