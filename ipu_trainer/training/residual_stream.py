@@ -17,7 +17,10 @@ from ipu_trainer.training.layers import layer_stacks
 
 @contextlib.contextmanager
 def bfloat16_residual_stream(model: nn.Module) -> Iterator[int]:
-    """Inside the block, under autocast, the first layer of each stack reads bfloat16; yields the number of stacks."""
+    """Inside the block, training under autocast, the first layer of each stack reads bfloat16; yields how many stacks.
+
+    Evaluation in between computes as it does afterwards.
+    """
     firsts = [layers[0] for _, layers in layer_stacks(model)]
     handles = [layer.register_forward_pre_hook(_hidden_in_bfloat16, with_kwargs=True) for layer in firsts]
     try:
@@ -27,7 +30,9 @@ def bfloat16_residual_stream(model: nn.Module) -> Iterator[int]:
             handle.remove()
 
 
-def _hidden_in_bfloat16(_: nn.Module, given: Tuple[Any, ...], named: Dict[str, Any]) -> Any:
+def _hidden_in_bfloat16(layer: nn.Module, given: Tuple[Any, ...], named: Dict[str, Any]) -> Any:
+    if not layer.training:
+        return None
     if given:
         return (_rounded(given[0]), *given[1:]), named
     return given, {**named, "hidden_states": _rounded(named["hidden_states"])}

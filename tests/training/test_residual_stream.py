@@ -50,6 +50,7 @@ def dtypes_read(model, labels):
 @pytest.mark.filterwarnings("ignore:.*is_autocast_cpu_enabled.*")
 def test_layers_read_bfloat16_and_end_near_what_float32_gives():
     model, labels = gpt2()
+    model.train()
     read, loss, gradients = dtypes_read(model, labels)
     assert read == [torch.float32] * 2
     with bfloat16_residual_stream(model) as stacks:
@@ -60,6 +61,9 @@ def test_layers_read_bfloat16_and_end_near_what_float32_gives():
     for name, gradient in gradients.items():
         assert rounded[name].dtype == torch.float32
         torch.testing.assert_close(rounded[name], gradient, rtol=0.1, atol=0.02, msg=name)
+        model.eval()
+        assert dtypes_read(model, labels)[0] == [torch.float32] * 2
+    model.train()
     read, again, _ = dtypes_read(model, labels)
     assert read == [torch.float32] * 2
     assert again == loss
