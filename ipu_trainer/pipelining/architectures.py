@@ -43,6 +43,7 @@ ARCHITECTURES: Dict[str, Architecture] = {
     },
     "clip": Architecture(stack_order=("vision_model.encoder.layers", "text_model.encoder.layers")),
     "lxmert": Architecture(stack_order=("encoder.layer", "encoder.r_layers", "encoder.x_layers")),
+    "mpnet": Architecture(needs=_NO_LAYER_DROP, not_head=("relative_attention_bias",)),
     "wav2vec2": Architecture(needs=_SPEECH),
     "hubert": Architecture(needs=_SPEECH),
     "wavlm": Architecture(needs=_SPEECH),

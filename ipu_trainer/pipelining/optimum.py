@@ -49,6 +49,7 @@ class OptimumPipeline:
                 f"optimum-graphcore has no pipelined class for {type(model).__name__} ({error}). "
                 "Use pipelining='generic'."
             ) from None
+        self.module.tie_weights()  # PipelinedMPNetForMaskedLM makes its own embeddings after they were tied
         self.module.train(model.training)
         # Optimizers were made for the model's weights: the twin's stand in for them, by name.
         self._annotated_for: Any = None

@@ -13,7 +13,9 @@ import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from . import mixed_types, readiness, torch_faults
+from ipu_trainer import torch_faults
+
+from . import mixed_types, readiness
 from .context import context
 from .errors import compiler_error
 from .placement_log import PlacementLog
@@ -143,6 +145,7 @@ class CompilationWatch(Watch):
         finding = readiness.inspect_call(func, args, kwargs, result)
         if finding is not None and finding not in self.findings:
             self.findings.append(finding)
+        _note_constant(name, args, kwargs, result)
         if isinstance(result, torch.Tensor) and name != "__get__":
             self.saw_half = self.saw_half or result.dtype == torch.float16
             if self._placement is not None and context.blocks is not None and context.blocks.active is not None:
@@ -186,10 +189,27 @@ def _ancestors(loss: torch.Tensor) -> Set[Any]:
     return seen - {loss.grad_fn}
 
 
+def _note_constant(name: str, args: Sequence[Any], kwargs: Dict[str, Any], result: Any) -> None:
+    """Mark what is computed from no tensor, or from such constants alone: the compiler has its values."""
+    given = [*args, *kwargs.values()]
+    given += [item for value in given if isinstance(value, (list, tuple)) for item in value]
+    tensors = [value for value in given if isinstance(value, torch.Tensor)]
+    constant = not name.startswith("rand") and all(_is_constant(tensor) for tensor in tensors)
+    changed = args[0] if name == "__setitem__" and not constant else result
+    if isinstance(changed, torch.Tensor) and (constant or _is_constant(changed)):
+        changed.ipu_constant = constant  # type: ignore[attr-defined]
+
+
+def _is_constant(tensor: torch.Tensor) -> bool:
+    return bool(getattr(tensor, "ipu_constant", False))
+
+
 def _check_dynamic_slices(tensor: torch.Tensor, index: Any) -> None:
     """A slice from one tensor to another has a size, known when compiling, that divides the dimension."""
     for dim, item in enumerate(index if isinstance(index, tuple) else (index,)):
         if not isinstance(item, slice) or not all(isinstance(end, torch.Tensor) for end in (item.start, item.stop)):
+            continue
+        if _is_constant(item.start) and _is_constant(item.stop):
             continue
         size = int(item.stop) - int(item.start)
         check_slice_size(size, tensor.shape[dim] if dim < tensor.dim() else size)

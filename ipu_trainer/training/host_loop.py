@@ -3,7 +3,8 @@
 What it changes of Trainer:
 
     get_batch_samples      the time it takes; means over float labels stay means under accumulation (compat.counts_labels)
-    training_step          folded passes count by their micro-batches, and are taken apart where memory ends (passes.py)
+    training_step          folded passes count by their micro-batches, and are taken apart where memory ends (passes.py);
+                           what a torch version computes wrongly is mended (torch_faults.py)
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
+from ipu_trainer import torch_faults
 from ipu_trainer.backends import Backend
 from ipu_trainer.config.batching import BatchGeometry
 from ipu_trainer.training import compat
@@ -193,9 +195,10 @@ class HostLoop(Trainer):  # type: ignore[misc]  # transformers is not typed
 
     def training_step(self, model: nn.Module, inputs: Any, *positional: Any, **named: Any) -> torch.Tensor:
         step = super().training_step
-        if self.folding is not None and self.folding.factor > 1:
-            return folded_step(self, step, model, inputs, positional, named)
-        loss: torch.Tensor = step(model, inputs, *positional, **named)
+        with torch_faults.mended(model):
+            if self.folding is not None and self.folding.factor > 1:
+                return folded_step(self, step, model, inputs, positional, named)
+            loss: torch.Tensor = step(model, inputs, *positional, **named)
         return loss
 
     def _folded_dataloader(self) -> Any:

@@ -221,6 +221,34 @@ def test_a_dynamic_slice_divides_its_dimension_and_wraps_on_the_device(poptorch)
         poptorch.dynamic_slice(x, 0, torch.tensor([0]), 0, 1)
 
 
+def sliced(poptorch, ends):
+    class Sliced(torch.nn.Module):
+        def forward(self, x, start):
+            begin, end = ends(start)
+            return x[begin:end] * 1.0
+
+    return poptorch.inferenceModel(Sliced())(torch.arange(6.0), torch.tensor(1))
+
+
+def test_a_slice_between_constants_is_not_a_dynamic_one(poptorch):
+    assert sliced(poptorch, lambda _: (torch.tensor(1), torch.tensor(3) + 2)).tolist() == [1, 2, 3, 4]
+
+
+def _overwritten(start):
+    end = torch.zeros(1, dtype=torch.int64)
+    end[0] = start + 4
+    return torch.tensor(1), end[0]
+
+
+@pytest.mark.skipif(torch.__version__ < "2.1", reason="torch 2.0 shows indexing to nobody")
+@pytest.mark.parametrize(
+    "ends", [lambda start: (start, start + 4), lambda start: (torch.tensor(1), start + 4), _overwritten]
+)
+def test_a_slice_from_a_value_of_the_device_divides_its_dimension(poptorch, ends):
+    with pytest.raises(poptorch.Error, match=r"size of the slice \(4\) must be a factor"):
+        sliced(poptorch, ends)
+
+
 def test_a_custom_operator_is_a_registered_function(poptorch):
     with pytest.raises(poptorch.Error, match="register_custom_op"):
         poptorch.custom_op([torch.ones(1)], "Cube", "test.acme", 1, [torch.ones(1)])
