@@ -116,13 +116,16 @@ def decide(trainer: Any, micro_batch: int, accumulation: int) -> Folding:
         return Folding(1, failed)
     largest = largest_that_fits(_free_bytes(trainer), saved_bytes)
     drop_last = bool(trainer.args.dataloader_drop_last)
-    told = None
-    for factor in divisors_down(accumulation, largest):
-        told = trainer.why_not_foldable(micro_batch, accumulation, factor, drop_last)
-        if told is None:
+    factor, told = 1, "two micro-batches do not fit into the memory"
+    for size in divisors_down(accumulation, largest):
+        reason = trainer.why_not_foldable(micro_batch, accumulation, size, drop_last)
+        if reason is None:
+            factor, told = size, "another process needs it"
             break
-    else:
-        return Folding(1, told or "two micro-batches do not fit into the memory")
+        told = reason
+    factor = _least(factor, trainer.args)
+    if factor == 1:
+        return Folding(1, told)
     if getattr(trainer.args, "verify_folding", False) and accumulation > compared:
         compared = accumulation
         difference, _, failed = _compare(trainer, micro_batch, accumulation, factor)
@@ -191,6 +194,15 @@ def _as_any_process(failed: str, args: Any) -> str:
     good = torch.tensor(0 if failed else 1, device=args.device)
     torch.distributed.all_reduce(good, op=torch.distributed.ReduceOp.MIN)
     return failed or ("" if int(good) else "it failed in another process")
+
+
+def _least(factor: int, args: Any) -> int:
+    """Of all processes: they do as the most careful one, whose memory may be smaller."""
+    if args.world_size == 1:
+        return factor
+    least = torch.tensor(factor, device=args.device)
+    torch.distributed.all_reduce(least, op=torch.distributed.ReduceOp.MIN)
+    return int(least)
 
 
 def _mean_over_processes(gradients: Dict[str, torch.Tensor], args: Any) -> None:

@@ -110,11 +110,6 @@ class HostLoop(Trainer):  # type: ignore[misc]  # transformers is not typed
         if folding is None:
             accumulation = geometry.accumulation_per_process(self._num_workers())
             folding = decide(self, geometry.micro_batch, accumulation)
-            if self.args.world_size > 1:  # all processes do as the most careful one
-                factor = torch.tensor(folding.factor, device=self.args.device)
-                torch.distributed.all_reduce(factor, op=torch.distributed.ReduceOp.MIN)
-                if int(factor) != folding.factor:
-                    folding = Folding(int(factor), "as another process needs it")
             self._foldings[key] = folding
             logger.info("folding %d: %s", folding.factor, folding.reason)
         return folding

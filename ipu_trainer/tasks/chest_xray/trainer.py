@@ -139,9 +139,8 @@ class ChestXrayTrainer(IPUTrainer):
         labels = inputs["labels"]
         with contextlib.ExitStack() as rewrites:
             last_layer = self._rewrites().last_layer
-            if (
-                last_layer is not None and self.model.training
-            ):  # evaluation computes what plain Transformers does, bit by bit
+            # Evaluation computes what plain Transformers does, bit by bit.
+            if last_layer is not None and self.model.training:
                 rewrites.enter_context(last_layer.reading_class_token())
             projection = self._rewrites().projection if "gray" in inputs else None
             if projection is not None:
