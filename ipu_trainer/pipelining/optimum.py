@@ -13,6 +13,13 @@ from torch import nn
 from ipu_trainer.config.ipu_config import IPUConfig
 from ipu_trainer.pipelining.anatomy import PipeliningError
 
+_INFERENCE_MAY_DIFFER = (
+    "layers_per_ipu",
+    "ipus_per_replica",
+    "serialized_projection_splits_per_ipu",
+    "serialized_embedding_splits_per_ipu",
+)
+
 
 class OptimumPipeline:
     """A Pipeline whose module is a twin of the model, of optimum-graphcore's class; state travels back in undo().
@@ -51,27 +58,56 @@ class OptimumPipeline:
             ) from None
         self.module.tie_weights()  # PipelinedMPNetForMaskedLM makes its own embeddings after they were tied
         self.module.train(model.training)
-        # Optimizers were made for the model's weights: the twin's stand in for them, by name.
         self._annotated_for: Any = None
-        self.annotate(False)
-        twins = dict(self.module.named_parameters(remove_duplicate=False))
+        self._one_placement = all(
+            getattr(config, f"inference_{name}") in (None, getattr(config, name)) for name in _INFERENCE_MAY_DIFFER
+        )
+        before = dict(self.module.named_parameters(remove_duplicate=False))
         own = dict(model.named_parameters(remove_duplicate=False))
-        missing = sorted(set(own) - set(twins))
-        if missing:
+        self.annotate(False)
+        self._twins = self._stand_ins(own, before)
+        fault = self._why_not(own)
+        if fault:
             self.undo()
             raise PipeliningError(
-                f"optimum-graphcore's {type(self.module).__name__} divides {', '.join(missing)} into other weights. "
-                "Use pipelining='generic' for serialised embeddings and projections."
+                f"optimum-graphcore's {type(self.module).__name__} {fault}. Use pipelining='generic'."
             )
-        self.replaced: Dict[int, List[nn.Parameter]] = {id(own[name]): [twins[name]] for name in own}
+        self.replaced: Dict[int, List[nn.Parameter]] = {id(own[name]): [self._twins[name]] for name in own}
+
+    def _stand_ins(self, own: Dict[str, nn.Parameter], before: Dict[str, nn.Parameter]) -> Dict[str, nn.Parameter]:
+        """The twin's weights for the model's: by name, or where parallelize() gave another name, as the same object."""
+        after = dict(self.module.named_parameters(remove_duplicate=False))
+        present = {id(parameter) for parameter in after.values()}
+        renamed = {name: twin for name, twin in before.items() if name in own and id(twin) in present}
+        return {**renamed, **{name: after[name] for name in own if name in after}}
+
+    def _why_not(self, own: Dict[str, nn.Parameter]) -> str:
+        """What keeps the twin from training the model's own weights; "" if nothing does."""
+        divided = sorted(set(own) - set(self._twins))
+        if divided:
+            return f"divides {_some(divided)} into other weights"
+        scaled = sorted(name for name, twin in self._twins.items() if not torch.equal(twin, own[name]))
+        if scaled:
+            return f"scales {_some(scaled)}, so updates are others too"
+        if not self._one_placement:
+            self.annotate(True)
+            self.annotate(False)
+            present = {id(parameter) for parameter in self.module.parameters()}
+            copied = sorted(name for name, twin in self._twins.items() if id(twin) not in present)
+            if copied:
+                return (
+                    f"copies {_some(copied)} whenever it is placed anew, and inference is placed in another way than "
+                    "training. Place both alike"
+                )
+        return ""
 
     def describe(self) -> str:
         """The class that pipelines the model."""
         return f"optimum-graphcore: {type(self.module).__name__}, layers_per_ipu {list(self.config.layers_per_ipu)}"
 
     def annotate(self, for_inference: bool) -> None:
-        """Parallelise for training or inference."""
-        if self._annotated_for is for_inference:
+        """Parallelise for training or inference; once where both are placed alike, as some classes take buffers away again."""
+        if self._annotated_for is for_inference or (self._annotated_for is not None and self._one_placement):
             return
         if self._annotated_for is not None:
             self.module.deparallelize()
@@ -81,7 +117,7 @@ class OptimumPipeline:
 
     def state_dict(self) -> Dict[str, torch.Tensor]:
         """The plain model's state with the twin's weights."""
-        state = self.module.state_dict()
+        state = {**self.module.state_dict(), **{name: twin.detach() for name, twin in self._twins.items()}}
         return {name: state[name] for name in self.model.state_dict()}
 
     def undo(self) -> None:
@@ -90,3 +126,8 @@ class OptimumPipeline:
             self.module.deparallelize()
             self._annotated_for = None
         self.model.load_state_dict(self.module.state_dict(), strict=False)
+
+
+def _some(names: List[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
