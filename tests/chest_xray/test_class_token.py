@@ -92,6 +92,18 @@ def test_who_reads_more_than_logits_gets_it():
 
 
 @known_layer
+def test_checkpointed_layers_are_left_alone_since_backward_computes_them_again():
+    model = vit()
+    _, loss, gradients = loss_and_gradients(model, False)
+    model.gradient_checkpointing_enable()
+    used, checkpointed_loss, checkpointed = loss_and_gradients(model, True)
+    assert not used
+    torch.testing.assert_close(checkpointed_loss, loss, rtol=0, atol=1e-14)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(checkpointed[name], gradient, rtol=0, atol=1e-13, msg=name)
+
+
+@known_layer
 def test_skipped_samples_skip_the_class_token_alike():
     model = vit()
     add_drop_path(model, 0.5)

@@ -62,6 +62,8 @@ class ClassTokenLayer:
             return False
         if getattr(config, "_attn_implementation", None) not in ("sdpa", "eager"):
             return False
+        if getattr(self.layer, "gradient_checkpointing", False):  # backward calls forward again, after the block
+            return False
         return "forward" not in self.layer.__dict__ and not any(self._foreign_hooks())
 
     def _foreign_hooks(self) -> Iterable[Any]:
