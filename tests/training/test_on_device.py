@@ -439,21 +439,6 @@ def test_a_training_step_of_ones_own_is_refused_with_what_to_override(tmp_path):
         trainer_of("vit", tmp_path, "simulated", trainer_class=Own).train()
 
 
-def test_optimums_pipelined_classes_train_as_ours(tmp_path):
-    pytest.importorskip("optimum.graphcore", reason="optimum-graphcore is on the Pod stack alone")
-    for name in ("vit", "bert"):
-        ours = trainer_of(name, tmp_path / "a", "simulated")
-        ours.train()
-        theirs = trainer_of(name, tmp_path / "b", "simulated", pipelining="optimum", save_strategy="epoch")
-        theirs.train()
-        assert_same_weights(ours, theirs, ROUNDING)
-        read = type(ours.model).from_pretrained(str(tmp_path / "b" / f"checkpoint-{theirs.state.global_step}"))
-        assert torch.equal(
-            read.state_dict()["classifier.bias" if name == "vit" else "cls.predictions.bias"],
-            theirs.model.state_dict()["classifier.bias" if name == "vit" else "cls.predictions.bias"],
-        )
-
-
 def test_a_pipeline_that_the_accumulation_does_not_fill_is_refused_before_work(tmp_path):
     trainer = trainer_of("gpt2", tmp_path, "simulated", PIPELINE.updated(gradient_accumulation_steps=8))
     with pytest.raises(
