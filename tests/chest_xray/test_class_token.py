@@ -11,6 +11,7 @@ from ipu_trainer.tasks.chest_xray.arguments import parse_arguments
 from ipu_trainer.tasks.chest_xray.class_token import ClassTokenLayer
 from ipu_trainer.tasks.chest_xray.train import prepare_job
 from ipu_trainer.training import compat
+from ipu_trainer.training.compile import fused_projections
 from ipu_trainer.training.optimizer import add_drop_path
 
 CONFIG = {
@@ -89,6 +90,19 @@ def test_who_reads_more_than_logits_gets_it():
     with last.reading_class_token() as used:
         assert model(**INPUTS).hidden_states[-1].shape == (3, 17, 16)
     assert not used
+
+
+@known_layer
+def test_it_goes_with_fused_projections():
+    model = vit()
+    _, loss, gradients = loss_and_gradients(model, False)
+    with fused_projections(model) as count:
+        assert count == 3
+        used, fused_loss, fused = loss_and_gradients(model, True)
+    assert used
+    torch.testing.assert_close(fused_loss, loss, rtol=0, atol=1e-13)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(fused[name], gradient, rtol=0, atol=1e-12, msg=name)
 
 
 @known_layer

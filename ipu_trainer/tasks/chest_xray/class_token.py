@@ -83,8 +83,9 @@ class ClassTokenLayer:
             return type(layer).forward(layer, hidden, attention_mask, **named)
         attention = layer.attention
         normalised, token = layer.layernorm_before(hidden), hidden[:, :1]
-        query = self._heads(attention.q_proj(normalised[:, :1]))
+        # Fused projections keep what the last product left over: that of one token, in this order.
         key, value = self._heads(attention.k_proj(normalised)), self._heads(attention.v_proj(normalised))
+        query = self._heads(attention.q_proj(normalised[:, :1]))
         dropout = attention.attention_dropout if layer.training else 0.0
         read = functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=attention.scaling)
         token = layer.dropout(attention.o_proj(read.transpose(1, 2).flatten(2))) + token
