@@ -73,3 +73,12 @@ def _simulator_stands_in() -> bool:
 
     module = sys.modules.get("poptorch")
     return module is not None and module.__name__.startswith("ipu_trainer.")
+
+
+def _program_is_simulated() -> bool:
+    """Whether the program asked for the simulator as poptorch, and not a library of ours for one that imports it."""
+    if not _simulator_stands_in():
+        return False
+    from ipu_trainer.simulator.install import program_is_simulated
+
+    return program_is_simulated()

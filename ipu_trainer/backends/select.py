@@ -32,7 +32,7 @@ def choose_backend(requested: str = "auto", simulator_device: str = "", compile_
     if found.is_usable or (compile_only and found.poptorch is not None):
         why = "asked for" if requested == "sdk" else f"auto: an IPU answers (poptorch {found.version})"
         return sdk.sdk_backend(why, found)
-    if sdk._simulator_stands_in():
+    if sdk._program_is_simulated():
         return simulated_backend("this program runs under `ipu-trainer simulate`", simulator_device)
     if requested == "sdk":
         raise ValueError(

@@ -38,7 +38,7 @@ class OptimumPipeline:
         if sys.modules.get("poptorch") not in (None, poptorch):
             raise PipeliningError("pipelining='optimum' uses the poptorch of this program, which is another one.")
         if sys.modules.get("poptorch") is None and poptorch.__name__ == "ipu_trainer.simulator":
-            poptorch.install()  # the package says `import poptorch`
+            poptorch.install(for_program=False)  # the package says `import poptorch`
         from optimum.graphcore import IPUConfig as OptimumConfig
         from optimum.graphcore.modeling_utils import to_pipelined
 

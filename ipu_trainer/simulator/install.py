@@ -24,13 +24,19 @@ class AlreadyInstalledError(ValueError):
     """The real poptorch is there, and will not be replaced."""
 
 
-def install() -> None:
+_program_asked = False
+
+
+def install(for_program: bool = True) -> None:
     """Let `poptorch` and `popart` be the simulator in this process. Calling it again changes nothing.
 
+    for_program: False where only a library says `import poptorch`, and the program did not ask to be simulated.
     Raises AlreadyInstalledError if the real poptorch is importable.
     """
     import ipu_trainer.simulator as simulator
 
+    global _program_asked
+    _program_asked = _program_asked or for_program
     if sys.modules.get("poptorch") is simulator:
         return
     spec = importlib.util.find_spec("poptorch") if "poptorch" not in sys.modules else sys.modules["poptorch"].__spec__
@@ -87,6 +93,11 @@ def install() -> None:
     level = os.environ.get("POPTORCH_LOG_LEVEL")
     if level:
         logs.setLogLevel(level)
+
+
+def program_is_simulated() -> bool:
+    """Whether this program runs under `ipu-trainer simulate`, or called install() itself."""
+    return _program_asked
 
 
 class _InstallingName(str):

@@ -11,6 +11,7 @@ from families import ACCUMULATION, CASES, MICRO_BATCH, assert_as_host, model_of,
 from test_on_device import ROUNDING, assert_same_weights, trainer_of
 
 from ipu_trainer import IPUConfig, IPUTrainer, IPUTrainingArguments
+from ipu_trainer.backends import choose_backend
 from ipu_trainer.training import compat
 
 _ALONE = "IPU_TRAINER_TESTS_OPTIMUM_ALONE"
@@ -39,6 +40,7 @@ def test_optimums_pipelined_classes_train_as_ours(tmp_path):
         theirs.train()
         assert_same_weights(ours, theirs, ROUNDING)
         read = type(ours.model).from_pretrained(str(tmp_path / "b" / f"checkpoint-{theirs.state.global_step}"))
+        assert choose_backend("auto").name == "host"  # the program did not ask to be simulated
         assert torch.equal(
             read.state_dict()["classifier.bias" if name == "vit" else "cls.predictions.bias"],
             theirs.model.state_dict()["classifier.bias" if name == "vit" else "cls.predictions.bias"],
