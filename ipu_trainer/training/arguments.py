@@ -105,7 +105,16 @@ class IPUTrainingArguments(TrainingArguments):
                 "off."
             )
         self._settle_compile(on_device)
+        copies_chosen = names_copies(getattr(self, "accelerator_config", None))
         super().__post_init__()
+        copies: Any = getattr(self, "accelerator_config", None)
+        if (
+            not copies_chosen
+            and self.device.type == "cuda"
+            and self.dataloader_pin_memory
+            and hasattr(copies, "non_blocking")
+        ):
+            copies.non_blocking = True  # a step's copies then wait for the GPU's turn, and nobody for them
         if self.bf16_residual and (on_device or not self.bf16 or self.device.type != "cuda"):
             raise ValueError(
                 f"bf16_residual is for bf16 on a GPU, and this run has backend {self.backend}, bf16={self.bf16}, device "
@@ -144,6 +153,11 @@ class IPUTrainingArguments(TrainingArguments):
         tf32: Optional[bool] = self.__dict__["tf32"]
         if on_gpu and tf32 is None and torch.cuda.get_device_capability()[0] >= 8:
             self.tf32 = True
+
+
+def names_copies(config: Any) -> bool:
+    """Whether accelerator_config, as it was given, says itself how batches are copied to a GPU."""
+    return "non_blocking" in config if isinstance(config, dict) else config is not None
 
 
 # Settings that change how the host computes, and what does their work on a device.

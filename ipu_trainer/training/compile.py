@@ -17,6 +17,7 @@ from torch.nn import functional
 from transformers.utils import logging
 
 from ipu_trainer.training.layers import layer_stacks
+from ipu_trainer.training.output_product import aligned_output_product
 
 logger = logging.get_logger(__name__)
 
@@ -65,7 +66,8 @@ def told_speed(args: Any, has_executors: bool) -> str:
 
 @contextlib.contextmanager
 def compiled_layers(model: nn.Module, required: bool, backend: str = "inductor") -> Iterator[int]:
-    """Inside the block each repeated layer of `model` is compiled, and a loss over a vocabulary; yields how many layers.
+    """Inside the block each repeated layer of `model` is compiled, and the product and the loss over a vocabulary; yields how
+    many layers.
 
     required: raise ValueError for a model without repeated layers, instead of leaving it as it is.
     """
@@ -83,7 +85,8 @@ def compiled_layers(model: nn.Module, required: bool, backend: str = "inductor")
     if over_vocabulary:  # eager, its float32 copies of the logits cost as much as several layers
         model.loss_function = torch.compile(loss, backend=backend)  # type: ignore[assignment, arg-type]
     try:
-        yield len(layers)
+        with aligned_output_product(model, backend):
+            yield len(layers)
     finally:
         for layer in own:
             layer._compiled_call_impl = None

@@ -4,7 +4,8 @@ What it changes of Trainer:
 
     get_batch_samples      the time it takes; means over float labels stay means under accumulation (compat.counts_labels)
     training_step          folded passes count by their micro-batches, and are taken apart where memory ends (passes.py);
-                           what a torch version computes wrongly is mended (torch_faults.py)
+                           what a torch version computes wrongly is mended (torch_faults.py); logits that nobody reads are
+                           not copied to float32 (unread_outputs.py), and nothing waits for a GPU (gpu_waits.py)
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ from ipu_trainer.config.batching import BatchGeometry
 from ipu_trainer.training import compat
 from ipu_trainer.training.compile import choose_compile, compiled_layers, fused_projections
 from ipu_trainer.training.folding import Folding, decide, why_not_by_size
+from ipu_trainer.training.gpu_waits import padding_told_later, rows_not_packed
 from ipu_trainer.training.passes import by_micro_batches, folded_step
 from ipu_trainer.training.random_state import generator_states, restore_generators
 from ipu_trainer.training.residual_stream import bfloat16_residual_stream
+from ipu_trainer.training.unread_outputs import loss_alone_in_float32, reads_loss_alone
 
 logger = logging.get_logger(__name__)
 # Above this share of the time spent in waiting for data, a run is told that its loader is what holds it up.
@@ -135,6 +138,8 @@ class HostLoop(Trainer):  # type: ignore[misc]  # transformers is not typed
                 self._check_residual(stack.enter_context(bfloat16_residual_stream(self.model)))
             if choice.name == "layers":
                 stack.enter_context(compiled_layers(self.model, required=wanted == "layers"))
+            if self.args.device.type == "cuda":
+                stack.enter_context(padding_told_later(self.model))
             logger.info("compile: %s (%s)", choice.name, choice.reason)
             yield
 
@@ -190,7 +195,12 @@ class HostLoop(Trainer):  # type: ignore[misc]  # transformers is not typed
 
     def training_step(self, model: nn.Module, inputs: Any, *positional: Any, **named: Any) -> torch.Tensor:
         step = super().training_step
-        with torch_faults.mended(model):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch_faults.mended(model))
+            # Of an own compute_loss nobody knows what else it gives the model, and what it reads.
+            if reads_loss_alone(self, model):
+                stack.enter_context(rows_not_packed(inputs))
+                stack.enter_context(loss_alone_in_float32())
             if self.folding is not None and self.folding.factor > 1:
                 return folded_step(self, step, model, inputs, positional, named)
             loss: torch.Tensor = step(model, inputs, *positional, **named)

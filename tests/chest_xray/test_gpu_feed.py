@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import torch
+from gpu_watch import steps_without_waiting
 from torch import nn
 from transformers import (
     ConvNextConfig,
     ConvNextForImageClassification,
     Trainer,
-    TrainerCallback,
     ViTConfig,
     ViTForImageClassification,
 )
@@ -124,20 +124,6 @@ def test_a_gpu_makes_the_pictures_that_a_cpu_makes(prepared, phantoms, tmp_path)
         torch.testing.assert_close(on_gpu, expected, rtol=0, atol=2e-3)
 
 
-class _NoWaiting(TrainerCallback):
-    """From the end of step `first` to that of step `last`, whatever waits for the GPU raises RuntimeError."""
-
-    def __init__(self, first, last):
-        self.first, self.last, self.watched = first, last, 0
-
-    def on_step_end(self, args, state, control, **_):
-        if state.global_step == self.first:
-            torch.cuda.set_sync_debug_mode("error")
-        if state.global_step == self.last:
-            torch.cuda.set_sync_debug_mode("default")
-        self.watched += self.first < state.global_step <= self.last
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize(
     "more", [(), ("--fuse_projections", "true"), ("--compile", "off"), ("--bf16_residual", "true")]
@@ -150,13 +136,7 @@ def test_no_step_waits_for_the_gpu(prepared, phantoms, tmp_path, more):
     ]  # fmt: skip
     job = prepare_job(*parse_arguments(words))
     trainer = job.trainer(model=job.new_model())
-    watch = _NoWaiting(3, 7)
-    trainer.add_callback(watch)
-    try:
-        trainer.train()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert watch.watched == 4
+    assert steps_without_waiting(trainer) == 4
 
 
 @pytest.mark.skipif(not hasattr(Trainer, "get_batch_samples"), reason="transformers reads batches in its loop")

@@ -1,0 +1,153 @@
+"""What made training steps wait for the GPU: found without asking it, or told later; never left out."""
+
+import logging
+
+import pytest
+import torch
+from gpu_watch import steps_without_waiting
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from ipu_trainer import IPUTrainer, IPUTrainingArguments
+from ipu_trainer.training import compat, gpu_waits
+from ipu_trainer.training.arguments import names_copies
+from ipu_trainer.training.gpu_waits import padding_told_later, rows_not_packed
+
+masking_utils = gpu_waits.masking_utils
+searches = pytest.mark.skipif(
+    not hasattr(masking_utils, "find_packed_sequence_indices"), reason="transformers looks for no packed rows"
+)
+
+
+def gpt2(**changes):
+    torch.manual_seed(0)
+    config = GPT2Config(
+        n_embd=32, n_layer=2, n_head=2, n_positions=16, vocab_size=51, bos_token_id=1, eos_token_id=2, **changes
+    )
+    return GPT2LMHeadModel(config)
+
+
+@searches
+def test_positions_of_one_row_for_all_are_not_searched_on_a_device():
+    search = masking_utils.find_packed_sequence_indices
+    alike = torch.arange(8, device="meta")[None].expand(4, -1)
+    with pytest.raises(RuntimeError):  # it reads a number
+        search(alike)
+    with rows_not_packed({"input_ids": None}):
+        assert masking_utils.find_packed_sequence_indices(alike) is None
+        for positions in (alike.contiguous(), alike[:1]):  # rows of their own: known only from the numbers
+            with pytest.raises(RuntimeError):
+                masking_utils.find_packed_sequence_indices(positions)
+    assert masking_utils.find_packed_sequence_indices is search
+
+
+@searches
+def test_given_positions_are_searched_and_what_was_there_comes_back_after_an_error():
+    search = masking_utils.find_packed_sequence_indices
+    for inputs in ({"position_ids": torch.zeros(1)}, None):
+        with rows_not_packed(inputs):
+            assert masking_utils.find_packed_sequence_indices is search
+    with pytest.raises(RuntimeError, match="in a step"), rows_not_packed({}):
+        assert masking_utils.find_packed_sequence_indices is not search
+        raise RuntimeError("in a step")
+    assert masking_utils.find_packed_sequence_indices is search
+
+
+@searches
+def test_packed_rows_are_kept_apart_in_training(tmp_path):
+    """Two sequences in a row give the loss that they give apart."""
+    model = gpt2(attn_implementation="eager", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    row = torch.randint(3, 50, (8,), generator=torch.Generator().manual_seed(0))
+    labels = row.clone()
+    labels[[0, 4]] = -100  # first tokens follow nothing
+    positions = torch.arange(4).repeat(2)
+    args = IPUTrainingArguments(
+        **compat.training_defaults(
+            output_dir=str(tmp_path), report_to=[], use_cpu=True, backend="host", dataloader_pin_memory=False, max_steps=1,
+            learning_rate=0.0, per_device_train_batch_size=2, logging_steps=1, save_strategy="no", disable_tqdm=True,
+        )
+    )  # fmt: skip
+    sample = {"input_ids": row, "labels": labels, "position_ids": positions}
+    trainer = IPUTrainer(model, args, train_dataset=[sample] * 8)
+    trainer.train()
+    packed = trainer.state.log_history[0]["loss"]
+    with torch.no_grad():
+        apart = [model(input_ids=part[None], labels=part[None]).loss for part in row.split(4)]
+    assert packed == pytest.approx(float(torch.stack(apart).mean()), abs=1e-4)
+
+
+@pytest.mark.skipif(not hasattr(GPT2LMHeadModel, gpu_waits._PADDING), reason="transformers does not warn of padding")
+def test_on_a_cpu_padding_is_told_at_once_and_nothing_is_left_behind():
+    model = gpt2(pad_token_id=0)
+    told = []
+
+    def check(input_ids, attention_mask):
+        told.append(input_ids)
+
+    for module in model.modules():
+        if hasattr(module, gpu_waits._PADDING):
+            module.__dict__[gpu_waits._PADDING] = check
+    with padding_told_later(model):
+        model(input_ids=torch.zeros(2, 8, dtype=torch.long))
+    assert len(told) == 1
+    for module in model.modules():  # somebody's own check stays theirs
+        assert module.__dict__.pop(gpu_waits._PADDING, check) is check
+    with padding_told_later(model):
+        assert gpu_waits._PADDING in model.transformer.__dict__
+    assert not any(gpu_waits._PADDING in module.__dict__ for module in model.modules())
+
+
+def test_who_says_how_batches_are_copied_is_heard():
+    assert not names_copies(None)
+    assert not names_copies({"split_batches": False})
+    assert names_copies({"non_blocking": False})
+    assert names_copies("accelerator.json")
+
+
+def language_modeling(folder, **changes):
+    values = {
+        "output_dir": str(folder), "max_steps": 8, "per_device_train_batch_size": 4, "bf16": True, "report_to": [],
+        "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1000, "logging_nan_inf_filter": False,
+        "backend": "host", **changes,
+    }  # fmt: skip
+    return IPUTrainingArguments(**compat.training_defaults(**values))
+
+
+def rows(padded):
+    made = torch.randint(3, 50, (32, 16), generator=torch.Generator().manual_seed(0))
+    if padded:
+        made[:, -1] = 0
+    return [{"input_ids": row, "labels": row} for row in made]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("compile", ["off", "layers"])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_no_step_of_a_language_model_waits_for_the_gpu(tmp_path, compile, accumulation):
+    args = language_modeling(tmp_path, compile=compile, gradient_accumulation_steps=accumulation, fold=False)
+    assert args.accelerator_config.non_blocking
+    trainer = IPUTrainer(gpt2(pad_token_id=0), args, train_dataset=rows(False))
+    assert steps_without_waiting(trainer) == 4
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("padded", [False, True])
+def test_padding_is_told_on_a_gpu_too(tmp_path, caplog, padded):
+    from transformers import modeling_utils
+
+    modeling_utils.logger.warning_once.cache_clear()
+    logging.getLogger("transformers").propagate = True
+    with caplog.at_level(logging.WARNING):
+        IPUTrainer(gpt2(pad_token_id=0), language_modeling(tmp_path, max_steps=2), train_dataset=rows(padded)).train()
+    assert ("attention_mask" in caplog.text) == padded
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_padded_vocabulary_trains_to_the_same_weights_on_a_gpu(tmp_path):
+    results = {}
+    for name in ("off", "layers"):
+        model = gpt2(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+        args = language_modeling(tmp_path / name, compile=name, bf16=False, tf32=False)
+        IPUTrainer(model, args, train_dataset=rows(False)).train()
+        results[name] = model.state_dict()
+    for name, value in results["off"].items():
+        torch.testing.assert_close(results["layers"][name], value, rtol=0, atol=1e-5)
