@@ -2,8 +2,8 @@
 
     python benchmarks/gpt2_gpu.py --rounds 2 --steps 40 --output gpt2.json
 
-All train GPT-2 small from scratch (124 M parameters, no dropout unless named) on rows of 1,024 tokens in bfloat16, through
-the stock loop with its clipping and fused AdamW. Rates are tokens a second after `--warm-up` steps.
+All train GPT-2 small from scratch (124 M parameters, no dropout unless named) on rows of 1,024 tokens (or
+--length) in bfloat16, through the stock loop with its clipping and fused AdamW. Rates are tokens a second after `--warm-up` steps.
 """
 
 import argparse
@@ -18,14 +18,12 @@ from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 from ipu_trainer import IPUTrainer, IPUTrainingArguments
 from ipu_trainer.atomic import write_json
 
-LENGTH = 1024
-
 
 class Rows(torch.utils.data.Dataset):
     """Random tokens: what they say does not change how long they take."""
 
-    def __init__(self, count):
-        self.rows = torch.randint(0, 50257, (count, LENGTH), generator=torch.Generator().manual_seed(0))
+    def __init__(self, count, length):
+        self.rows = torch.randint(0, 50257, (count, length), generator=torch.Generator().manual_seed(0))
 
     def __len__(self):
         return len(self.rows)
@@ -39,7 +37,7 @@ def model_of(dropout):
     return GPT2LMHeadModel(GPT2Config(resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout))
 
 
-def variant(trainer_class, arguments_class, batch, steps, warm_up, dropout=0.0, compiled=False, **changes):
+def variant(trainer_class, arguments_class, batch, length, steps, warm_up, dropout=0.0, compiled=False, **changes):
     def run():
         with tempfile.TemporaryDirectory() as folder:
             values = {
@@ -51,9 +49,12 @@ def variant(trainer_class, arguments_class, batch, steps, warm_up, dropout=0.0, 
             if compiled:
                 for layer in model.transformer.h:
                     layer.compile()
-            meter = SteadyRate(batch * LENGTH, warm_up)
+            meter = SteadyRate(batch * length, warm_up)
             trainer = trainer_class(
-                model=model, args=arguments_class(**values), train_dataset=Rows(batch * steps), callbacks=[meter]
+                model=model,
+                args=arguments_class(**values),
+                train_dataset=Rows(batch * steps, length),
+                callbacks=[meter],
             )
             trainer.train()
             return meter.rate
@@ -67,10 +68,11 @@ def main():
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--warm-up", type=int, default=15)
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--length", type=int, default=1024, help="tokens of a row, at most 1,024")
     parser.add_argument("--seconds", type=float, default=400.0, help="no new round after so many")
     parser.add_argument("--output", type=Path, default=Path("gpt2_gpu.json"))
     given = parser.parse_args()
-    common = (given.steps, given.warm_up)
+    common = (given.length, given.steps, given.warm_up)
     ours = {"logging_nan_inf_filter": False, "backend": "host"}
     best = {"tf32": True, "optim": "adamw_torch_fused", "logging_nan_inf_filter": False}
     variants = {
@@ -85,11 +87,18 @@ def main():
         ),
     }
     rates, failed = in_turns(variants, given.rounds, given.seconds)
-    flops = 6 * 124_439_808 + 12 * 12 * 768 * LENGTH
+    flops = 6 * 124_439_808 + 12 * 12 * 768 * given.length
     text, about = report(rates, "IPUTrainer", flops, "tokens/s")
     print(text)
     write_json(
-        given.output, {**about, "transformers": transformers.__version__, "batch": given.batch, "failed": failed}
+        given.output,
+        {
+            **about,
+            "transformers": transformers.__version__,
+            "batch": given.batch,
+            "length": given.length,
+            "failed": failed,
+        },
     )
 
 
