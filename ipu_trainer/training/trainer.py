@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import contextlib
 from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -111,7 +112,8 @@ class IPUTrainer(HostLoop):
         self._device_run: Optional[DeviceRun] = None
         self._micro_batch_found: Optional[int] = None
         self._num_parameters = 0
-        self._operations: Dict[Any, int] = {}  # of a training step on the host, by the shapes of its batch
+        # Of a training step on the host, by its model and the shapes of its batch.
+        self._operations: WeakKeyDictionary[nn.Module, Dict[Any, int]] = WeakKeyDictionary()
         self._foldings: Dict[Any, Folding] = {}
         self.weight_average: Optional[WeightAverage] = None
         if getattr(args, "ema_decay", 0.0):
@@ -477,10 +479,11 @@ class IPUTrainer(HostLoop):
 
     def floating_point_ops(self, inputs: Any) -> int:
         if not self.backend.has_executors:  # counting parameters takes milliseconds: once for each shape of batch
-            key = (id(self.model), *((name, getattr(value, "shape", None)) for name, value in inputs.items()))
-            if key not in self._operations:
-                self._operations[key] = int(super().floating_point_ops(inputs))
-            return self._operations[key]
+            known = self._operations.setdefault(self.model, {})
+            shapes = tuple((name, getattr(value, "shape", None)) for name, value in inputs.items())
+            if shapes not in known:
+                known[shapes] = int(super().floating_point_ops(inputs))
+            return known[shapes]
         main_input = inputs.get(getattr(self.model, "main_input_name", "input_ids"))
         return 0 if main_input is None else 6 * main_input.numel() * self._num_parameters
 

@@ -99,6 +99,22 @@ def test_without_a_configuration_the_weights_are_those_of_trainer_bit_for_bit(tm
     assert largest_difference(stock, ours) == 0.0
 
 
+def test_operations_are_counted_as_trainer_counts_them_for_every_shape_and_model(tmp_path):
+    stock = trained(tmp_path / "a", trainer_class=Trainer, cls=TrainingArguments)
+    ours = trained(tmp_path / "b")
+    assert ours.state.total_flos == stock.state.total_flos > 0
+    for rows in (8, 3, 8):
+        inputs = {"pixel_values": torch.zeros(rows, 3, 16, 16)}
+        assert ours.floating_point_ops(inputs) == stock.floating_point_ops(inputs)
+    small, large = (
+        ours.model,
+        ViTForImageClassification(ViTConfig(**{**ours.model.config.to_dict(), "hidden_size": 32})),
+    )
+    for model in (large, small):
+        ours.model = stock.model = model
+        assert ours.floating_point_ops(inputs) == stock.floating_point_ops(inputs)
+
+
 # Sums over micro-batches are added in another order than over one batch: float32 rounding, not more.
 ROUNDING = 1e-6
 
