@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from types import MethodType
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import torch
 from torch import nn
@@ -105,13 +106,14 @@ def fused_projections(model: nn.Module) -> Iterator[int]:
     for group in groups:
         shared = _OneProduct(group)
         for position, linear in enumerate(group):
-            linear.forward = shared.forward_of(position)  # type: ignore[method-assign, assignment]
+            linear.__dict__.update(_one_product=shared, _position=position, forward=_forward_of_part(linear))
     try:
         yield len(groups)
     finally:
         for group in groups:
             for linear in group:
-                del linear.__dict__["forward"]
+                for name in ("_one_product", "_position", "forward"):
+                    del linear.__dict__[name]
 
 
 def _projections_of(module: nn.Module) -> Optional[Tuple[nn.Linear, nn.Linear, nn.Linear]]:
@@ -125,6 +127,16 @@ def _projections_of(module: nn.Module) -> Optional[Tuple[nn.Linear, nn.Linear, n
     return None
 
 
+def _forward_of_part(linear: nn.Linear) -> Any:
+    """A bound method: a copy of the model made meanwhile has it with the copy's own weights, a pickled one has its class's."""
+
+    def forward(self: Any, hidden: torch.Tensor) -> torch.Tensor:
+        part: torch.Tensor = self._one_product.part(self._position, hidden)
+        return part
+
+    return MethodType(forward, linear)
+
+
 class _OneProduct:
     """Whichever of the three is asked first computes all, and the others take their parts of the same input."""
 
@@ -134,19 +146,19 @@ class _OneProduct:
         self.input: Optional[torch.Tensor] = None
         self.parts: Dict[int, Any] = {}
 
-    def forward_of(self, position: int) -> Callable[[torch.Tensor], Any]:
-        def forward(hidden: torch.Tensor) -> Any:
-            if self.input is hidden and position in self.parts:
-                part = self.parts.pop(position)
-                if not self.parts:
-                    self.input = None
-                return part
-            weight = torch.cat([linear.weight for linear in self.linears])
-            biases: List[torch.Tensor] = [linear.bias for linear in self.linears if linear.bias is not None]
-            product = functional.linear(hidden, weight, torch.cat(biases) if biases else None)
-            parts = torch.split(product, self.sizes, dim=-1)
-            self.input = hidden
-            self.parts = {other: part for other, part in enumerate(parts) if other != position}
-            return parts[position]
+    def __getstate__(self) -> Dict[str, Any]:
+        return {**self.__dict__, "input": None, "parts": {}}
 
-        return forward
+    def part(self, position: int, hidden: torch.Tensor) -> Any:
+        if self.input is hidden and position in self.parts:
+            part = self.parts.pop(position)
+            if not self.parts:
+                self.input = None
+            return part
+        weight = torch.cat([linear.weight for linear in self.linears])
+        biases: List[torch.Tensor] = [linear.bias for linear in self.linears if linear.bias is not None]
+        product = functional.linear(hidden, weight, torch.cat(biases) if biases else None)
+        parts = torch.split(product, self.sizes, dim=-1)
+        self.input = hidden
+        self.parts = {other: part for other, part in enumerate(parts) if other != position}
+        return parts[position]

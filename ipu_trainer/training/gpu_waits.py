@@ -7,15 +7,12 @@ the GPU then idles until there is more.
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Callable, Iterator, List, Mapping, Optional
+from typing import Any, Dict, Iterator, Mapping
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
-try:
-    from transformers import masking_utils
-except ImportError:  # transformers before 4.53
-    masking_utils = None  # type: ignore[assignment]
+from ipu_trainer.training.compat import masking_utils
 
 _PADDING = "warn_if_padding_and_no_attention_mask"
 
@@ -47,45 +44,43 @@ def rows_not_packed(inputs: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def padding_told_later(model: nn.Module) -> Iterator[None]:
-    """Inside the block a model on a GPU warns of padding without an attention mask as soon as the GPU has told, not at once."""
-    checks: List[_LaterCheck] = []
-    for module in model.modules():
-        if hasattr(module, _PADDING) and _PADDING not in module.__dict__:
-            checks.append(_LaterCheck(module, getattr(module, _PADDING)))
-            module.__dict__[_PADDING] = checks[-1]
+def padding_told_later() -> Iterator[None]:
+    """Inside the block models on a GPU warn of padding without an attention mask as soon as the GPU has told, not at once."""
+    check = getattr(PreTrainedModel, _PADDING, None)
+    if check is None:
+        yield
+        return
+    copies: Dict[PreTrainedModel, _Ends] = {}
+
+    def later(model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: Any) -> None:
+        if attention_mask is not None or input_ids.device.type == "cpu" or torch.compiler.is_compiling():
+            check(model, input_ids, attention_mask)
+            return
+        if model in copies and copies[model].arrived():
+            check(model, copies.pop(model).tokens, None)
+        if model not in copies and getattr(model.config, "pad_token_id", None) is not None:
+            copies[model] = _Ends(input_ids)
+
+    setattr(PreTrainedModel, _PADDING, later)
     try:
         yield
-        for check in checks:
-            check.read(wait=True)
+        for model, ends in copies.items():
+            ends.wait()
+            check(model, ends.tokens, None)
     finally:
-        for check in checks:
-            del check.module.__dict__[_PADDING]
+        setattr(PreTrainedModel, _PADDING, check)
 
 
-class _LaterCheck:
-    """What the check looks at (first and last token of each row) is copied behind the GPU's work and read when it is there."""
+class _Ends:
+    """The first and last token of each row, which are what the check looks at, on their way to the CPU."""
 
-    def __init__(self, module: nn.Module, check: Callable[[torch.Tensor, Any], None]) -> None:
-        self.module, self.check = module, check
-        self.ends: Optional[torch.Tensor] = None
-        self.copied: Any = None
+    def __init__(self, input_ids: torch.Tensor) -> None:
+        self.tokens = torch.stack((input_ids[:, 0], input_ids[:, -1]), dim=1).to("cpu", non_blocking=True)
+        self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self.copied.record()
 
-    def __call__(self, input_ids: torch.Tensor, attention_mask: Any) -> None:
-        if attention_mask is not None or not input_ids.is_cuda or torch.compiler.is_compiling():
-            self.check(input_ids, attention_mask)
-            return
-        self.read(wait=False)
-        if self.ends is None and getattr(self.module.config, "pad_token_id", None) is not None:
-            self.ends = torch.stack((input_ids[:, 0], input_ids[:, -1]), dim=1).to("cpu", non_blocking=True)
-            self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self.copied.record()
+    def wait(self) -> None:
+        self.copied.synchronize()
 
-    def read(self, wait: bool) -> None:
-        if self.ends is None:
-            return
-        if wait:
-            self.copied.synchronize()
-        if self.copied.query():
-            ends, self.ends = self.ends, None
-            self.check(ends, None)
+    def arrived(self) -> bool:
+        return bool(self.copied.query())  # type: ignore[no-untyped-call]

@@ -139,7 +139,7 @@ class HostLoop(Trainer):  # type: ignore[misc]  # transformers is not typed
             if choice.name == "layers":
                 stack.enter_context(compiled_layers(self.model, required=wanted == "layers"))
             if self.args.device.type == "cuda":
-                stack.enter_context(padding_told_later(self.model))
+                stack.enter_context(padding_told_later())
             logger.info("compile: %s (%s)", choice.name, choice.reason)
             yield
 

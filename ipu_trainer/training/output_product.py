@@ -7,6 +7,7 @@ falls back to kernels that take three times as long (docs/performance.md). Zeros
 from __future__ import annotations
 
 import contextlib
+from types import MethodType
 from typing import Any, Callable, Iterator, Optional
 
 import torch
@@ -26,8 +27,7 @@ def aligned_output_product(model: nn.Module, backend: str = "inductor") -> Itera
     """
     linear = _unaligned_output_of(model)
     if linear is not None:
-        forward = _forward_of(linear, torch.compile(padded_linear, backend=backend))
-        linear.forward = forward  # type: ignore[method-assign, assignment]
+        linear.forward = _padded_forward(linear, torch.compile(padded_linear, backend=backend))  # type: ignore[method-assign]
     try:
         yield linear
     finally:
@@ -43,11 +43,13 @@ def padded_linear(hidden: torch.Tensor, weight: torch.Tensor, bias: Optional[tor
     return functional.linear(hidden, functional.pad(weight, (0, 0, 0, missing)), padded_bias)[..., :rows]
 
 
-def _forward_of(linear: nn.Linear, product: Callable[..., torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
-    def forward(hidden: torch.Tensor) -> torch.Tensor:
-        return product(hidden, linear.weight, linear.bias)
+def _padded_forward(linear: nn.Linear, product: Callable[..., torch.Tensor]) -> Any:
+    """A bound method: a copy of the model made meanwhile has it with the copy's own weights, a pickled one has its class's."""
 
-    return forward
+    def forward(self: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
+        return product(hidden, self.weight, self.bias)
+
+    return MethodType(forward, linear)
 
 
 def _unaligned_output_of(model: nn.Module) -> Optional[nn.Linear]:

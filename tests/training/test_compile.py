@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import io
 
 import pytest
 import torch
@@ -93,6 +94,28 @@ def test_fused_projections_are_exact_in_float64_and_leave_no_trace(name):
     for parameter, gradient in gradients.items():
         torch.testing.assert_close(fused[parameter], gradient, rtol=0, atol=1e-13)
     assert not any("forward" in part.__dict__ for part in model.modules())
+
+
+@pytest.mark.parametrize("name", ["vit", "bart"])
+def test_a_copy_of_a_fused_model_computes_with_its_own_weights(name):
+    make, inputs, _ = CASES[name]
+    model = make().double().train()
+    with fused_projections(model):
+        before = model(**inputs).loss
+        copied, stored = copy.deepcopy(model), io.BytesIO()
+        torch.save(model, stored)
+        with torch.no_grad():
+            for parameter in copied.parameters():
+                parameter.mul_(1.5)
+        assert torch.equal(model(**inputs).loss, before)
+        inside = copied(**inputs).loss
+    plain = make().double().train()
+    plain.load_state_dict(copied.state_dict())
+    assert float(inside.detach()) == pytest.approx(float(plain(**inputs).loss.detach()), abs=1e-13)
+    assert float(inside.detach()) != pytest.approx(float(before.detach()), abs=1e-6)
+    stored.seek(0)
+    loaded = torch.load(stored, weights_only=False)
+    assert float(loaded(**inputs).loss.detach()) == pytest.approx(float(before.detach()), abs=1e-13)
 
 
 def test_a_fused_attention_makes_one_product_where_three_were():

@@ -5,14 +5,14 @@ import logging
 import pytest
 import torch
 from gpu_watch import steps_without_waiting
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from ipu_trainer import IPUTrainer, IPUTrainingArguments
 from ipu_trainer.training import compat, gpu_waits
 from ipu_trainer.training.arguments import names_copies
 from ipu_trainer.training.gpu_waits import padding_told_later, rows_not_packed
 
-masking_utils = gpu_waits.masking_utils
+masking_utils = compat.masking_utils
 searches = pytest.mark.skipif(
     not hasattr(masking_utils, "find_packed_sequence_indices"), reason="transformers looks for no packed rows"
 )
@@ -76,24 +76,57 @@ def test_packed_rows_are_kept_apart_in_training(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(GPT2LMHeadModel, gpu_waits._PADDING), reason="transformers does not warn of padding")
-def test_on_a_cpu_padding_is_told_at_once_and_nothing_is_left_behind():
-    model = gpt2(pad_token_id=0)
+def test_on_a_cpu_padding_is_told_at_once_and_nothing_is_left_behind(monkeypatch):
     told = []
 
-    def check(input_ids, attention_mask):
-        told.append(input_ids)
+    def check(model, input_ids, attention_mask):
+        told.append((type(model).__name__, attention_mask))
 
-    for module in model.modules():
-        if hasattr(module, gpu_waits._PADDING):
-            module.__dict__[gpu_waits._PADDING] = check
-    with padding_told_later(model):
-        model(input_ids=torch.zeros(2, 8, dtype=torch.long))
-    assert len(told) == 1
-    for module in model.modules():  # somebody's own check stays theirs
-        assert module.__dict__.pop(gpu_waits._PADDING, check) is check
-    with padding_told_later(model):
-        assert gpu_waits._PADDING in model.transformer.__dict__
-    assert not any(gpu_waits._PADDING in module.__dict__ for module in model.modules())
+    monkeypatch.setattr(PreTrainedModel, gpu_waits._PADDING, check)
+    model = gpt2(pad_token_id=0)
+    padded = torch.zeros(2, 8, dtype=torch.long)
+    with pytest.raises(RuntimeError, match="in a step"), padding_told_later():
+        model(input_ids=padded)
+        model(input_ids=padded, attention_mask=torch.ones_like(padded))
+        assert [name for name, _ in told] == ["GPT2Model"] * 2
+        assert told[0][1] is None and told[1][1] is not None
+        assert getattr(PreTrainedModel, gpu_waits._PADDING) is not check
+        raise RuntimeError("in a step")
+    assert getattr(PreTrainedModel, gpu_waits._PADDING) is check
+
+
+@pytest.mark.skipif(not hasattr(GPT2LMHeadModel, gpu_waits._PADDING), reason="transformers does not warn of padding")
+def test_what_a_device_found_is_told_when_it_has_arrived_and_at_the_end(monkeypatch):
+    made = []
+
+    class Ends:
+        def __init__(self, input_ids):
+            assert input_ids.device.type == "meta"  # of which no number can be read
+            self.tokens, self.there = torch.full((2, 2), len(made)), False
+            made.append(self)
+
+        def arrived(self):
+            return self.there
+
+        def wait(self):
+            self.there = True
+
+    checked = []
+    monkeypatch.setattr(gpu_waits, "_Ends", Ends)
+    monkeypatch.setattr(PreTrainedModel, gpu_waits._PADDING, lambda model, ends, mask: checked.append(int(ends[0, 0])))
+    model, without_padding = gpt2(pad_token_id=0), gpt2()
+    rows = torch.zeros(2, 8, dtype=torch.long, device="meta")
+    with padding_told_later():
+        tell = getattr(PreTrainedModel, gpu_waits._PADDING)
+        tell(model, rows, None)
+        tell(without_padding, rows, None)
+        tell(model, rows, None)  # not there yet: nothing is told, and nothing more is looked at
+        assert (checked, len(made)) == ([], 1)
+        made[0].there = True
+        tell(model, rows, None)
+        assert (checked, len(made)) == ([0], 2)
+    assert checked == [0, 1]
+    assert made[1].there
 
 
 def test_who_says_how_batches_are_copied_is_heard():

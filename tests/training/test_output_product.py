@@ -1,6 +1,7 @@
 """The product with a vocabulary of odd size, padded: the same numbers and gradients, and what is left alone."""
 
 import copy
+import io
 
 import pytest
 import torch
@@ -98,6 +99,27 @@ def test_models_that_follow_each_other_share_the_compiled_product():
         with aligned_output_product(model, "aot_eager"):
             model(input_ids=IDS, labels=IDS).loss.backward()
     assert counters["stats"]["unique_graphs"] == 1
+
+
+@compiles
+def test_a_copy_made_meanwhile_computes_with_its_own_weights():
+    model = gpt2().double().eval()
+    torch._dynamo.reset()
+    with aligned_output_product(model, "aot_eager"), torch.no_grad():
+        before = model(input_ids=IDS).logits
+        copied, stored = copy.deepcopy(model), io.BytesIO()
+        torch.save(model, stored)
+        copied.lm_head.weight.mul_(2.0)  # tied to the input embeddings, so the copy computes something else altogether
+        assert torch.equal(model(input_ids=IDS).logits, before)
+        inside = copied(input_ids=IDS).logits
+    with torch.no_grad():
+        plain = gpt2().double().eval()
+        plain.load_state_dict(copied.state_dict())
+        torch.testing.assert_close(inside, plain(input_ids=IDS).logits, rtol=0, atol=1e-13)
+        stored.seek(0)
+        loaded = torch.load(stored, weights_only=False)
+        torch.testing.assert_close(loaded(input_ids=IDS).logits, before, rtol=0, atol=1e-13)
+        assert loaded.lm_head.forward.__func__ is nn.Linear.forward
 
 
 class Adapted(nn.Linear):
