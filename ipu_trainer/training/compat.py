@@ -16,7 +16,7 @@ from safetensors import safe_open
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 try:
-    from transformers import masking_utils
+    from transformers import masking_utils as masking_utils
 except ImportError:  # before 4.53 each model made its own attention masks
     masking_utils = None  # type: ignore[assignment]
 
