@@ -2,8 +2,8 @@
 
     python benchmarks/gpt2_gpu.py --rounds 2 --steps 40 --output gpt2.json
 
-All train GPT-2 small from scratch (124 M parameters, no dropout unless named) on rows of 1,024 tokens (or
---length) in bfloat16, through the stock loop with its clipping and fused AdamW. Rates are tokens a second after `--warm-up` steps.
+All train GPT-2 small from scratch (124 M parameters, no dropout unless named) on rows of `--length` tokens in bfloat16, through
+the stock loop with its clipping and fused AdamW. Rates are tokens a second after `--warm-up` steps.
 """
 
 import argparse
@@ -72,6 +72,8 @@ def main():
     parser.add_argument("--seconds", type=float, default=400.0, help="no new round after so many")
     parser.add_argument("--output", type=Path, default=Path("gpt2_gpu.json"))
     given = parser.parse_args()
+    if not 1 < given.length <= 1024:
+        parser.error(f"--length {given.length}: GPT-2 has positions for 2 to 1,024 tokens.")
     common = (given.length, given.steps, given.warm_up)
     ours = {"logging_nan_inf_filter": False, "backend": "host"}
     best = {"tf32": True, "optim": "adamw_torch_fused", "logging_nan_inf_filter": False}

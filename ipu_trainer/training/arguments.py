@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -105,16 +106,12 @@ class IPUTrainingArguments(TrainingArguments):
                 "off."
             )
         self._settle_compile(on_device)
-        copies_chosen = names_copies(getattr(self, "accelerator_config", None))
+        chosen = _says_how_to_copy(getattr(self, "accelerator_config", None))
         super().__post_init__()
-        copies: Any = getattr(self, "accelerator_config", None)
-        if (
-            not copies_chosen
-            and self.device.type == "cuda"
-            and self.dataloader_pin_memory
-            and hasattr(copies, "non_blocking")
-        ):
-            copies.non_blocking = True  # a step's copies then wait for the GPU's turn, and nobody for them
+        config: Any = getattr(self, "accelerator_config", None)
+        on_gpu = self.device.type == "cuda" and self.dataloader_pin_memory
+        if on_gpu and not chosen and hasattr(config, "non_blocking"):
+            config.non_blocking = True  # batches are then copied when the GPU gets there, and nobody waits
         if self.bf16_residual and (on_device or not self.bf16 or self.device.type != "cuda"):
             raise ValueError(
                 f"bf16_residual is for bf16 on a GPU, and this run has backend {self.backend}, bf16={self.bf16}, device "
@@ -155,8 +152,10 @@ class IPUTrainingArguments(TrainingArguments):
             self.tf32 = True
 
 
-def names_copies(config: Any) -> bool:
-    """Whether accelerator_config, as it was given, says itself how batches are copied to a GPU."""
+def _says_how_to_copy(config: Any) -> bool:
+    """Whether accelerator_config, as given, sets non_blocking. A file or an AcceleratorConfig always does."""
+    if isinstance(config, str) and config.lstrip().startswith("{"):
+        config = json.loads(config)
     return "non_blocking" in config if isinstance(config, dict) else config is not None
 
 

@@ -67,8 +67,9 @@ def told_speed(args: Any, has_executors: bool) -> str:
 
 @contextlib.contextmanager
 def compiled_layers(model: nn.Module, required: bool, backend: str = "inductor") -> Iterator[int]:
-    """Inside the block each repeated layer of `model` is compiled, and the product and the loss over a vocabulary; yields how
-    many layers.
+    """Inside the block each repeated layer of `model` is compiled, and a loss over a vocabulary; yields how many layers.
+
+    An unaligned product with a vocabulary is padded besides (output_product.py), but not on a CPU, where that does not pay.
 
     required: raise ValueError for a model without repeated layers, instead of leaving it as it is.
     """
@@ -85,8 +86,9 @@ def compiled_layers(model: nn.Module, required: bool, backend: str = "inductor")
         layer.compile(backend=backend)
     if over_vocabulary:  # eager, its float32 copies of the logits cost as much as several layers
         model.loss_function = torch.compile(loss, backend=backend)  # type: ignore[assignment, arg-type]
+    on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
     try:
-        with aligned_output_product(model, backend):
+        with contextlib.nullcontext() if on_cpu else aligned_output_product(model, backend):
             yield len(layers)
     finally:
         for layer in own:

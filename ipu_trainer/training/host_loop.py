@@ -138,7 +138,7 @@ class HostLoop(Trainer):  # type: ignore[misc]  # transformers is not typed
                 self._check_residual(stack.enter_context(bfloat16_residual_stream(self.model)))
             if choice.name == "layers":
                 stack.enter_context(compiled_layers(self.model, required=wanted == "layers"))
-            if self.args.device.type == "cuda":
+            if self.args.n_gpu <= 1:  # DataParallel computes with other models at each step
                 stack.enter_context(padding_told_later())
             logger.info("compile: %s (%s)", choice.name, choice.reason)
             yield

@@ -1,7 +1,7 @@
 """The product with a vocabulary of an odd size, computed with rows of zeros up to a size that GPUs are fast at.
 
 Tensor cores read rows of 16 bytes. 50,257 numbers in half precision are no whole number of them, and the library of products
-falls back to kernels that take three times as long (docs/performance.md). Zeros add nothing to what is left of the product.
+falls back to kernels that take six times as long (docs/performance.md). Zeros add nothing to what is left of the product.
 """
 
 from __future__ import annotations

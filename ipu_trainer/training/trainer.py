@@ -22,7 +22,7 @@ iterations samples, and steps of the arguments (max_steps, save_steps, ...) coun
     training_step          one call of the training executor; compute_loss runs inside of it
     prediction_step        whole micro-batches on the device, what is left of the last one on the host: exact
     _prepare_inputs        inside of the device nothing is moved
-    floating_point_ops     without reading weights, which would copy them
+    floating_point_ops     without reading weights, which would copy them (on the host: once for each shape of batch)
     log                    no gradient norm, which stays on the device; weight updates; compile time kept out of rates
 """
 
@@ -478,7 +478,7 @@ class IPUTrainer(HostLoop):
         return super()._prepare_inputs(inputs)
 
     def floating_point_ops(self, inputs: Any) -> int:
-        if not self.backend.has_executors:  # counting parameters takes milliseconds: once for each shape of batch
+        if not self.backend.has_executors:  # counting parameters takes milliseconds
             known = self._operations.setdefault(self.model, {})
             shapes = tuple((name, getattr(value, "shape", None)) for name, value in inputs.items())
             if shapes not in known:

@@ -6,13 +6,10 @@ import io
 
 import pytest
 import torch
+from tiny_models import bert, gpt2
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
-    BertConfig,
-    BertForSequenceClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
     ViTConfig,
     ViTForImageClassification,
 )
@@ -35,24 +32,6 @@ def vit(layers=2):
         num_labels=2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     return ViTForImageClassification(config)
-
-
-def bert():
-    torch.manual_seed(0)
-    config = BertConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, vocab_size=50,
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-    )  # fmt: skip
-    return BertForSequenceClassification(config)
-
-
-def gpt2():
-    torch.manual_seed(0)
-    config = GPT2Config(
-        n_embd=16, n_layer=2, n_head=2, vocab_size=50, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=1,
-        eos_token_id=2,
-    )  # fmt: skip
-    return GPT2LMHeadModel(config)
 
 
 def bart():
@@ -168,6 +147,16 @@ def test_compiled_layers_compute_the_same_and_leave_no_trace(name):
     for parameter, gradient in gradients.items():
         torch.testing.assert_close(compiled[parameter], gradient, rtol=0, atol=1e-12)
     assert not any(part._compiled_call_impl for part in model.modules())
+
+
+@compiles
+@pytest.mark.parametrize("device, padded", [("cpu", False), ("meta", True)])
+def test_a_vocabulary_is_padded_on_a_gpu_alone(device, padded):
+    """A CPU is slower by the padding. Of the meta device only "not a CPU" counts here."""
+    model = gpt2().to(device)
+    with compiled_layers(model, True, "aot_eager"):
+        assert ("forward" in model.lm_head.__dict__) == padded
+    assert "forward" not in model.lm_head.__dict__
 
 
 @compiles

@@ -11,14 +11,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_models import bert, gpt2
 from torch import nn
 from torch.utils.data import IterableDataset, SequentialSampler
 from transformers import (
-    BertConfig,
     BertForMaskedLM,
-    BertForSequenceClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
     Trainer,
     ViTConfig,
     ViTForImageClassification,
@@ -62,22 +59,6 @@ def vit_without_dropout():
         if isinstance(part, nn.Dropout):
             part.p = 0.0
     return model
-
-
-def bert(kind=BertForSequenceClassification):
-    torch.manual_seed(0)
-    return kind(
-        BertConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, vocab_size=50,
-                   hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    )  # fmt: skip
-
-
-def gpt2():
-    torch.manual_seed(0)
-    return GPT2LMHeadModel(
-        GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=50, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-                   bos_token_id=1, eos_token_id=2)
-    )  # fmt: skip
 
 
 class WithBatchNorm(nn.Module):

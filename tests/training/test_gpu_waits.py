@@ -5,25 +5,21 @@ import logging
 import pytest
 import torch
 from gpu_watch import steps_without_waiting
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from tiny_models import gpt2
+from transformers import PreTrainedModel, Trainer
 
 from ipu_trainer import IPUTrainer, IPUTrainingArguments
 from ipu_trainer.training import compat, gpu_waits
-from ipu_trainer.training.arguments import names_copies
 from ipu_trainer.training.gpu_waits import padding_told_later, rows_not_packed
 
 masking_utils = compat.masking_utils
 searches = pytest.mark.skipif(
     not hasattr(masking_utils, "find_packed_sequence_indices"), reason="transformers looks for no packed rows"
 )
-
-
-def gpt2(**changes):
-    torch.manual_seed(0)
-    config = GPT2Config(
-        n_embd=32, n_layer=2, n_head=2, n_positions=16, vocab_size=51, bos_token_id=1, eos_token_id=2, **changes
-    )
-    return GPT2LMHeadModel(config)
+warns = pytest.mark.skipif(
+    not hasattr(PreTrainedModel, gpu_waits._PADDING), reason="transformers does not warn of padding"
+)
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 
 @searches
@@ -55,7 +51,7 @@ def test_given_positions_are_searched_and_what_was_there_comes_back_after_an_err
 @searches
 def test_packed_rows_are_kept_apart_in_training(tmp_path):
     """Two sequences in a row give the loss that they give apart."""
-    model = gpt2(attn_implementation="eager", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    model = gpt2(attn_implementation="eager")
     row = torch.randint(3, 50, (8,), generator=torch.Generator().manual_seed(0))
     labels = row.clone()
     labels[[0, 4]] = -100  # first tokens follow nothing
@@ -75,7 +71,7 @@ def test_packed_rows_are_kept_apart_in_training(tmp_path):
     assert packed == pytest.approx(float(torch.stack(apart).mean()), abs=1e-4)
 
 
-@pytest.mark.skipif(not hasattr(GPT2LMHeadModel, gpu_waits._PADDING), reason="transformers does not warn of padding")
+@warns
 def test_on_a_cpu_padding_is_told_at_once_and_nothing_is_left_behind(monkeypatch):
     told = []
 
@@ -95,7 +91,7 @@ def test_on_a_cpu_padding_is_told_at_once_and_nothing_is_left_behind(monkeypatch
     assert getattr(PreTrainedModel, gpu_waits._PADDING) is check
 
 
-@pytest.mark.skipif(not hasattr(GPT2LMHeadModel, gpu_waits._PADDING), reason="transformers does not warn of padding")
+@warns
 def test_what_a_device_found_is_told_when_it_has_arrived_and_at_the_end(monkeypatch):
     made = []
 
@@ -129,11 +125,45 @@ def test_what_a_device_found_is_told_when_it_has_arrived_and_at_the_end(monkeypa
     assert made[1].there
 
 
-def test_who_says_how_batches_are_copied_is_heard():
-    assert not names_copies(None)
-    assert not names_copies({"split_batches": False})
-    assert names_copies({"non_blocking": False})
-    assert names_copies("accelerator.json")
+@pytest.mark.skipif(not hasattr(Trainer, "create_accelerator_and_postprocess"), reason="Trainer itself copies batches")
+@pytest.mark.parametrize(
+    "given, non_blocking",
+    [
+        ({}, True),
+        ({"accelerator_config": {"split_batches": False}}, True),
+        ({"accelerator_config": '{"split_batches": false}'}, True),
+        ({"accelerator_config": {"non_blocking": False}}, False),
+        ({"accelerator_config": '{"non_blocking": false}'}, False),
+        ({"dataloader_pin_memory": False}, False),
+    ],
+)
+def test_batches_are_copied_to_a_gpu_without_blocking_unless_told_otherwise(tmp_path, monkeypatch, given, non_blocking):
+    values = {"bf16": False, **given}
+    assert not language_modeling(tmp_path, **values).accelerator_config.non_blocking  # no GPU, nothing to copy
+    monkeypatch.setattr(IPUTrainingArguments, "device", torch.device("cuda"))
+    assert language_modeling(tmp_path, **values).accelerator_config.non_blocking == non_blocking
+
+
+@searches
+@pytest.mark.parametrize("own_positions", [False, True])
+def test_a_training_step_computes_inside_of_both(tmp_path, own_positions):
+    """On a CPU too, where they change nothing."""
+    search, check = masking_utils.find_packed_sequence_indices, getattr(PreTrainedModel, gpu_waits._PADDING)
+    seen = []
+
+    def look(*_):
+        searched = masking_utils.find_packed_sequence_indices is search
+        seen.append((searched, getattr(PreTrainedModel, gpu_waits._PADDING) is check))
+
+    model = gpt2()
+    model.register_forward_pre_hook(look)
+    extra = {"position_ids": torch.arange(16)} if own_positions else {}
+    samples = [{**row, **extra} for row in rows(False)]
+    args = language_modeling(tmp_path, bf16=False, use_cpu=True, dataloader_pin_memory=False, max_steps=2)
+    IPUTrainer(model, args, train_dataset=samples).train()
+    assert seen == [(own_positions, False)] * 2
+    assert masking_utils.find_packed_sequence_indices is search
+    assert getattr(PreTrainedModel, gpu_waits._PADDING) is check
 
 
 def language_modeling(folder, **changes):
@@ -152,7 +182,7 @@ def rows(padded):
     return [{"input_ids": row, "labels": row} for row in made]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@on_gpu
 @pytest.mark.parametrize("compile", ["off", "layers"])
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_no_step_of_a_language_model_waits_for_the_gpu(tmp_path, compile, accumulation):
@@ -162,23 +192,23 @@ def test_no_step_of_a_language_model_waits_for_the_gpu(tmp_path, compile, accumu
     assert steps_without_waiting(trainer) == 4
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@on_gpu
 @pytest.mark.parametrize("padded", [False, True])
-def test_padding_is_told_on_a_gpu_too(tmp_path, caplog, padded):
+def test_padding_is_told_on_a_gpu_too(tmp_path, caplog, monkeypatch, padded):
     from transformers import modeling_utils
 
     modeling_utils.logger.warning_once.cache_clear()
-    logging.getLogger("transformers").propagate = True
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     with caplog.at_level(logging.WARNING):
         IPUTrainer(gpt2(pad_token_id=0), language_modeling(tmp_path, max_steps=2), train_dataset=rows(padded)).train()
     assert ("attention_mask" in caplog.text) == padded
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@on_gpu
 def test_a_padded_vocabulary_trains_to_the_same_weights_on_a_gpu(tmp_path):
     results = {}
     for name in ("off", "layers"):
-        model = gpt2(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+        model = gpt2()
         args = language_modeling(tmp_path / name, compile=name, bf16=False, tf32=False)
         IPUTrainer(model, args, train_dataset=rows(False)).train()
         results[name] = model.state_dict()

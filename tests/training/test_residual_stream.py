@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
+from tiny_models import bert, gpt2
 
 from ipu_trainer import IPUConfig, IPUTrainer, IPUTrainingArguments
 from ipu_trainer.training import compat
@@ -10,24 +10,6 @@ from ipu_trainer.training.layers import layer_stacks
 from ipu_trainer.training.residual_stream import bfloat16_residual_stream
 
 IDS = torch.randint(3, 50, (3, 8), generator=torch.Generator().manual_seed(0))
-
-
-def bert():
-    torch.manual_seed(0)
-    config = BertConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, vocab_size=50,
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-    )  # fmt: skip
-    return BertForSequenceClassification(config), torch.tensor([0, 1, 0])
-
-
-def gpt2():
-    torch.manual_seed(0)
-    config = GPT2Config(
-        n_embd=16, n_layer=2, n_head=2, vocab_size=50, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=1,
-        eos_token_id=2,
-    )  # fmt: skip
-    return GPT2LMHeadModel(config), IDS
 
 
 def dtypes_read(model, labels):
@@ -49,7 +31,7 @@ def dtypes_read(model, labels):
 
 @pytest.mark.filterwarnings("ignore:.*is_autocast_cpu_enabled.*")
 def test_layers_read_bfloat16_and_end_near_what_float32_gives():
-    model, labels = gpt2()
+    model, labels = gpt2(), IDS
     model.train()
     read, loss, gradients = dtypes_read(model, labels)
     assert read == [torch.float32] * 2
@@ -61,6 +43,7 @@ def test_layers_read_bfloat16_and_end_near_what_float32_gives():
     for name, gradient in gradients.items():
         assert rounded[name].dtype == torch.float32
         torch.testing.assert_close(rounded[name], gradient, rtol=0.1, atol=0.02, msg=name)
+    with bfloat16_residual_stream(model):
         model.eval()
         assert dtypes_read(model, labels)[0] == [torch.float32] * 2
     model.train()
@@ -71,7 +54,7 @@ def test_layers_read_bfloat16_and_end_near_what_float32_gives():
 
 @pytest.mark.filterwarnings("ignore:.*is_autocast_cpu_enabled.*")
 def test_without_autocast_nothing_is_rounded():
-    model, labels = bert()
+    model, labels = bert(), torch.tensor([0, 1, 0])
     plain = model(input_ids=IDS, labels=labels).loss
     with bfloat16_residual_stream(model):
         assert torch.equal(model(input_ids=IDS, labels=labels).loss, plain)

@@ -99,17 +99,22 @@ def test_without_a_configuration_the_weights_are_those_of_trainer_bit_for_bit(tm
     assert largest_difference(stock, ours) == 0.0
 
 
-def test_operations_are_counted_as_trainer_counts_them_for_every_shape_and_model(tmp_path):
+def test_operations_are_counted_as_trainer_counts_them_and_parameters_once_a_shape(tmp_path, monkeypatch):
+    counts = []
+    count = ViTForImageClassification.num_parameters
+    monkeypatch.setattr(
+        ViTForImageClassification, "num_parameters", lambda *given, **named: counts.append(1) or count(*given, **named)
+    )
     stock = trained(tmp_path / "a", trainer_class=Trainer, cls=TrainingArguments)
+    counts.clear()
     ours = trained(tmp_path / "b")
     assert ours.state.total_flos == stock.state.total_flos > 0
+    assert len(counts) == 1
     for rows in (8, 3, 8):
         inputs = {"pixel_values": torch.zeros(rows, 3, 16, 16)}
         assert ours.floating_point_ops(inputs) == stock.floating_point_ops(inputs)
-    small, large = (
-        ours.model,
-        ViTForImageClassification(ViTConfig(**{**ours.model.config.to_dict(), "hidden_size": 32})),
-    )
+    small = ours.model
+    large = ViTForImageClassification(ViTConfig(**{**small.config.to_dict(), "hidden_size": 32}))
     for model in (large, small):
         ours.model = stock.model = model
         assert ours.floating_point_ops(inputs) == stock.floating_point_ops(inputs)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 from accelerate.utils import operations
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer
+from tiny_models import gpt2
+from transformers import Trainer
 
 from ipu_trainer import IPUTrainer, IPUTrainingArguments
 from ipu_trainer.training import compat
@@ -13,15 +14,6 @@ ROWS = torch.randint(3, 50, (16, 8), generator=torch.Generator().manual_seed(0))
 prepares = pytest.mark.skipif(
     not hasattr(Trainer, "create_accelerator_and_postprocess"), reason="transformers does without accelerate's autocast"
 )
-
-
-def gpt2():
-    torch.manual_seed(0)
-    config = GPT2Config(
-        n_embd=16, n_layer=1, n_head=2, n_positions=8, vocab_size=51, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-        bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
-    return GPT2LMHeadModel(config)
 
 
 def trainer_of(folder, trainer_class=IPUTrainer, model=None, named=None, **changes):
@@ -64,7 +56,7 @@ class OwnLoss(IPUTrainer):
 
 @prepares
 def test_a_training_copies_no_logits_and_ends_in_the_same_weights(tmp_path, converted, monkeypatch):
-    logits = (4, 8, 51)
+    logits = (4, 8, 50)
     ours = trainer_of(tmp_path / "ours")
     ours.train()
     assert logits not in converted
