@@ -92,7 +92,8 @@ class IPUTrainingArguments(TrainingArguments):
         if self.loss_scaling <= 0:
             raise ValueError(f"loss_scaling {self.loss_scaling} must be above 0. Use 1 for float32.")
         on_device = choose_backend(self.backend, self.simulator_device, self.compile_only).has_executors
-        if on_device:  # batches wait in the host's memory, whatever else this machine has
+        # On a device batches wait in the host's memory, whatever else this machine has. In bfloat16 Trainer asks for it.
+        if on_device or ((self.bf16 or self.bf16_full_eval) and compat.has_only_cpus()):
             setattr(self, compat.field_name("use_cpu"), True)
         for name, value in (("half", self.half), ("compile_only", self.compile_only)):
             if value and not on_device:

@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 from typing import Any, Dict, Union
 
+import torch
 from safetensors import safe_open
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
@@ -33,6 +34,12 @@ def field_name(name: str) -> str:
     if name == "warmup_ratio":
         return name if name in _FIELDS else "warmup_steps"
     return name if name in _FIELDS else _OLD_NAMES.get(name, name)
+
+
+def has_only_cpus() -> bool:
+    """Whether PyTorch finds nothing else to compute with on this machine."""
+    others = getattr(torch, "accelerator", None)  # since torch 2.6
+    return not torch.cuda.is_available() and not (others is not None and others.is_available())
 
 
 def training_defaults(**values: Any) -> Dict[str, Any]:

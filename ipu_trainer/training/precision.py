@@ -1,9 +1,8 @@
-"""float32 or bfloat16: chosen from what the device computes fast, and said."""
+"""float32 or bfloat16: bfloat16 on GPUs that have it, float32 on CPUs, alike on all of them, and said."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ class Precision:
 
 
 def choose_precision(requested: str, use_cpu: bool) -> Precision:
-    """ "bf16" or "fp32" for `--precision requested`. Raises ValueError for another word, or bf16 where it cannot be."""
+    """ "bf16" or "fp32" for `--precision requested`. Raises ValueError for another word."""
     if requested not in ("auto", "bf16", "fp32"):
         raise ValueError(f"precision {requested!r} is not one of auto, bf16, fp32.")
     if requested != "auto":
@@ -27,9 +26,7 @@ def choose_precision(requested: str, use_cpu: bool) -> Precision:
         if torch.cuda.is_bf16_supported():
             return Precision("bf16", "the GPU has bfloat16 matrix units")
         return Precision("fp32", "the GPU has no bfloat16")
-    if "amx_bf16" in _cpu_flags():
-        return Precision("bf16", "the CPU has bfloat16 matrix units (AMX)")
-    return Precision("fp32", "the CPU has no bfloat16 matrix units (AMX)")
+    return Precision("fp32", "a CPU computes in float32 unless --precision bf16 is given")
 
 
 def used_precision(requested: str, args: Any) -> Precision:
@@ -41,10 +38,3 @@ def used_precision(requested: str, args: Any) -> Precision:
     chosen = choose_precision(requested, args.device.type == "cpu")
     used = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
     return chosen if chosen.name == used else Precision(used, f"--{used}")
-
-
-def _cpu_flags() -> str:
-    try:
-        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:  # not Linux
-        return ""

@@ -115,7 +115,8 @@ def test_a_run_and_an_evaluation_end_in_a_page_that_shows_pictures_curves_and_wh
     assert "Without pictures" not in checked_page(other / "report.html").text
 
 
-def test_evaluating_the_run_again_gives_the_same_numbers(run, prepared, tmp_path):
+def test_evaluating_the_run_again_gives_the_same_numbers(run, prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # the run was on the CPU
     command = ["evaluate", "chest-xray", "--run", str(run), "--data", str(prepared), "--output", str(tmp_path)]
     assert main([*command, "--num-bootstrap", "30"]) == 0
     before, after = (json.loads((folder / "metrics.json").read_text()) for folder in (run, tmp_path))
@@ -123,6 +124,24 @@ def test_evaluating_the_run_again_gives_the_same_numbers(run, prepared, tmp_path
     assert (tmp_path / "predictions.csv").read_text() == (run / "predictions.csv").read_text()
     assert main([*command[:-1], str(tmp_path / "all"), "--split", "all", "--num-bootstrap", "10"]) == 0
     assert json.loads((tmp_path / "all" / "metrics.json").read_text())["num_images"] == 120
+
+
+def test_a_run_in_bfloat16_trains_and_is_evaluated_on_whatever_there_is(prepared, phantoms, tmp_path):
+    """Without --use_cpu, which Trainer demands for bfloat16 where there is no GPU."""
+    folder, settings = tmp_path / "run", ["--max_steps", "2", "--precision", "bf16", CPU, "False"]
+    assert main(words(prepared, phantoms, folder, *settings)) == 0
+    assert json.loads((folder / "run.json").read_text())["precision"]["name"] == "bf16"
+    command = [
+        "evaluate",
+        "chest-xray",
+        "--run",
+        str(folder),
+        "--data",
+        str(prepared),
+        "--output",
+        str(tmp_path / "again"),
+    ]
+    assert main([*command, "--num-bootstrap", "10"]) == 0
 
 
 def test_findings_are_matched_by_name_with_data_that_has_others(run, phantoms, tmp_path):

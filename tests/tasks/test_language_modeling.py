@@ -208,7 +208,7 @@ def test_a_simulated_pipeline_gives_the_hosts_perplexity(corpus, tmp_path):
     results = []
     for backend in ("host", "simulated"):
         more = ("--backend", backend, "--ipu-config", str(tmp_path / "ipu_config.json"), "--max_steps", "4")
-        more += ("--per_device_train_batch_size", "2", "--eval_steps", "4")
+        more += ("--per_device_train_batch_size", "2", "--eval_steps", "4", "--precision", "fp32")
         results.append(train(*parse_arguments(words(corpus, tmp_path / backend, *more))))
     assert results[0]["nats_per_token"] == pytest.approx(results[1]["nats_per_token"], rel=1e-5)
     assert results[0]["samples"] == results[1]["samples"]

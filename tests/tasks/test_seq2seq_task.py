@@ -130,14 +130,8 @@ def test_a_simulated_pipeline_writes_what_the_host_writes(pairs_file, tmp_path):
     results = []
     for backend in ("host", "simulated"):
         more = ("--backend", backend, "--ipu-config", str(tmp_path / "ipu_config.json"), "--max_steps", "3")
-        more += (
-            "--per_device_train_batch_size",
-            "2",
-            "--max-validation-pairs",
-            "9",
-            "--per_device_eval_batch_size",
-            "2",
-        )
+        more += ("--per_device_train_batch_size", "2", "--max-validation-pairs", "9", "--precision", "fp32")
+        more += ("--per_device_eval_batch_size", "2")
         results.append(train(*parse_arguments(words(pairs_file, tmp_path / backend, *more))))
     assert [one["written"] for one in results[0]["examples"]] == [one["written"] for one in results[1]["examples"]]
     assert results[0]["loss"] == pytest.approx(results[1]["loss"], rel=1e-5)

@@ -328,6 +328,15 @@ def test_what_cannot_work_is_refused_before_work(tmp_path):
         choose_precision("fp8", True)
 
 
+@pytest.mark.parametrize("name", ["bf16", "bf16_full_eval"])
+def test_bfloat16_asks_for_the_cpu_by_itself_where_there_is_nothing_else(tmp_path, monkeypatch, name):
+    values = {compat.field_name("use_cpu"): False, name: True, "report_to": []}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    args = IPUTrainingArguments(str(tmp_path), **values)
+    assert getattr(args, compat.field_name("use_cpu")) and args.device.type == "cpu"
+    assert choose_precision("auto", True).name == choose_precision("auto", False).name == "fp32"
+
+
 def test_learning_rates_by_depth_and_an_optimizer_of_the_users_own_exclude_each_other(tmp_path):
     model = vit()
     own = torch.optim.SGD(model.parameters(), lr=0.1)

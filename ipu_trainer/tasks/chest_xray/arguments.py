@@ -53,7 +53,9 @@ class ChestXrayArguments:
         },
     )
     ipu_config: Optional[str] = field(default=None, metadata={"help": "Profile name, ipu_config.json or folder."})
-    precision: str = field(default="auto", metadata={"help": "auto, bf16 or fp32; auto takes bf16 where it is fast."})
+    precision: str = field(
+        default="auto", metadata={"help": "auto, bf16 or fp32; auto takes bf16 on a GPU that has it."}
+    )
     loss: str = field(default="bce", metadata={"help": "bce or asymmetric."})
     ranking_weight: Optional[float] = field(
         default=None,

@@ -72,7 +72,9 @@ class LanguageModelingArguments:
         metadata={"help": "What samples begin with, parted by ||; empty prints none."},
     )
     sample_tokens: int = field(default=60, metadata={"help": "Tokens of each sample."})
-    precision: str = field(default="auto", metadata={"help": "auto, bf16 or fp32; auto takes bf16 where it is fast."})
+    precision: str = field(
+        default="auto", metadata={"help": "auto, bf16 or fp32; auto takes bf16 on a GPU that has it."}
+    )
     ipu_config: Optional[str] = field(default=None, metadata={"help": "Profile name, ipu_config.json or folder."})
 
     def __post_init__(self) -> None:

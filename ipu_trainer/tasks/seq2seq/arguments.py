@@ -64,7 +64,9 @@ class Seq2SeqArguments:
     validation_fraction: float = field(
         default=0.1, metadata={"help": "Share of the text in packages (or groups) that are not trained on."}
     )
-    precision: str = field(default="auto", metadata={"help": "auto, bf16 or fp32; auto takes bf16 where it is fast."})
+    precision: str = field(
+        default="auto", metadata={"help": "auto, bf16 or fp32; auto takes bf16 on a GPU that has it."}
+    )
     ipu_config: Optional[str] = field(default=None, metadata={"help": "Profile name, ipu_config.json or folder."})
 
 
