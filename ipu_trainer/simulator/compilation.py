@@ -111,7 +111,7 @@ def compile_model(
     tracker = BlockTracker(options._execution_strategy._stages_manager)
     has_half = any(t.dtype == torch.float16 for t in [*tensors, *(v.copies[0] for v in weights.variables)])
     placement = PlacementLog(_mode(options)) if logger.isEnabledFor(logging.DEBUG) else None
-    watch = CompilationWatch(device, tensors, placement)
+    watch = CompilationWatch(device, tensors, [variable.host() for variable in weights.variables], placement)
     compilation = Compilation(
         structure=None,
         blocks=(),

@@ -88,12 +88,17 @@ class Watch(TorchFunctionMode):
 class CompilationWatch(Watch):
     """Also checks what only the first, compiling run can tell.
 
+    variables: the model's parameters and buffers, as it holds them.
     findings: see readiness. used_inputs: ids of the inputs that were an argument of any torch function.
     overlapped_*: what set_overlap_for_* was called with, and for outputs what it returned.
     """
 
     def __init__(
-        self, device: torch.device, inputs: Sequence[torch.Tensor], placement: Optional[PlacementLog] = None
+        self,
+        device: torch.device,
+        inputs: Sequence[torch.Tensor],
+        variables: Sequence[torch.Tensor] = (),
+        placement: Optional[PlacementLog] = None,
     ) -> None:
         super().__init__(device, mixed=True)
         self._placement = placement
@@ -106,6 +111,7 @@ class CompilationWatch(Watch):
         self.in_multi_conv = False
         self.num_convolutions = 0
         self._input_ids = {id(tensor) for tensor in inputs}
+        self._on_device = self._input_ids | {id(tensor) for tensor in variables}
 
     def overlap_input(self, tensor: torch.Tensor) -> torch.Tensor:
         """Note the mark, and return another tensor for the model to go on with. The mark does not count as a use."""
@@ -122,7 +128,7 @@ class CompilationWatch(Watch):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if name == "__getitem__":
-            _check_dynamic_slices(args[0], args[1])
+            self._check_dynamic_slices(args[0], args[1])
         if name in ("cross_entropy", "nll_loss") and _class_weights(args, kwargs) is not None:
             aten = {"cross_entropy": "cross_entropy_loss", "nll_loss": "nll_loss_nd"}[name]
             raise compiler_error(f'Parameter "weight" is unsupported for aten::{aten}')
@@ -145,7 +151,7 @@ class CompilationWatch(Watch):
         finding = readiness.inspect_call(func, args, kwargs, result)
         if finding is not None and finding not in self.findings:
             self.findings.append(finding)
-        _note_constant(name, args, kwargs, result)
+        self._note_constant(name, args, kwargs, result)
         if isinstance(result, torch.Tensor) and name != "__get__":
             self.saw_half = self.saw_half or result.dtype == torch.float16
             if self._placement is not None and context.blocks is not None and context.blocks.active is not None:
@@ -157,6 +163,31 @@ class CompilationWatch(Watch):
                 )
             self.used_inputs.update(id(a) for a in args if isinstance(a, torch.Tensor) and id(a) in self._input_ids)
         return result
+
+    def _note_constant(self, name: str, args: Sequence[Any], kwargs: Dict[str, Any], result: Any) -> None:
+        """Mark what is computed from no tensor, or from constants alone: the compiler has its values."""
+        given = [*args, *kwargs.values()]
+        given += [item for value in given if isinstance(value, (list, tuple)) for item in value]
+        tensors = [value for value in given if isinstance(value, torch.Tensor)]
+        constant = not name.startswith("rand") and all(self._is_constant(tensor) for tensor in tensors)
+        changed = args[0] if name == "__setitem__" and not constant else result
+        for part in changed if isinstance(changed, (list, tuple)) else (changed,):
+            if isinstance(part, torch.Tensor) and (constant or self._is_constant(part)):
+                part.ipu_constant = constant  # type: ignore[attr-defined]
+
+    def _is_constant(self, tensor: torch.Tensor) -> bool:
+        """What was never seen and is not the model's comes from outside, or from a scripted function of sizes."""
+        return bool(getattr(tensor, "ipu_constant", id(tensor) not in self._on_device))
+
+    def _check_dynamic_slices(self, tensor: torch.Tensor, index: Any) -> None:
+        """A slice from one tensor to another has a size, known when compiling, that divides the dimension."""
+        for dim, item in enumerate(index if isinstance(index, tuple) else (index,)):
+            if not isinstance(item, slice) or not all(isinstance(end, torch.Tensor) for end in (item.start, item.stop)):
+                continue
+            if self._is_constant(item.start) and self._is_constant(item.stop):
+                continue
+            size = int(item.stop) - int(item.start)
+            check_slice_size(size, tensor.shape[dim] if dim < tensor.dim() else size)
 
 
 def final_loss(losses: Sequence[torch.Tensor]) -> int:
@@ -187,32 +218,6 @@ def _ancestors(loss: torch.Tensor) -> Set[Any]:
             seen.add(node)
             waiting.extend(following for following, _ in node.next_functions)
     return seen - {loss.grad_fn}
-
-
-def _note_constant(name: str, args: Sequence[Any], kwargs: Dict[str, Any], result: Any) -> None:
-    """Mark what is computed from no tensor, or from such constants alone: the compiler has its values."""
-    given = [*args, *kwargs.values()]
-    given += [item for value in given if isinstance(value, (list, tuple)) for item in value]
-    tensors = [value for value in given if isinstance(value, torch.Tensor)]
-    constant = not name.startswith("rand") and all(_is_constant(tensor) for tensor in tensors)
-    changed = args[0] if name == "__setitem__" and not constant else result
-    if isinstance(changed, torch.Tensor) and (constant or _is_constant(changed)):
-        changed.ipu_constant = constant  # type: ignore[attr-defined]
-
-
-def _is_constant(tensor: torch.Tensor) -> bool:
-    return bool(getattr(tensor, "ipu_constant", False))
-
-
-def _check_dynamic_slices(tensor: torch.Tensor, index: Any) -> None:
-    """A slice from one tensor to another has a size, known when compiling, that divides the dimension."""
-    for dim, item in enumerate(index if isinstance(index, tuple) else (index,)):
-        if not isinstance(item, slice) or not all(isinstance(end, torch.Tensor) for end in (item.start, item.stop)):
-            continue
-        if _is_constant(item.start) and _is_constant(item.stop):
-            continue
-        size = int(item.stop) - int(item.start)
-        check_slice_size(size, tensor.shape[dim] if dim < tensor.dim() else size)
 
 
 def check_slice_size(size: int, dimension: int = 0) -> None:

@@ -223,18 +223,37 @@ def test_a_dynamic_slice_divides_its_dimension_and_wraps_on_the_device(poptorch)
 
 def sliced(poptorch, ends):
     class Sliced(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("kept", torch.tensor([1, 4]))
+            self.plain = torch.tensor([1, 5])
+
         def forward(self, x, start):
-            begin, end = ends(start)
+            begin, end = ends(self, start)
             return x[begin:end] * 1.0
 
     return poptorch.inferenceModel(Sliced())(torch.arange(6.0), torch.tensor(1))
 
 
-def test_a_slice_between_constants_is_not_a_dynamic_one(poptorch):
-    assert sliced(poptorch, lambda _: (torch.tensor(1), torch.tensor(3) + 2)).tolist() == [1, 2, 3, 4]
+@torch.jit.script
+def _scripted_span(x: torch.Tensor, most: int):
+    return torch.tensor(min(x.size(0), most))
 
 
-def _overwritten(start):
+@pytest.mark.parametrize(
+    "ends",
+    [
+        lambda _, x: (torch.tensor(1), torch.tensor(3) + 2),
+        lambda model, _: (model.plain[0], model.plain[1]),
+        # As DeBERTa's attention span in Transformers up to 5.17.
+        lambda _, x: (torch.tensor(1), 1 + _scripted_span(x[None].expand(7), 4)),
+    ],
+)
+def test_a_slice_between_constants_is_not_a_dynamic_one(poptorch, ends):
+    assert sliced(poptorch, ends).tolist() == [1, 2, 3, 4]
+
+
+def _overwritten(_, start):
     end = torch.zeros(1, dtype=torch.int64)
     end[0] = start + 4
     return torch.tensor(1), end[0]
@@ -242,7 +261,14 @@ def _overwritten(start):
 
 @pytest.mark.skipif(torch.__version__ < "2.1", reason="torch 2.0 shows indexing to nobody")
 @pytest.mark.parametrize(
-    "ends", [lambda start: (start, start + 4), lambda start: (torch.tensor(1), start + 4), _overwritten]
+    "ends",
+    [
+        lambda _, start: (start, start + 4),
+        lambda _, start: (torch.tensor(1), start + 4),
+        lambda _, start: torch.stack((start, start + 4)).unbind(),
+        lambda model, start: (model.kept[0], model.kept[1] + 1),
+        _overwritten,
+    ],
 )
 def test_a_slice_from_a_value_of_the_device_divides_its_dimension(poptorch, ends):
     with pytest.raises(poptorch.Error, match=r"size of the slice \(4\) must be a factor"):
