@@ -8,6 +8,7 @@ The training loop is the stock one. What this class changes, and why:
     get_batch_samples, training_step   on the host: host_loop.py
     _inner_training_loop   accumulation x replicas of the IPUConfig become this process's accumulation, or a host step;
                            on the host micro-batches are folded (folding.py), on a GPU layers compiled (compile.py)
+    evaluate, predict      as _inner_training_loop, in the device and precision of this trainer (accelerate_state.py)
     call_model_init        stochastic depth for the model of every trial
     _load_from_checkpoint, _load_best_model    checkpoints with renamed tensors (compat.load_renamed_weights)
     evaluation_loop, _save the weight average, if asked for; weights that are on the device
@@ -44,6 +45,7 @@ from ipu_trainer.config.batching import BatchGeometry, EpochPlan, batch_table
 from ipu_trainer.config.ipu_config import IPUConfig
 from ipu_trainer.config.profiles import load_profile
 from ipu_trainer.training import compat
+from ipu_trainer.training.accelerate_state import OwnAccelerateState
 from ipu_trainer.training.arguments import IPUTrainingArguments, refuse_on_device
 from ipu_trainer.training.device import (
     NUM_ITEMS,
@@ -120,6 +122,7 @@ class IPUTrainer(HostLoop):
             self.weight_average = WeightAverage(args.ema_decay)
         self._batch_geometry_in_loop: Optional[BatchGeometry] = None
         super().__init__(model, args, *positional, **compat.renamed_arguments(named))
+        self._accelerate_state = OwnAccelerateState()
         compat.adapt_old_overrides(self, IPUTrainer)
         if self.model_init is None:
             add_drop_path(self.model, getattr(args, "drop_path", 0.0))
@@ -132,6 +135,10 @@ class IPUTrainer(HostLoop):
             self.add_callback(_AverageAfterUpdate(self.weight_average))
         self.batch_geometry.accumulation_per_process(self._num_workers())  # refuses what cannot be spread
         logger.info("backend %s (%s)", self.backend.name, self.backend.reason)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        self._accelerate_state = OwnAccelerateState()
 
     # Batches ----------------------------------------------------------------------------------------------------
 
@@ -161,6 +168,7 @@ class IPUTrainer(HostLoop):
         return f"{table}\nfolded: {folding.factor} micro-batches are one pass ({folding.reason})"
 
     def _inner_training_loop(self, batch_size: Any = None, *positional: Any, **named: Any) -> Any:
+        self._accelerate_state.restore()
         args = self.args
         self._accumulation_given = args.gradient_accumulation_steps
         self._shrink_micro_batch(batch_size)
@@ -547,6 +555,14 @@ class IPUTrainer(HostLoop):
                 f"the optimizer state in {checkpoint} was written on a device, and the host keeps it in another form. "
                 "Resume with the backend that it was trained on, or start from its weights: --model CHECKPOINT."
             ) from error
+
+    def evaluate(self, *positional: Any, **named: Any) -> Any:
+        self._accelerate_state.restore()
+        return super().evaluate(*positional, **named)
+
+    def predict(self, *positional: Any, **named: Any) -> Any:
+        self._accelerate_state.restore()
+        return super().predict(*positional, **named)
 
     # Checkpoints and the weight average -------------------------------------------------------------------------
 

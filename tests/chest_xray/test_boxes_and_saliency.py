@@ -119,8 +119,8 @@ def test_saliency_of_a_batch_is_that_of_its_images_and_of_the_finding_that_is_as
     found = saliency(model, pixels, columns)
     assert found.rollout.shape == found.gradient.shape == (11, 4, 4)
     alone = saliency(model, pixels[9:10], columns[9:10])
-    np.testing.assert_allclose(found.gradient[9], alone.gradient[0], atol=1e-6)
-    np.testing.assert_allclose(found.rollout[9], alone.rollout[0], atol=1e-6)
+    np.testing.assert_allclose(found.gradient[9], alone.gradient[0], rtol=1e-3, atol=1e-6)  # a GPU may round to TF32
+    np.testing.assert_allclose(found.rollout[9], alone.rollout[0], rtol=1e-3, atol=1e-6)
     other = saliency(model, pixels[9:10], [1 - columns[9]])
     assert np.abs(other.gradient - alone.gradient).max() > 1e-7  # the map is of the finding
     np.testing.assert_array_equal(other.rollout, alone.rollout)  # rollout is not

@@ -139,7 +139,7 @@ def test_what_a_device_found_is_told_when_it_has_arrived_and_at_the_end(monkeypa
 )
 def test_batches_are_copied_to_a_gpu_without_blocking_unless_told_otherwise(tmp_path, monkeypatch, given, non_blocking):
     values = {"bf16": False, **given}
-    assert not language_modeling(tmp_path, **values).accelerator_config.non_blocking  # no GPU, nothing to copy
+    assert not language_modeling(tmp_path, use_cpu=True, **values).accelerator_config.non_blocking  # nothing to copy
     monkeypatch.setattr(IPUTrainingArguments, "device", torch.device("cuda"))
     assert language_modeling(tmp_path, **values).accelerator_config.non_blocking == non_blocking
 

@@ -78,7 +78,7 @@ def arguments(folder, cls=IPUTrainingArguments, **changes):
         "output_dir": str(folder), "num_train_epochs": 4, "per_device_train_batch_size": 2, "optim": "adamw_torch",
         "learning_rate": 1e-2, "weight_decay": 0.01, "max_grad_norm": 0.5, "warmup_steps": 2, "report_to": [],
         "disable_tqdm": True, "save_strategy": "no", "dataloader_pin_memory": False, "logging_steps": 1, "seed": 3, "data_seed": 5,
-        "save_safetensors": True,
+        "save_safetensors": True, "use_cpu": True,
     }  # fmt: skip
     return cls(**compat.training_defaults(**{**values, **changes}))
 

@@ -289,3 +289,33 @@ def test_a_mean_loss_that_is_told_the_number_of_labels_counts_a_short_batch_in_f
     }
     assert losses["simulated"] == pytest.approx(losses["host"], abs=1e-5)
     assert largest_difference(*(weights(made.model) for made in trained.values())) < 1e-6
+
+
+def test_a_trainer_keeps_its_precision_when_another_one_is_made(tmp_path):
+    """Accelerate keeps one precision a program, the last trainer's: stock Trainer then computes in float32 unasked."""
+    seen = []
+    made = {
+        bf16: trainer(tmp_path, "host", arguments(tmp_path, "host", bf16=bf16, max_steps=1)) for bf16 in (True, False)
+    }
+    for one in made.values():
+        one.model.bert.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_cpu_enabled()))
+    for bf16, one in [*made.items(), *made.items()]:
+        for compute in (one.train, one.evaluate, one.predict):
+            seen.clear()
+            arguments(tmp_path, "host")  # without a trainer too it begins anew
+            compute(*([] if compute == one.train else [Sentences(8)]))
+            assert set(seen) == {bf16}, (bf16, compute.__name__)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("order", [("host", "simulated"), ("simulated", "host")])
+def test_a_simulated_run_beside_one_on_the_gpu_moves_neither(tmp_path, order):
+    on_gpu = {compat.field_name("use_cpu"): False, "tf32": False, "lr_scheduler_type": "constant"}
+    made = {name: trainer(tmp_path / name, name, arguments(tmp_path / name, name, **on_gpu)) for name in order}
+    assert made["host"].args.device.type == "cuda"
+    for one in made.values():
+        one.train()
+        one.evaluate(Sentences(8))
+    assert next(made["host"].model.parameters()).device.type == "cuda"
+    host, simulated = (weights(made[name].model.cpu()) for name in ("host", "simulated"))
+    assert largest_difference(host, simulated) < 1e-5

@@ -1,0 +1,25 @@
+"""The device and precision of one trainer, whatever trainers were made after it.
+
+Accelerate keeps them once for a whole program, and each new TrainingArguments begins anew: a trainer in bfloat16 then computes
+in float32 as soon as another one is made, and a model on the GPU is moved to the CPU by a simulated run beside it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Tuple
+
+from accelerate.state import AcceleratorState, PartialState
+
+
+class OwnAccelerateState:
+    """What Accelerate held when this was made; `restore` brings it back, for every object that shares it."""
+
+    def __init__(self) -> None:
+        self._kept: List[Tuple[Any, Dict[str, Any]]] = [
+            (kind, dict(kind._shared_state)) for kind in (PartialState, AcceleratorState)
+        ]
+
+    def restore(self) -> None:
+        for kind, kept in self._kept:
+            kind._shared_state.clear()
+            kind._shared_state.update(kept)
