@@ -97,7 +97,7 @@ class CompilationWatch(Watch):
         self,
         device: torch.device,
         inputs: Sequence[torch.Tensor],
-        variables: Sequence[torch.Tensor] = (),
+        variables: Sequence[torch.Tensor],
         placement: Optional[PlacementLog] = None,
     ) -> None:
         super().__init__(device, mixed=True)

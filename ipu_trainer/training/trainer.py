@@ -8,7 +8,8 @@ The training loop is the stock one. What this class changes, and why:
     get_batch_samples, training_step   on the host: host_loop.py
     _inner_training_loop   accumulation x replicas of the IPUConfig become this process's accumulation, or a host step;
                            on the host micro-batches are folded (folding.py), on a GPU layers compiled (compile.py)
-    evaluate, predict      as _inner_training_loop, in the device and precision of this trainer (accelerate_state.py)
+    create_accelerator_and_postprocess, evaluate, predict   each trainer keeps its own device and precision, in training
+                           too (accelerate_state.py)
     call_model_init        stochastic depth for the model of every trial
     _load_from_checkpoint, _load_best_model    checkpoints with renamed tensors (compat.load_renamed_weights)
     evaluation_loop, _save the weight average, if asked for; weights that are on the device
@@ -122,7 +123,7 @@ class IPUTrainer(HostLoop):
             self.weight_average = WeightAverage(args.ema_decay)
         self._batch_geometry_in_loop: Optional[BatchGeometry] = None
         super().__init__(model, args, *positional, **compat.renamed_arguments(named))
-        self._accelerate_state = OwnAccelerateState()
+        self._accelerate_state = OwnAccelerateState()  # of 4.29 too, which makes no accelerator
         compat.adapt_old_overrides(self, IPUTrainer)
         if self.model_init is None:
             add_drop_path(self.model, getattr(args, "drop_path", 0.0))
@@ -139,6 +140,14 @@ class IPUTrainer(HostLoop):
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
         self._accelerate_state = OwnAccelerateState()
+
+    def evaluate(self, *positional: Any, **named: Any) -> Any:
+        self._accelerate_state.restore()
+        return super().evaluate(*positional, **named)
+
+    def predict(self, *positional: Any, **named: Any) -> Any:
+        self._accelerate_state.restore()
+        return super().predict(*positional, **named)
 
     # Batches ----------------------------------------------------------------------------------------------------
 
@@ -555,14 +564,6 @@ class IPUTrainer(HostLoop):
                 f"the optimizer state in {checkpoint} was written on a device, and the host keeps it in another form. "
                 "Resume with the backend that it was trained on, or start from its weights: --model CHECKPOINT."
             ) from error
-
-    def evaluate(self, *positional: Any, **named: Any) -> Any:
-        self._accelerate_state.restore()
-        return super().evaluate(*positional, **named)
-
-    def predict(self, *positional: Any, **named: Any) -> Any:
-        self._accelerate_state.restore()
-        return super().predict(*positional, **named)
 
     # Checkpoints and the weight average -------------------------------------------------------------------------
 

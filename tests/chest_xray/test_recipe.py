@@ -131,17 +131,8 @@ def test_a_run_in_bfloat16_trains_and_is_evaluated_on_whatever_there_is(prepared
     folder, settings = tmp_path / "run", ["--max_steps", "2", "--precision", "bf16", CPU, "False"]
     assert main(words(prepared, phantoms, folder, *settings)) == 0
     assert json.loads((folder / "run.json").read_text())["precision"]["name"] == "bf16"
-    command = [
-        "evaluate",
-        "chest-xray",
-        "--run",
-        str(folder),
-        "--data",
-        str(prepared),
-        "--output",
-        str(tmp_path / "again"),
-    ]
-    assert main([*command, "--num-bootstrap", "10"]) == 0
+    command = ["evaluate", "chest-xray", "--run", str(folder), "--data", str(prepared)]
+    assert main([*command, "--output", str(tmp_path / "again"), "--num-bootstrap", "10"]) == 0
 
 
 def test_findings_are_matched_by_name_with_data_that_has_others(run, phantoms, tmp_path):

@@ -307,6 +307,16 @@ def test_a_trainer_keeps_its_precision_when_another_one_is_made(tmp_path):
             assert set(seen) == {bf16}, (bf16, compute.__name__)
 
 
+@pytest.mark.skipif(not hasattr(Trainer, "create_accelerator_and_postprocess"), reason="there is no accelerator")
+def test_an_accelerator_that_is_made_again_is_the_one_that_counts(tmp_path):
+    """As for each trial of a search."""
+    one = trainer(tmp_path, "host", arguments(tmp_path, "host", bf16=True))
+    one.args = arguments(tmp_path, "host")
+    one.create_accelerator_and_postprocess()
+    one.evaluate(Sentences(8))
+    assert one.accelerator.mixed_precision == "no"
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("order", [("host", "simulated"), ("simulated", "host")])
 def test_a_simulated_run_beside_one_on_the_gpu_moves_neither(tmp_path, order):
