@@ -2,7 +2,8 @@
 
     python benchmarks/vit_gpu.py --rounds 2 --output vit.json
 
-In turns, in one process: the recipe's trainer end to end from the uint8 store; the same with its batch already on the GPU;
+In turns, in one process: the recipe's trainer end to end from the uint8 store; the same with its batch already on the GPU, with a
+bfloat16 residual stream, without kernels of our own, and with stochastic depth, as `ipu-trainer train chest-xray` has it;
 Trainer in bfloat16 with batches already on the GPU; the same with torch_compile; `datasets` with set_transform from
 1,024 px PNGs, 16 workers in bfloat16, and with all of Trainer's defaults. Pictures are synthetic. Rates are images a second after
 the warm-up steps; all train with AdamW, clipping and Trainer's loop.
@@ -189,7 +190,8 @@ def main():
             "recipe, from the store": recipe(dataset, batch, *timed),
             "recipe, its batch on the GPU": recipe(dataset, batch, *timed, on_gpu=True),
             "recipe, from the store, bfloat16 residual": recipe(dataset, batch, *timed, bf16_residual=True),
-            "recipe, from the store, q k v in one": recipe(dataset, batch, *timed, fuse_projections=True),
+            "recipe, from the store, library kernels": recipe(dataset, batch, *timed, gpu_kernels="off"),
+            "recipe, from the store, stochastic depth": recipe(dataset, batch, *timed, drop_path=0.1, layer_decay=0.65),
             "Trainer bf16, on the GPU": stock_on_gpu(batch, *timed),
             "Trainer bf16, on the GPU, batch 128": stock_on_gpu(128, *timed),
             "Trainer bf16 + torch_compile, on the GPU": stock_on_gpu(batch, *timed, torch_compile=True),

@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from ipu_trainer.backends import check_name, choose_backend
 from ipu_trainer.pipelining.pipeline import PIPELININGS
 from ipu_trainer.training import compat
-from ipu_trainer.training.compile import COMPILES
+from ipu_trainer.training.speed import COMPILES, choose_kernels
 
 
 @dataclass
@@ -74,6 +74,13 @@ class IPUTrainingArguments(TrainingArguments):
             "ViT-B (docs/performance.md)."
         },
     )
+    gpu_kernels: str = field(
+        default="auto",
+        metadata={
+            "help": "With compile=layers and bf16 on an H100: own kernels for the attention and gelu of ViT's layers. on, off, "
+            "or auto: where they were made for the GPU and the model."
+        },
+    )
     bf16_residual: bool = field(
         default=False,
         metadata={
@@ -118,6 +125,9 @@ class IPUTrainingArguments(TrainingArguments):
                 f"bf16_residual is for bf16 on a GPU, and this run has backend {self.backend}, bf16={self.bf16}, device "
                 f"{self.device}. Leave it off."
             )
+        if self.gpu_kernels == "on" and on_device:
+            raise ValueError(f"gpu_kernels=on is for a GPU, and this run has backend {self.backend}. Leave it at auto.")
+        choose_kernels(self.gpu_kernels, self)
         for name, low, high in (
             ("layer_decay", 0.0, 1.0),
             ("head_learning_rate_factor", 0.0, float("inf")),

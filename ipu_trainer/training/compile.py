@@ -8,61 +8,22 @@ and optimizer states are what they were, and everything is undone when training 
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
 from types import MethodType
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers.utils import logging
 
+from ipu_trainer.training.drop_path import compiled_with_skipping
 from ipu_trainer.training.layers import layer_stacks
 from ipu_trainer.training.output_product import aligned_output_product
 
-logger = logging.get_logger(__name__)
-
-COMPILES = ("auto", "layers", "model", "off")
 # Names of the three projections in an attention module, as Transformers models have them.
 _PROJECTIONS = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q_lin", "k_lin", "v_lin"))
 
 # Losses of Transformers over a whole vocabulary.
 _VOCABULARY_LOSSES = ("ForCausalLMLoss", "ForMaskedLMLoss")
-
-
-@dataclass(frozen=True)
-class CompileChoice:
-    name: str
-    reason: str
-
-
-def choose_compile(requested: str, device_type: str, num_gpus: int = 1) -> CompileChoice:
-    """ "layers", "model" or "off" for `--compile requested`. Raises ValueError for layers where they cannot be compiled."""
-    if requested not in COMPILES:
-        raise ValueError(f"compile {requested!r} is not one of {', '.join(COMPILES)}.")
-    missing = None
-    if not hasattr(nn.Module, "compile"):
-        missing = f"torch {torch.__version__} compiles no modules in place (2.2 does)"
-    elif num_gpus > 1:
-        missing = f"{num_gpus} GPUs of one process copy the model for each batch; start one process a GPU (torchrun)"
-    if requested == "layers" and missing:
-        raise ValueError(f"compile=layers: {missing}. Use --compile off.")
-    if requested != "auto":
-        return CompileChoice(requested, "asked for")
-    if device_type != "cuda":
-        return CompileChoice("off", "it pays on a GPU")
-    return CompileChoice("off", missing) if missing else CompileChoice("layers", "a GPU computes")
-
-
-def told_speed(args: Any, has_executors: bool) -> str:
-    """One line for a run's beginning: what is compiled and in which arithmetic the float32 products are, with reasons."""
-    if has_executors:
-        return "compiled by poptorch"
-    choice = choose_compile(args.compile, args.device.type, args.n_gpu)
-    told = f"compile {choice.name} ({choice.reason})"
-    if args.device.type == "cuda":
-        told += ", TF32 " + ("on (--tf32 false for float32 products)" if args.tf32 else "off")
-    return told
 
 
 @contextlib.contextmanager
@@ -83,7 +44,11 @@ def compiled_layers(model: nn.Module, required: bool, backend: str = "inductor")
     loss = getattr(model, "loss_function", None)
     over_vocabulary = getattr(loss, "__name__", "") in _VOCABULARY_LOSSES
     for layer in own:
-        layer.compile(backend=backend)
+        skipping = compiled_with_skipping(layer, backend)
+        if skipping is None:
+            layer.compile(backend=backend)
+        else:
+            layer._compiled_call_impl = skipping
     if over_vocabulary:  # eager, its float32 copies of the logits cost as much as several layers
         model.loss_function = torch.compile(loss, backend=backend)  # type: ignore[assignment, arg-type]
     on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
@@ -104,7 +69,7 @@ def fused_projections(model: nn.Module) -> Iterator[int]:
     Weights stay three parameters, put beside each other for the product. Where the three have different inputs
     (cross-attention) each is computed alone, as before.
     """
-    groups = [group for module in model.modules() for group in [_projections_of(module)] if group is not None]
+    groups = [group for module in model.modules() for group in [projections_of(module)] if group is not None]
     for group in groups:
         shared = _OneProduct(group)
         for position, linear in enumerate(group):
@@ -118,7 +83,7 @@ def fused_projections(model: nn.Module) -> Iterator[int]:
                     del linear.__dict__[name]
 
 
-def _projections_of(module: nn.Module) -> Optional[Tuple[nn.Linear, nn.Linear, nn.Linear]]:
+def projections_of(module: nn.Module) -> Optional[Tuple[nn.Linear, nn.Linear, nn.Linear]]:
     for names in _PROJECTIONS:
         found = [getattr(module, name, None) for name in names]
         # Exactly nn.Linear: adapters and quantised layers compute something else.

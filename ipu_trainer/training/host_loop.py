@@ -25,12 +25,14 @@ from ipu_trainer import torch_faults
 from ipu_trainer.backends import Backend
 from ipu_trainer.config.batching import BatchGeometry
 from ipu_trainer.training import compat
-from ipu_trainer.training.compile import choose_compile, compiled_layers, fused_projections
+from ipu_trainer.training.compile import compiled_layers, fused_projections
 from ipu_trainer.training.folding import Folding, decide, why_not_by_size
 from ipu_trainer.training.gpu_waits import padding_told_later, rows_not_packed
+from ipu_trainer.training.kernels.rewrite import own_kernels
 from ipu_trainer.training.passes import by_micro_batches, folded_step
 from ipu_trainer.training.random_state import generator_states, restore_generators
 from ipu_trainer.training.residual_stream import bfloat16_residual_stream
+from ipu_trainer.training.speed import choose_compile, choose_kernels
 from ipu_trainer.training.unread_outputs import loss_alone_in_float32, reads_loss_alone
 
 logger = logging.get_logger(__name__)
@@ -137,11 +139,23 @@ class HostLoop(Trainer):  # type: ignore[misc]  # transformers is not typed
             if getattr(self.args, "bf16_residual", False):
                 self._check_residual(stack.enter_context(bfloat16_residual_stream(self.model)))
             if choice.name == "layers":
+                self._put_in_kernels(stack)
                 stack.enter_context(compiled_layers(self.model, required=wanted == "layers"))
             if self.args.n_gpu <= 1:  # DataParallel computes with other models at each step
                 stack.enter_context(padding_told_later())
             logger.info("compile: %s (%s)", choice.name, choice.reason)
             yield
+
+    def _put_in_kernels(self, stack: contextlib.ExitStack) -> None:
+        requested = getattr(self.args, "gpu_kernels", "off")
+        choice = choose_kernels(requested, self.args)
+        count = stack.enter_context(own_kernels(self.model)) if choice.name == "on" else 0
+        if requested == "on" and not count:
+            raise ValueError(
+                f"gpu_kernels=on: {type(self.model).__name__} has no layers that they are for (those of ViT, DeiT, ViTMAE and "
+                "ViTMSN in transformers 5). Leave it at auto."
+            )
+        logger.info("gpu_kernels: %s (%s), in %d modules", choice.name, choice.reason, count)
 
     def _check_fusing(self, count: int) -> None:
         if self.args.n_gpu > 1:

@@ -1,17 +1,15 @@
-"""Parameter groups with a learning rate by depth, and stochastic depth: how a pre-trained model is fine-tuned gently.
+"""Parameter groups with a learning rate by depth: how a pre-trained model is fine-tuned gently.
 
 Layer-wise decay: Clark et al., "ELECTRA", ICLR 2020, section 3.1; for ViT on chest X-rays Xiao et al., WACV 2023.
-Stochastic depth: Huang et al., "Deep networks with stochastic depth", ECCV 2016, rates growing linearly with depth.
 """
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Mapping, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Sequence
 
-import torch
 from torch import nn
 
-from ipu_trainer.training.layers import head_parameters, layer_stacks, parameter_depths
+from ipu_trainer.training.layers import head_parameters, parameter_depths
 
 
 def groups_by_depth(
@@ -45,39 +43,3 @@ def groups_by_depth(
             {**group, "params": parameters, "lr": group["lr"] * scale} for scale, parameters in by_scale.items()
         ]
     return divided
-
-
-def add_drop_path(model: nn.Module, rate: float) -> List[torch.utils.hooks.RemovableHandle]:
-    """Skip layer i of L for a sample with probability rate x i / (L - 1) while training; the rest is scaled up.
-
-    Returns the hooks, to take it off again; nothing is added to the model's parameters or state.
-    """
-    if not 0.0 <= rate < 1.0:
-        raise ValueError(f"drop_path {rate} must be at least 0 (off) and below 1. ViT-S takes 0.1.")
-    handles: List[torch.utils.hooks.RemovableHandle] = []
-    if rate:
-        parameter_depths(model)  # refuses a model without layers
-        for _, layers in layer_stacks(model):
-            for position, layer in enumerate(layers):
-                share = rate * position / (len(layers) - 1)
-                if share:
-                    handles.append(layer.register_forward_hook(SkippedSamples(share)))
-    return handles
-
-
-class SkippedSamples:
-    """Forward hook: while training, a layer's change of a sample is left out with probability `rate`."""
-
-    def __init__(self, rate: float) -> None:
-        self.rate = rate
-
-    def __call__(self, module: nn.Module, inputs: Tuple[Any, ...], output: Any) -> Any:
-        if not module.training:
-            return None
-        before, after = inputs[0], output[0] if isinstance(output, tuple) else output
-        if before.shape != after.shape:  # a layer computed for its first tokens alone
-            before = before[:, : after.shape[1]]
-        shape = (after.shape[0],) + (1,) * (after.dim() - 1)
-        kept = (torch.rand(shape, device=after.device) >= self.rate).to(after.dtype) / (1.0 - self.rate)
-        mixed = before + (after - before) * kept
-        return (mixed, *output[1:]) if isinstance(output, tuple) else mixed

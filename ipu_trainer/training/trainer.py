@@ -58,11 +58,12 @@ from ipu_trainer.training.device import (
     usable_samples,
 )
 from ipu_trainer.training.device_prediction import predict_in_pieces
+from ipu_trainer.training.drop_path import add_drop_path
 from ipu_trainer.training.folding import Folding
 from ipu_trainer.training.host_loop import HostLoop
 from ipu_trainer.training.hyperparameter_search import check_search, search_backend, search_with_optuna
 from ipu_trainer.training.named_optimizer import apply_settings, is_named, with_named_optimizer
-from ipu_trainer.training.optimizer import add_drop_path, groups_by_depth
+from ipu_trainer.training.optimizer import groups_by_depth
 from ipu_trainer.training.streams import WholeHostSteps
 from ipu_trainer.training.weight_average import WeightAverage
 

@@ -126,7 +126,8 @@ def test_a_gpu_makes_the_pictures_that_a_cpu_makes(prepared, phantoms, tmp_path)
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize(
-    "more", [(), ("--fuse_projections", "true"), ("--compile", "off"), ("--bf16_residual", "true")]
+    "more",
+    [(), ("--fuse_projections", "true"), ("--compile", "off"), ("--bf16_residual", "true"), ("--gpu_kernels", "off")],
 )
 def test_no_step_waits_for_the_gpu(prepared, phantoms, tmp_path, more):
     words = [

@@ -17,8 +17,9 @@ from transformers import (
 from ipu_trainer import IPUTrainer, IPUTrainingArguments
 from ipu_trainer.training import compat
 from ipu_trainer.training import compile as module
-from ipu_trainer.training.compile import choose_compile, compiled_layers, fused_projections, told_speed
+from ipu_trainer.training.compile import compiled_layers, fused_projections
 from ipu_trainer.training.precision import Precision, used_precision
+from ipu_trainer.training.speed import choose_compile, told_speed
 
 IDS = torch.randint(3, 50, (3, 8), generator=torch.Generator().manual_seed(0))
 PIXELS = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -121,7 +122,7 @@ def test_adapters_and_hooked_projections_are_left_alone():
         pass
 
     model = vit()
-    attention = next(part for part in model.modules() if module._projections_of(part))
+    attention = next(part for part in model.modules() if module.projections_of(part))
     first = next(part for name, part in attention.named_children() if name in ("q_proj", "query"))
     handle = first.register_forward_hook(lambda *_: None)
     with fused_projections(model) as count:

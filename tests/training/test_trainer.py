@@ -13,7 +13,6 @@ from ipu_trainer.backends import choose_backend
 from ipu_trainer.training import compat
 from ipu_trainer.training.checkpoints import last_complete_checkpoint
 from ipu_trainer.training.layers import head_parameters, layer_stacks, parameter_depths
-from ipu_trainer.training.optimizer import add_drop_path
 from ipu_trainer.training.precision import choose_precision
 
 
@@ -226,20 +225,6 @@ def test_layers_are_found_and_a_model_without_any_is_refused(tmp_path):
     assert [len(layers) for _, layers in layer_stacks(vit())] == [3]
     with pytest.raises(ValueError, match="no repeated layers"):
         parameter_depths(torch.nn.Linear(2, 2))
-
-
-def test_drop_path_skips_later_layers_more_often_and_nothing_in_evaluation():
-    model = vit().eval()
-    pixels = torch.randn(64, 3, 16, 16)
-    plain = model(pixel_values=pixels).logits
-    handles = add_drop_path(model, 0.5)
-    assert len(handles) == 2
-    assert torch.equal(model(pixel_values=pixels).logits, plain)
-    model.train()
-    assert not torch.equal(model(pixel_values=pixels).logits, plain)
-    for handle in handles:
-        handle.remove()
-    assert torch.equal(model(pixel_values=pixels).logits, plain)
 
 
 def test_weight_average_follows_its_formula_and_is_what_remains(tmp_path):

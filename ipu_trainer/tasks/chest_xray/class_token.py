@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn import functional
 from transformers import ViTForImageClassification
 
+from ipu_trainer.training.drop_path import SkippedSamples
 from ipu_trainer.training.layers import layer_stacks
-from ipu_trainer.training.optimizer import SkippedSamples
 
 _PARTS = ("attention", "layernorm_before", "layernorm_after", "mlp", "dropout")
 _ATTENTION_PARTS = ("q_proj", "k_proj", "v_proj", "o_proj", "head_dim", "scaling", "attention_dropout")

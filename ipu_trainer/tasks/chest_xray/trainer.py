@@ -18,8 +18,8 @@ from ipu_trainer.tasks.chest_xray.gray_input import GrayProjection
 from ipu_trainer.tasks.chest_xray.losses import FindingLoss
 from ipu_trainer.tasks.chest_xray.sampler import FindingBatchSampler
 from ipu_trainer.tasks.chest_xray.transforms import ChestXrayCollator, augment, change_pictures, stack
-from ipu_trainer.training.compile import choose_compile
 from ipu_trainer.training.feeding import sent
+from ipu_trainer.training.speed import choose_compile
 from ipu_trainer.training.trainer import IPUTrainer
 
 

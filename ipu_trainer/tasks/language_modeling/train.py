@@ -41,10 +41,10 @@ from ipu_trainer.tasks.record import RUN_FILE, resumable_checkpoint, training_se
 from ipu_trainer.tasks.search import Searched
 from ipu_trainer.tasks.tokenizers import has_tokenizer, save_tokenizer
 from ipu_trainer.training.arguments import IPUTrainingArguments
-from ipu_trainer.training.compile import told_speed
 from ipu_trainer.training.monitor import watch
 from ipu_trainer.training.precision import used_precision
 from ipu_trainer.training.reporting import live_view
+from ipu_trainer.training.speed import told_speed
 from ipu_trainer.training.trainer import IPUTrainer
 
 

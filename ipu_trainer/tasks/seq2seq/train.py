@@ -41,11 +41,11 @@ from ipu_trainer.tasks.seq2seq.model import NO_DROPOUT, SIZES, build_model, chec
 from ipu_trainer.tasks.seq2seq.page import write_report
 from ipu_trainer.tasks.seq2seq.pairs import FixedShapePairs, Pair, docstring_pairs, read_pairs
 from ipu_trainer.tasks.tokenizers import has_tokenizer, load_tokenizer, save_tokenizer, train_tokenizer
-from ipu_trainer.training.compile import told_speed
 from ipu_trainer.training.monitor import watch
 from ipu_trainer.training.precision import used_precision
 from ipu_trainer.training.reporting import live_view
 from ipu_trainer.training.seq2seq import IPUSeq2SeqTrainer, IPUSeq2SeqTrainingArguments
+from ipu_trainer.training.speed import told_speed
 
 
 def run(words: Sequence[str]) -> None:

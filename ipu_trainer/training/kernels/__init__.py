@@ -1,0 +1,4 @@
+"""Kernels of this project for what a GPU's libraries do slowly in a ViT, and where they are put in (rewrite.py).
+
+Each is a custom operation with two implementations: plain torch on a CPU, which says what is computed, and Triton on a GPU.
+"""

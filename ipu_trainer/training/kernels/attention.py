@@ -1,0 +1,114 @@
+"""Attention over few tokens, whose queries, keys and values lie beside each other in memory, and so do their gradients.
+
+The three projections of a layer's input are then one matrix product, and so are the two of its backward pass: nothing is
+split, joined or added up in between. The library's attention leaves three gradients in three places instead.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Tuple
+
+import torch
+
+from ipu_trainer.training.kernels.rounding import exact, exact_dtype
+
+# What the kernel was tuned for: one program holds all keys and values of a head (ViT: 197 tokens, heads of 64).
+HEAD_DIM = 64
+FEWEST_TOKENS, MOST_TOKENS = 129, 256
+
+
+def packed_attention(packed: torch.Tensor, scale: float) -> torch.Tensor:
+    """softmax(scale Q K^T) V without a mask.
+
+    packed: (batch, tokens, 3, heads, head_dim), queries, keys and values along the third. Returns (batch, tokens, heads,
+    head_dim).
+    """
+    read: torch.Tensor = torch.ops.ipu_trainer.packed_attention(packed, scale)[0]
+    return read
+
+
+def has_kernel_for(device_type: str, dtype: torch.dtype, tokens: int, head_dim: int) -> bool:
+    """Whether packed_attention takes such a `packed`. A CPU takes all."""
+    fits = FEWEST_TOKENS <= tokens <= MOST_TOKENS and head_dim == HEAD_DIM and dtype == torch.bfloat16
+    return device_type == "cpu" or fits
+
+
+def _heads_first(packed: torch.Tensor) -> Tuple[torch.Tensor, ...]:
+    """Three views (batch, heads, tokens, head_dim)."""
+    return tuple(packed[:, :, part].transpose(1, 2) for part in range(3))
+
+
+@torch.library.custom_op(
+    "ipu_trainer::packed_attention",
+    mutates_args=(),
+    device_types="cpu",
+    schema="(Tensor packed, float scale) -> (Tensor, Tensor)",
+)
+def _forward(packed: torch.Tensor, scale: float) -> Tuple[torch.Tensor, torch.Tensor]:
+    """What is read, (batch, tokens, heads, head_dim), and log-sum-exps of the scores, (batch, heads, tokens)."""
+    query, key, value = _heads_first(exact(packed))
+    scores = query @ key.transpose(-1, -2) * scale
+    return (scores.softmax(-1) @ value).transpose(1, 2).contiguous().to(packed.dtype), scores.logsumexp(-1)
+
+
+@_forward.register_kernel("cuda")
+def _forward_on_gpu(packed: torch.Tensor, scale: float) -> Tuple[torch.Tensor, torch.Tensor]:
+    query, key, value = _heads_first(packed)
+    # cuDNN's is the fastest of torch's for these shapes (docs/performance.md).
+    read, log_sums, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(query, key, value, None, True, scale=scale)
+    return read.transpose(1, 2).contiguous(), log_sums.reshape(query.shape[:3])
+
+
+@_forward.register_fake
+def _shapes(packed: torch.Tensor, scale: float) -> Tuple[torch.Tensor, torch.Tensor]:
+    batch, tokens, _, heads, head_dim = packed.shape
+    log_sums = packed.new_empty(batch, heads, tokens, dtype=exact_dtype(packed.dtype))
+    return packed.new_empty(batch, tokens, heads, head_dim), log_sums
+
+
+@torch.library.custom_op(
+    "ipu_trainer::packed_attention_backward",
+    mutates_args=(),
+    device_types="cpu",
+    schema="(Tensor gradient, Tensor packed, Tensor read, Tensor log_sums, float scale) -> Tensor",
+)
+def _backward(
+    gradient: torch.Tensor, packed: torch.Tensor, read: torch.Tensor, log_sums: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """The gradient of `packed`, in its shape."""
+    query, key, value = _heads_first(exact(packed))
+    gradient, read = exact(gradient).transpose(1, 2), exact(read).transpose(1, 2)
+    weights = torch.exp(query @ key.transpose(-1, -2) * scale - log_sums.unsqueeze(-1))
+    of_weights = gradient @ value.transpose(-1, -2)
+    of_scores = weights * (of_weights - (gradient * read).sum(-1, keepdim=True)) * scale
+    parts = (of_scores @ key, of_scores.transpose(-1, -2) @ query, weights.transpose(-1, -2) @ gradient)
+    return torch.stack([part.transpose(1, 2) for part in parts], dim=2).to(packed.dtype)
+
+
+@_backward.register_kernel("cuda")
+def _backward_on_gpu(
+    gradient: torch.Tensor, packed: torch.Tensor, read: torch.Tensor, log_sums: torch.Tensor, scale: float
+) -> torch.Tensor:
+    from ipu_trainer.training.kernels import triton_kernels
+
+    return triton_kernels.packed_attention_backward(gradient, packed, read, log_sums, scale)
+
+
+@_backward.register_fake
+def _gradient_shape(
+    gradient: torch.Tensor, packed: torch.Tensor, read: torch.Tensor, log_sums: torch.Tensor, scale: float
+) -> torch.Tensor:
+    return packed.new_empty(packed.shape)
+
+
+def _keep(ctx: Any, inputs: Tuple[Any, ...], output: Tuple[torch.Tensor, torch.Tensor]) -> None:
+    packed, ctx.scale = inputs
+    ctx.save_for_backward(packed, *output)
+
+
+def _pull_back(ctx: Any, gradient: torch.Tensor, _: Any) -> Tuple[torch.Tensor, None]:
+    packed, read, log_sums = ctx.saved_tensors
+    return torch.ops.ipu_trainer.packed_attention_backward(gradient, packed, read, log_sums, ctx.scale), None
+
+
+_forward.register_autograd(_pull_back, setup_context=_keep)
