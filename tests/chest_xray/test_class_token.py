@@ -57,22 +57,58 @@ def test_it_is_exact_in_float64_and_leaves_no_trace(changes):
 
 
 @known_layer
-def test_the_last_layer_computes_one_query_and_one_token_of_the_rest():
+def test_the_last_layer_computes_one_query_no_keys_and_one_token_of_the_rest(monkeypatch):
     model = vit()
-    layer = model.vit.layers[-1]
-    tokens = {}
-    parts = {"query": layer.attention.q_proj, "key": layer.attention.k_proj, "mlp": layer.mlp.fc1}
-    inner = {name: part.forward for name, part in parts.items()}
-    for name, part in parts.items():  # not a hook: hooks switch the rewrite off
+    layer, tokens = model.vit.layers[-1], {}
+    weights = {
+        "query": layer.attention.q_proj.weight,
+        "key": layer.attention.k_proj.weight,
+        "mlp": layer.mlp.fc1.weight,
+    }
+    linear = torch.nn.functional.linear
 
-        def counted(given, name=name):
-            tokens[name] = given.shape[1]
-            return inner[name](given)
+    def counted(hidden, weight, bias=None):
+        tokens.update({name: hidden.shape[1] for name, known in weights.items() if known is weight})
+        return linear(hidden, weight, bias)
 
-        part.forward = counted
+    monkeypatch.setattr(torch.nn.functional, "linear", counted)
     with ClassTokenLayer.of(model).reading_class_token():
         assert model(**INPUTS).logits.shape == (3, 2)
-    assert tokens == {"query": 1, "key": 17, "mlp": 1}
+    assert tokens == {"query": 1, "mlp": 1}
+    tokens.clear()
+    model(**INPUTS)
+    assert tokens == {"query": 17, "key": 17, "mlp": 17}
+
+
+@known_layer
+@pytest.mark.parametrize("why", ["dropout", "adapter"])
+def test_keys_are_made_where_they_are_more_than_a_product(why):
+    model = vit(attention_probs_dropout_prob=0.3) if why == "dropout" else vit()
+    attention = model.vit.layers[-1].attention
+    if why == "adapter":
+
+        class Doubled(torch.nn.Linear):
+            def forward(self, given):
+                return 2 * super().forward(given)
+
+        attention.k_proj.__class__ = Doubled
+    last = ClassTokenLayer.of(model)
+    read = torch.nn.functional.scaled_dot_product_attention
+    keys = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            torch.nn.functional,
+            "scaled_dot_product_attention",
+            lambda *given, **named: keys.append(given[1]) or read(*given, **named),
+        )
+        with last.reading_class_token() as used:
+            model(**INPUTS)
+    assert used and keys[-1].shape == (3, 2, 17, 8)
+    if why == "adapter":
+        _, loss, gradients = loss_and_gradients(model, False)
+        _, alone_loss, alone = loss_and_gradients(model, True)
+        torch.testing.assert_close(alone_loss, loss, rtol=0, atol=1e-13)
+        torch.testing.assert_close(alone, gradients, rtol=0, atol=1e-13)
 
 
 @known_layer
