@@ -12,6 +12,7 @@ from torch import nn
 COMPILES = ("auto", "layers", "model", "off")
 KERNELS = ("auto", "on", "off")
 _KERNELS_TUNED_FOR = (9, 0)  # compute capability
+_CUDNN_WITH_ATTENTION = 90000
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,10 @@ def _why_no_kernels(args: Any) -> Optional[str]:
         return "they read a layer's weights, and DeepSpeed and FSDP keep those in parts"
     if not hasattr(torch.library, "custom_op") or not hasattr(torch.ops.aten, "_scaled_dot_product_cudnn_attention"):
         return f"torch {torch.__version__} has no custom operations, or no attention of cuDNN (2.5 has both)"
+    enabled: bool = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
+    cudnn: Optional[int] = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    if not enabled or (cudnn or 0) < _CUDNN_WITH_ATTENTION:
+        return "cuDNN's attention is switched off, or there is no cuDNN 9"
     capability = torch.cuda.get_device_capability(args.device)
     if capability != _KERNELS_TUNED_FOR:
         major, minor = capability

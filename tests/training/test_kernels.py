@@ -221,6 +221,7 @@ H100 = {"device": torch.device("cuda"), "compile": "auto", "n_gpu": 1, "bf16": T
 )
 def test_they_are_chosen_for_the_gpu_that_they_were_made_for(monkeypatch, change, capability, reason):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: SimpleNamespace(name=name))
     args = SimpleNamespace(**{**H100, **change})
     choice = choose_kernels("auto", args)
@@ -228,6 +229,8 @@ def test_they_are_chosen_for_the_gpu_that_they_were_made_for(monkeypatch, change
     if reason is None:
         assert choose_kernels("off", args).name == "off"
         assert choose_kernels("on", args).name == "on"
+        monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 8907)
+        assert "no cuDNN 9" in choose_kernels("auto", args).reason
     else:
         assert reason in choice.reason
         with pytest.raises(ValueError, match=f"gpu_kernels=on: .*{reason}"):
