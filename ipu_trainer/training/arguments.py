@@ -125,8 +125,6 @@ class IPUTrainingArguments(TrainingArguments):
                 f"bf16_residual is for bf16 on a GPU, and this run has backend {self.backend}, bf16={self.bf16}, device "
                 f"{self.device}. Leave it off."
             )
-        if self.gpu_kernels == "on" and on_device:
-            raise ValueError(f"gpu_kernels=on is for a GPU, and this run has backend {self.backend}. Leave it at auto.")
         choose_kernels(self.gpu_kernels, self)
         for name, low, high in (
             ("layer_decay", 0.0, 1.0),

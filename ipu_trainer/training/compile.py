@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from ipu_trainer.training.drop_path import compiled_with_skipping
-from ipu_trainer.training.layers import layer_stacks
+from ipu_trainer.training.layers import is_plain_linear, layer_stacks
 from ipu_trainer.training.output_product import aligned_output_product
 
 # Names of the three projections in an attention module, as Transformers models have them.
@@ -84,13 +84,12 @@ def fused_projections(model: nn.Module) -> Iterator[int]:
 
 
 def projections_of(module: nn.Module) -> Optional[Tuple[nn.Linear, nn.Linear, nn.Linear]]:
+    """Query, key and value of an attention module, if they are plain linear layers of inputs of one width; else None."""
     for names in _PROJECTIONS:
-        found = [getattr(module, name, None) for name in names]
-        # Exactly nn.Linear: adapters and quantised layers compute something else.
-        if all(type(linear) is nn.Linear and "forward" not in linear.__dict__ for linear in found):
-            alike = {(linear.in_features, linear.bias is None) for linear in found}  # type: ignore[union-attr]
-            hooked = any(linear._forward_hooks or linear._forward_pre_hooks for linear in found)  # type: ignore[union-attr]
-            return tuple(found) if len(alike) == 1 and not hooked else None  # type: ignore[return-value]
+        found: List[Any] = [getattr(module, name, None) for name in names]
+        if all(is_plain_linear(linear) for linear in found):
+            alike = {(linear.in_features, linear.bias is None) for linear in found}
+            return tuple(found) if len(alike) == 1 else None  # type: ignore[return-value]
     return None
 
 

@@ -134,12 +134,13 @@ class HostLoop(Trainer):  # type: ignore[misc]  # transformers is not typed
         wanted = getattr(self.args, "compile", "off")
         choice = choose_compile(wanted, self.args.device.type, self.args.n_gpu)
         with contextlib.ExitStack() as stack:
+            if choice.name == "layers":  # first: fused projections are no longer plain ones
+                self._put_in_kernels(stack)
             if getattr(self.args, "fuse_projections", False):
                 self._check_fusing(stack.enter_context(fused_projections(self.model)))
             if getattr(self.args, "bf16_residual", False):
                 self._check_residual(stack.enter_context(bfloat16_residual_stream(self.model)))
             if choice.name == "layers":
-                self._put_in_kernels(stack)
                 stack.enter_context(compiled_layers(self.model, required=wanted == "layers"))
             if self.args.n_gpu <= 1:  # DataParallel computes with other models at each step
                 stack.enter_context(padding_told_later())

@@ -1,8 +1,8 @@
-"""The repeated layers of a model, found from outside: what layer-wise learning rates and stochastic depth go by."""
+"""A model's layers seen from outside: the repeated ones, which learning rates and stochastic depth go by, and plain linear ones."""
 
 from __future__ import annotations
 
-from typing import Dict, List, Tuple
+from typing import Any, Dict, List, Tuple
 
 from torch import nn
 
@@ -19,6 +19,18 @@ def layer_stacks(model: nn.Module) -> List[Tuple[str, nn.ModuleList]]:
         if isinstance(module, nn.ModuleList) and len(module) > 1 and len({type(layer) for layer in module}) == 1:
             stacks.append((name, module))
     return stacks
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody looks at what a module is given or gives, forwards or backwards."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def is_plain_linear(module: Any) -> bool:
+    """Exactly nn.Linear (adapters and quantised layers compute something else), as its class computes it, looked at by nobody."""
+    return type(module) is nn.Linear and "forward" not in module.__dict__ and not has_hooks(module)
 
 
 def parameter_depths(model: nn.Module) -> Tuple[Dict[str, int], int]:

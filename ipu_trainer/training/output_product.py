@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from ipu_trainer.training.layers import is_plain_linear
+
 _ALIGNED = 8  # numbers of half precision in 16 bytes
 _MULTIPLE = 64  # as wide as one tile's step, whatever kernel is chosen
 
@@ -58,6 +60,4 @@ def _unaligned_output_of(model: nn.Module) -> Optional[nn.Linear]:
         linear: Any = None if find is None else find()
     except NotImplementedError:
         return None
-    if type(linear) is not nn.Linear or linear.out_features % _ALIGNED == 0 or "forward" in linear.__dict__:
-        return None
-    return None if linear._forward_hooks or linear._forward_pre_hooks else linear
+    return linear if is_plain_linear(linear) and linear.out_features % _ALIGNED else None

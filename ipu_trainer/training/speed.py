@@ -9,10 +9,12 @@ from typing import Any, Optional
 import torch
 from torch import nn
 
+from ipu_trainer.training.kernels.rewrite import modules_with_kernels
+
 COMPILES = ("auto", "layers", "model", "off")
 KERNELS = ("auto", "on", "off")
 _KERNELS_TUNED_FOR = (9, 0)  # compute capability
-_CUDNN_WITH_ATTENTION = 90000
+_CUDNN_WITH_ATTENTION = 90000  # version 9
 
 
 @dataclass(frozen=True)
@@ -79,14 +81,15 @@ def _why_no_kernels(args: Any) -> Optional[str]:
     return None
 
 
-def told_speed(args: Any, has_executors: bool) -> str:
+def told_speed(args: Any, has_executors: bool, model: nn.Module) -> str:
     """One line for a run's beginning: what is compiled and in which arithmetic the float32 products are, with reasons."""
     if has_executors:
         return "compiled by poptorch"
     choice = choose_compile(args.compile, args.device.type, args.n_gpu)
     told = f"compile {choice.name} ({choice.reason})"
     if args.device.type == "cuda":
-        kernels = choose_kernels(args.gpu_kernels, args)
-        told += f", kernels for ViT {kernels.name} ({kernels.reason})"
+        if modules_with_kernels(model):
+            kernels = choose_kernels(args.gpu_kernels, args)
+            told += f", kernels for ViT {kernels.name} ({kernels.reason})"
         told += ", TF32 " + ("on (--tf32 false for float32 products)" if args.tf32 else "off")
     return told

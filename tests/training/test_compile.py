@@ -6,12 +6,10 @@ import io
 
 import pytest
 import torch
-from tiny_models import bert, gpt2
+from tiny_models import bert, gpt2, vit
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
-    ViTConfig,
-    ViTForImageClassification,
 )
 
 from ipu_trainer import IPUTrainer, IPUTrainingArguments
@@ -24,15 +22,6 @@ from ipu_trainer.training.speed import choose_compile, told_speed
 IDS = torch.randint(3, 50, (3, 8), generator=torch.Generator().manual_seed(0))
 PIXELS = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 compiles = pytest.mark.skipif(not hasattr(torch.nn.Module, "compile"), reason="torch compiles no modules in place")
-
-
-def vit(layers=2):
-    torch.manual_seed(0)
-    config = ViTConfig(
-        hidden_size=16, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=16, image_size=16, patch_size=8,
-        num_labels=2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-    )  # fmt: skip
-    return ViTForImageClassification(config)
 
 
 def bart():
@@ -202,8 +191,8 @@ def arguments(folder, **changes):
 
 def test_a_run_says_what_is_compiled_and_in_which_arithmetic(tmp_path):
     args = arguments(tmp_path)
-    assert told_speed(args, False) == "compile off (it pays on a GPU)"
-    assert told_speed(arguments(tmp_path, compile="model"), False) == "compile model (asked for)"
+    assert told_speed(args, False, vit()) == "compile off (it pays on a GPU)"
+    assert told_speed(arguments(tmp_path, compile="model"), False, vit()) == "compile model (asked for)"
     assert used_precision("fp32", args).reason == "asked for"
     args.bf16 = True  # as a device's flag may set it
     assert used_precision("fp32", args) == Precision("bf16", "--bf16")

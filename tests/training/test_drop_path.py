@@ -2,22 +2,13 @@
 
 import pytest
 import torch
-from transformers import ViTConfig, ViTForImageClassification
+from tiny_models import vit
 
 from ipu_trainer.training.compile import compiled_layers
 from ipu_trainer.training.drop_path import add_drop_path
 
 PIXELS = torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 compiles = pytest.mark.skipif(not hasattr(torch.nn.Module, "compile"), reason="torch compiles no modules in place")
-
-
-def vit(layers=3):
-    torch.manual_seed(0)
-    config = ViTConfig(
-        hidden_size=16, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=16, image_size=16, patch_size=8,
-        num_labels=2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-    )  # fmt: skip
-    return ViTForImageClassification(config)
 
 
 def layers_of(model):
@@ -33,7 +24,7 @@ def logits_and_gradients(model):
 
 
 def test_drop_path_skips_later_layers_more_often_and_nothing_in_evaluation():
-    model = vit().eval()
+    model = vit(3).eval()
     plain = model(pixel_values=PIXELS).logits
     handles = add_drop_path(model, 0.5)
     assert len(handles) == 2
@@ -46,7 +37,7 @@ def test_drop_path_skips_later_layers_more_often_and_nothing_in_evaluation():
 
 
 def test_a_layer_is_left_out_as_often_as_its_rate_says_and_the_rest_is_scaled_up():
-    model = vit().train()
+    model = vit(3).train()
     layer = layers_of(model)[2]
     changes = []
     add_drop_path(model, 0.5)
@@ -82,7 +73,7 @@ def test_compiled_layers_skip_the_same_samples_in_one_graph_for_all_rates():
 
 @compiles
 def test_a_hook_that_comes_later_is_called():
-    model, called = vit().train(), []
+    model, called = vit(3).train(), []
     add_drop_path(model, 0.5)
     plain = logits_and_gradients(model)
     torch._dynamo.reset()

@@ -1,11 +1,13 @@
 """Kernels for ViT's layers: what they compute, where they are put in and where not. The GPU's side runs on a GPU alone."""
 
 import copy
+import importlib
 import io
 from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny_models import gpt2
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
@@ -23,7 +25,7 @@ from ipu_trainer import IPUTrainer, IPUTrainingArguments
 from ipu_trainer.training import compat
 from ipu_trainer.training.compile import compiled_layers
 from ipu_trainer.training.kernels.rewrite import own_kernels
-from ipu_trainer.training.speed import choose_kernels, told_speed
+from ipu_trainer.training.speed import Choice, choose_kernels, told_speed
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.library, "custom_op") or not hasattr(ViTForImageClassification(ViTConfig(
@@ -248,10 +250,54 @@ def arguments(folder, **changes):
 def test_a_run_refuses_what_cannot_be_before_it_starts(tmp_path):
     with pytest.raises(ValueError, match="not one of auto, on, off"):
         arguments(tmp_path, gpu_kernels="true")
-    with pytest.raises(ValueError, match="this run has backend simulated"):
-        arguments(tmp_path, gpu_kernels="on", backend="simulated")
-    with pytest.raises(ValueError, match="gpu_kernels=on: they are for a GPU"):
-        arguments(tmp_path, gpu_kernels="on", use_cpu=True)
+    for other in ({"backend": "simulated"}, {"use_cpu": True}):
+        with pytest.raises(ValueError, match="gpu_kernels=on: they are for a GPU"):
+            arguments(tmp_path, gpu_kernels="on", **other)
+
+
+def as_on_an_h100(monkeypatch):
+    """The trainer's choices of an H100 on this CPU, where the operations are plain torch."""
+    host_loop = "ipu_trainer.training.host_loop"
+    monkeypatch.setattr(f"{host_loop}.choose_kernels", lambda requested, args: Choice("on", "a test"))
+    monkeypatch.setattr(
+        f"{host_loop}.compiled_layers", lambda model, required: compiled_layers(model, required, "eager")
+    )
+
+
+@pytest.mark.parametrize("fuse", [False, True])
+def test_a_training_uses_them_with_and_without_fused_projections_and_leaves_no_trace(tmp_path, monkeypatch, fuse):
+    as_on_an_h100(monkeypatch)
+    calls, samples = (
+        [],
+        [{"pixel_values": pixels.float(), "labels": number % 2} for number, pixels in enumerate(PIXELS)],
+    )
+    for name, function in (("attention", "packed_attention"), ("bias_gelu", "bias_gelu")):
+        kernels = importlib.import_module(f"ipu_trainer.training.kernels.{name}")
+
+        original = getattr(kernels, function)
+
+        def counted(*given, name=name, original=original):
+            calls.append(name)
+            return original(*given)
+
+        monkeypatch.setattr(kernels, function, torch.compiler.disable(counted))
+    model = make().float()
+    IPUTrainer(
+        model,
+        arguments(tmp_path, compile="layers", fuse_projections=fuse, use_cpu=True, max_steps=1),
+        train_dataset=samples,
+    ).train()
+    assert sorted(set(calls)) == ["attention", "bias_gelu"]
+    assert not any("forward" in module.__dict__ for module in model.modules())
+
+
+def test_a_model_without_layers_for_them_is_refused_if_they_are_asked_for(tmp_path, monkeypatch):
+    as_on_an_h100(monkeypatch)
+    args = arguments(tmp_path, compile="layers", use_cpu=True)
+    args.gpu_kernels = "on"  # as on a GPU
+    ids = torch.tensor([3, 4, 5])
+    with pytest.raises(ValueError, match="GPT2LMHeadModel has no layers that they are for"):
+        IPUTrainer(gpt2(), args, train_dataset=[{"input_ids": ids, "labels": ids}] * 4).train()
 
 
 def attention_case(batch, tokens, heads, seed=0):
@@ -312,8 +358,9 @@ def test_a_training_on_a_gpu_goes_the_same_way_with_and_without_them(tmp_path):
         config = ViTConfig(hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=256)
         torch.manual_seed(0)
         args = arguments(tmp_path / name, gpu_kernels=name, bf16=True, max_steps=12)
-        assert f"kernels for ViT {name}" in told_speed(args, False)
         trainer = IPUTrainer(ViTForImageClassification(config), args, train_dataset=samples)
+        assert f"kernels for ViT {name}" in told_speed(args, False, trainer.model)
+        assert "kernels" not in told_speed(args, False, gpt2())
         trainer.train()
         losses[name] = torch.tensor([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
     assert losses["on"][0] > losses["on"][-1]

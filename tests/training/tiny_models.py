@@ -1,7 +1,14 @@
-"""Language models that are tiny, without dropout and the same each time, for tests of what the host makes of them."""
+"""Models that are tiny, without dropout and the same each time, for tests of what the host makes of them."""
 
 import torch
-from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 
 def gpt2(**changes):
@@ -22,3 +29,13 @@ def bert(kind=BertForSequenceClassification):
         hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     return kind(config)
+
+
+def vit(layers=2):
+    """Layers of width 16, 16 px in patches of 8, two classes."""
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=16, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=16, image_size=16, patch_size=8,
+        num_labels=2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    return ViTForImageClassification(config)

@@ -90,7 +90,7 @@ class ClassTokenLayer:
         return layer.dropout(layer.mlp(layer.layernorm_after(token))) + token
 
     def _keys_are_products(self) -> bool:
-        """Of plain projections, all of them read: nothing is dropped, adapted or looked at."""
+        """Whether keys and values are plain products with the tokens, and none of what they give is dropped."""
         attention: Any = self.layer.attention
         return projections_of(attention) is not None and not attention.attention_dropout
 

@@ -74,7 +74,7 @@ def train(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Dict[str, A
         where = trainer.backend.device if trainer.backend.has_executors else args.device
         print(f"backend    {trainer.backend.name} on {where} ({trainer.backend.reason})")
         print(f"precision  {record['precision']['name']} ({record['precision']['reason']})")
-        print(f"speed      {told_speed(args, trainer.backend.has_executors)}")
+        print(f"speed      {told_speed(args, trainer.backend.has_executors, trainer.model)}")
         print(f"loss       {job.loss.describe()}")
         print(f"live view  {live_view(args.report_to, args.output_dir)}")
         if checkpoint:

@@ -87,7 +87,7 @@ def train(recipe: Seq2SeqArguments, args: IPUSeq2SeqTrainingArguments) -> Dict[s
         print(record["batch_table"])
         print(f"backend     {trainer.backend.name} ({trainer.backend.reason})")
         print(f"precision   {record['precision']['name']} ({record['precision']['reason']})")
-        print(f"speed       {told_speed(args, trainer.backend.has_executors)}")
+        print(f"speed       {told_speed(args, trainer.backend.has_executors, trainer.model)}")
         print(f"live view   {live_view(args.report_to, args.output_dir)}")
         print(f"baseline    words of the name: BLEU {baseline['bleu']:.1f}, chrF {baseline['chrf']:.1f}")
         if checkpoint:

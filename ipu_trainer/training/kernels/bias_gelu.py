@@ -11,7 +11,7 @@ from typing import Any, Tuple
 import torch
 from torch.nn import functional
 
-from ipu_trainer.training.kernels.rounding import exact, exact_dtype
+from ipu_trainer.training.kernels.rounding import ROWS_OF_PART, exact, exact_dtype
 
 
 def bias_gelu(product: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -49,7 +49,7 @@ def _shape(product: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     schema="(Tensor gradient, Tensor product, Tensor bias) -> (Tensor, Tensor)",
 )
 def _backward(gradient: torch.Tensor, product: torch.Tensor, bias: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
-    """The product's gradient, and the bias's in parts, (parts, width), still to be summed: on a GPU one for 256 rows."""
+    """The product's gradient, and the bias's in parts, (parts, width), still to be summed."""
     hidden = exact(product) + exact(bias)
     share = 0.5 * (1 + torch.erf(hidden * math.sqrt(0.5)))
     density = torch.exp(-0.5 * hidden * hidden) / math.sqrt(2 * math.pi)
@@ -69,7 +69,7 @@ def _backward_on_gpu(
 @_backward.register_fake
 def _shapes(gradient: torch.Tensor, product: torch.Tensor, bias: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
     width = product.shape[-1]
-    parts = -(-(product.numel() // width) // 256) if product.device.type == "cuda" else 1
+    parts = -(-(product.numel() // width) // ROWS_OF_PART) if product.device.type == "cuda" else 1
     sums = product.new_empty(parts, width, dtype=exact_dtype(product.dtype))
     return product.new_empty(product.shape), sums
 

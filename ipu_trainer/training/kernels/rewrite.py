@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from ipu_trainer.training.compile import projections_of
+from ipu_trainer.training.layers import has_hooks, is_plain_linear
 
 # Their forward functions are the same in Transformers 5, apart from the names.
 _ATTENTIONS = ("ViTAttention", "DeiTAttention", "ViTMAEAttention", "ViTMSNAttention")
@@ -24,37 +25,29 @@ _FEED_FORWARDS = ("ViTMLP", "DeiTMLP", "ViTMAEMLP", "ViTMSNMLP")
 @contextlib.contextmanager
 def own_kernels(model: nn.Module) -> Iterator[int]:
     """Inside the block the layers of `model` that are known use the kernels; yields how many modules do."""
-    changed: List[nn.Module] = []
-    for module in model.modules():
-        forward = _forward_for(module)
-        if forward is not None:
-            module.__dict__["forward"] = MethodType(forward, module)
-            changed.append(module)
+    known = modules_with_kernels(model)
+    for module in known:
+        forward = _forward_of_attention() if type(module).__name__ in _ATTENTIONS else _forward_of_feed_forward()
+        module.__dict__["forward"] = MethodType(forward, module)
     try:
-        yield len(changed)
+        yield len(known)
     finally:
-        for module in changed:
+        for module in known:
             del module.__dict__["forward"]
 
 
-def _forward_for(module: Any) -> Any:
-    if "forward" in module.__dict__:
-        return None
-    if type(module).__name__ in _ATTENTIONS and projections_of(module) is not None and hasattr(module, "o_proj"):
-        return _forward_of_attention()
-    if type(module).__name__ in _FEED_FORWARDS and _is_gelu(getattr(module, "activation_fn", None)):
+def modules_with_kernels(model: nn.Module) -> List[nn.Module]:
+    """The attention and feed-forward modules that own_kernels would change."""
+    return [module for module in model.modules() if "forward" not in module.__dict__ and _is_known(module)]
+
+
+def _is_known(module: Any) -> bool:
+    if type(module).__name__ in _ATTENTIONS:
+        return projections_of(module) is not None and hasattr(module, "o_proj")
+    if type(module).__name__ in _FEED_FORWARDS:
         first: Any = getattr(module, "fc1", None)
-        plain = type(first) is nn.Linear and first.bias is not None and "forward" not in first.__dict__
-        if plain and not _has_hooks(first):
-            return _forward_of_feed_forward()
-    return None
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    """Whether somebody looks at what a module is given or gives."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+        return is_plain_linear(first) and first.bias is not None and _is_gelu(getattr(module, "activation_fn", None))
+    return False
 
 
 def _is_gelu(activation: Any) -> bool:
@@ -70,7 +63,7 @@ def _forward_of_attention() -> Any:
     ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
         projections = (self.q_proj, self.k_proj, self.v_proj)
         unknown = attention_mask is not None or self.attention_dropout or self.config._attn_implementation != "sdpa"
-        unknown = unknown or any(_has_hooks(projection) for projection in projections)
+        unknown = unknown or any(has_hooks(projection) for projection in projections)
         dtype = _product_dtype(hidden_states)
         fits = has_kernel_for(hidden_states.device.type, dtype, hidden_states.shape[1], self.head_dim)
         if unknown or not fits or not self.training:
@@ -96,7 +89,7 @@ def _forward_of_feed_forward() -> Any:
     from ipu_trainer.training.kernels.bias_gelu import bias_gelu
 
     def forward(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
-        if not self.training or _has_hooks(self.fc1):
+        if not self.training or has_hooks(self.fc1):
             result: torch.Tensor = type(self).forward(self, hidden_states)
             return result
         second: torch.Tensor = self.fc2(bias_gelu(functional.linear(hidden_states, self.fc1.weight), self.fc1.bias))
