@@ -8,19 +8,22 @@ and optimizer states are what they were, and everything is undone when training 
 from __future__ import annotations
 
 import contextlib
+import importlib
 from types import MethodType
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from ipu_trainer.training.drop_path import compiled_with_skipping
+from ipu_trainer.training.drop_path import has_only_skipping, kept_samples, mixed, skipped_share
 from ipu_trainer.training.layers import is_plain_linear, layer_stacks
 from ipu_trainer.training.output_product import aligned_output_product
 
 # Names of the three projections in an attention module, as Transformers models have them.
 _PROJECTIONS = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q_lin", "k_lin", "v_lin"))
+
+_VARIANTS = 32  # of a compiled layer
 
 # Losses of Transformers over a whole vocabulary.
 _VOCABULARY_LOSSES = ("ForCausalLMLoss", "ForMaskedLMLoss")
@@ -44,22 +47,68 @@ def compiled_layers(model: nn.Module, required: bool, backend: str = "inductor")
     loss = getattr(model, "loss_function", None)
     over_vocabulary = getattr(loss, "__name__", "") in _VOCABULARY_LOSSES
     for layer in own:
-        skipping = compiled_with_skipping(layer, backend)
-        if skipping is None:
-            layer.compile(backend=backend)
-        else:
-            layer._compiled_call_impl = skipping
+        layer._compiled_call_impl = _compiled(layer, backend)
     if over_vocabulary:  # eager, its float32 copies of the logits cost as much as several layers
         model.loss_function = torch.compile(loss, backend=backend)  # type: ignore[assignment, arg-type]
     on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
     try:
-        with contextlib.nullcontext() if on_cpu else aligned_output_product(model, backend):
+        with contextlib.nullcontext() if on_cpu else aligned_output_product(model, backend), _more_variants():
             yield len(layers)
     finally:
         for layer in own:
             layer._compiled_call_impl = None
         if over_vocabulary:
             model.loss_function = loss  # type: ignore[assignment]
+
+
+def _compiled(layer: Any, backend: str) -> Callable[..., Any]:
+    """What `layer` computes as one compiled function, for `layer._compiled_call_impl`.
+
+    Stochastic depth is part of it: torch.compile takes a module's forward function and each of its hooks apart, and compiles them
+    anew for each rate. While the layer has any other hook it is called as torch does.
+    """
+    joins = getattr(layer.forward, "joins_layers", False)  # kernels/forwards.py
+    skipped = skipped_share(layer)
+    skips = skipped is not None
+    taken_apart: Callable[..., Any] = torch.compile(layer._call_impl, backend=backend)
+    if not joins and not skips:
+        return taken_apart
+    # A number would be a constant of the compiled function, and each layer has its own.
+    rate = torch.tensor(skipped or 0.0, dtype=torch.float64, device=next(layer.parameters()).device)
+
+    def at_once(hidden: Any, *given: Any, **named: Any) -> Any:
+        if not skips or not layer.training:
+            return layer.forward(hidden, *given, **named)
+        kept = kept_samples(hidden[0] if isinstance(hidden, tuple) else hidden, rate)
+        if joins:
+            return layer.forward(hidden, *given, kept=kept, **named)
+        return mixed(hidden, layer.forward(hidden, *given, **named), kept)
+
+    compiled = torch.compile(at_once, backend=backend)
+
+    def call(*given: Any, **named: Any) -> Any:
+        if not given or not has_only_skipping(layer) or skipped_share(layer) != skipped:
+            return taken_apart(*given, **named)
+        if joins:
+            named["hands_on"] = _takes_unsummed(layer.next_layer)
+        return compiled(*given, **named)
+
+    return call
+
+
+def _takes_unsummed(layer: Any) -> bool:
+    """Nobody looks at what the layer is given (checkpointing would)."""
+    return layer is not None and has_only_skipping(layer) and not layer.gradient_checkpointing
+
+
+def _more_variants() -> Any:
+    """Layers share one compiled function: first, middle and last ones, whole and smaller batches, training and evaluation.
+
+    Beyond torch's limit of eight further ones would not be compiled.
+    """
+    config: Any = importlib.import_module("torch._dynamo.config")
+    limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+    return config.patch(limit, max(_VARIANTS, getattr(config, limit)))
 
 
 @contextlib.contextmanager

@@ -5,11 +5,12 @@ Stochastic depth: Huang et al., "Deep networks with stochastic depth", ECCV 2016
 
 from __future__ import annotations
 
-from typing import Any, Callable, List, Optional, Tuple, Union
+from typing import Any, List, Optional, Tuple, Union
 
 import torch
 from torch import nn
 
+from ipu_trainer.training.kernels.rounding import exact_dtype
 from ipu_trainer.training.layers import layer_stacks, parameter_depths
 
 
@@ -38,52 +39,37 @@ class SkippedSamples:
         self.rate = rate
 
     def __call__(self, module: nn.Module, inputs: Tuple[Any, ...], output: Any) -> Any:
-        if not module.training:
-            return None
-        return _mixed(inputs[0], output, self.rate)
+        return mixed(inputs[0], output, kept_samples(inputs[0], self.rate)) if module.training else None
 
 
-def _mixed(before: torch.Tensor, output: Any, rate: Union[float, torch.Tensor]) -> Any:
-    """A layer's output, for a share `rate` of the samples its input `before`."""
+def kept_samples(hidden: torch.Tensor, rate: Union[float, torch.Tensor]) -> torch.Tensor:
+    """(batch,): how much a layer's change counts, 0 for a share `rate` of the samples and 1 / (1 - rate) for the others."""
+    kept = torch.rand(hidden.shape[0], device=hidden.device) >= rate
+    return kept.to(exact_dtype(hidden.dtype)) / (1.0 - rate)
+
+
+def mixed(before: torch.Tensor, output: Any, kept: torch.Tensor) -> Any:
+    """A layer's output where `kept` counts of its change of `before`, its input."""
     after = output[0] if isinstance(output, tuple) else output
     if before.shape != after.shape:  # a layer computed for its first tokens alone
         before = before[:, : after.shape[1]]
-    shape = (after.shape[0],) + (1,) * (after.dim() - 1)
-    kept = (torch.rand(shape, device=after.device) >= rate).to(after.dtype) / (1.0 - rate)
-    mixed = before + (after - before) * kept
-    return (mixed, *output[1:]) if isinstance(output, tuple) else mixed
+    result = before + (after - before) * kept.to(after.dtype).view(-1, *[1] * (after.dim() - 1))
+    return (result, *output[1:]) if isinstance(output, tuple) else result
 
 
-def compiled_with_skipping(layer: nn.Module, backend: str) -> Optional[Callable[..., Any]]:
-    """A layer and its SkippedSamples hook as one compiled function, for `layer._compiled_call_impl`; None without such a hook.
-
-    torch.compile takes a module's forward function and each of its hooks apart, and compiles them anew for each rate. While
-    the layer has any other hook it is called as torch does.
-    """
-    hooks = list(layer._forward_hooks.values())
-    if len(hooks) != 1 or not isinstance(hooks[0], SkippedSamples) or _has_other_hooks(layer):
-        return None
-    # A number would be a constant of the compiled function, and each layer has its own.
-    rate = torch.tensor(hooks[0].rate, dtype=torch.float64, device=next(layer.parameters()).device)
-
-    def skipping(*given: Any, **named: Any) -> Any:
-        output = layer.forward(*given, **named)
-        return _mixed(given[0], output, rate) if layer.training else output
-
-    compiled, taken_apart = torch.compile(skipping, backend=backend), torch.compile(layer._call_impl, backend=backend)
-
-    def call(*given: Any, **named: Any) -> Any:
-        alone = list(layer._forward_hooks.values()) == hooks and not _has_other_hooks(layer)
-        return compiled(*given, **named) if alone else taken_apart(*given, **named)
-
-    return call
+def skipped_share(layer: nn.Module) -> Optional[float]:
+    """The rate of the layer's own hook, None if it has none."""
+    rates = [hook.rate for hook in layer._forward_hooks.values() if isinstance(hook, SkippedSamples)]
+    return rates[0] if rates else None
 
 
-def _has_other_hooks(layer: nn.Module) -> bool:
-    """Any but forward hooks of its own."""
+def has_only_skipping(layer: nn.Module) -> bool:
+    """No hooks, or the one of stochastic depth."""
     of_all = nn.modules.module
-    return bool(
-        layer._forward_pre_hooks
+    return not (
+        any(not isinstance(hook, SkippedSamples) for hook in layer._forward_hooks.values())
+        or len(layer._forward_hooks) > 1
+        or layer._forward_pre_hooks
         or layer._backward_hooks
         or layer._backward_pre_hooks
         or of_all._global_forward_hooks

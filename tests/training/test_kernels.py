@@ -1,5 +1,6 @@
 """Kernels for ViT's layers: what they compute, where they are put in and where not. The GPU's side runs on a GPU alone."""
 
+import contextlib
 import copy
 import importlib
 import io
@@ -24,6 +25,7 @@ from transformers import (
 from ipu_trainer import IPUTrainer, IPUTrainingArguments
 from ipu_trainer.training import compat
 from ipu_trainer.training.compile import compiled_layers
+from ipu_trainer.training.drop_path import add_drop_path
 from ipu_trainer.training.kernels.rewrite import own_kernels
 from ipu_trainer.training.speed import Choice, choose_kernels, told_speed
 
@@ -93,16 +95,83 @@ def test_a_model_computes_the_same_in_float64_and_keeps_no_trace(name):
     assert not any("forward" in module.__dict__ for module in model.modules())
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_compiled_layers_hold_them_in_one_graph(backend):
-    model = make()
-    plain = loss_and_gradients(model)
+@contextlib.contextmanager
+def compiled(model, backend="aot_eager"):
+    """As a training on an H100 has it. Beyond its limit torch compiles nothing more, and only says so."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    with own_kernels(model), compiled_layers(model, True, backend):
+    strict = torch._dynamo.config.patch(fail_on_recompile_limit_hit=True)
+    with own_kernels(model), compiled_layers(model, True, backend), strict:
+        yield torch._dynamo.utils.counters
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize(("rate", "graphs"), [(0.0, 4), (0.5, 5)])
+def test_layers_that_hand_on_their_sum_compute_the_same_in_a_few_graphs(backend, rate, graphs):
+    """The first gets a sum, the others what is not summed, one gives a sum to the last; the first one is never skipped."""
+    model = make(num_hidden_layers=7)
+    add_drop_path(model, rate)
+    torch.manual_seed(0)
+    plain = loss_and_gradients(model)
+    same_numbers = torch._inductor.config.patch(fallback_random=True)
+    with same_numbers, compiled(model, backend) as counters:
+        torch.manual_seed(0)
         assert_equal(plain, loss_and_gradients(model), 1e-12)
-    counters = torch._dynamo.utils.counters
-    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] == graphs and not counters["graph_break"]
+    assert not any({"forward", "next_layer"} & set(module.__dict__) for module in model.modules())
+
+
+def test_smaller_batches_and_evaluations_in_between_are_compiled_too():
+    model = make(num_hidden_layers=5)
+    add_drop_path(model, 0.5)
+    evaluated = model.eval()(pixel_values=PIXELS).logits
+    with compiled(model, "eager") as counters:
+        for samples in (4, 3, 2):
+            inputs = {"pixel_values": PIXELS[:samples], "labels": LABELS["labels"][:samples]}
+            model.train()(**inputs).loss.backward()
+            with torch.no_grad():
+                inside = model.eval()(pixel_values=PIXELS[:samples]).logits
+            torch.testing.assert_close(inside, evaluated[:samples], rtol=0, atol=1e-13)
+    assert counters["stats"]["unique_graphs"] > 8  # torch's limit
+
+
+def test_whoever_looks_at_a_layer_sees_sums():
+    model, seen = make(num_hidden_layers=5), {"plain": [], "inside": []}
+    layer = model.vit.layers[2]
+
+    def look(name):
+        handles = [layer.register_forward_pre_hook(lambda _, given: seen[name].append(given[0].detach()))]
+        return [*handles, layer.register_forward_hook(lambda *given: seen[name].append(given[2].detach()))]
+
+    handles = look("plain")
+    plain = loss_and_gradients(model)
+    for handle in handles:
+        handle.remove()
+    with compiled(model):
+        assert_equal(plain, loss_and_gradients(model), 1e-12)
+        look("inside")
+        assert_equal(plain, loss_and_gradients(model), 1e-12)
+    assert len(seen["plain"]) == 2
+    torch.testing.assert_close(seen["inside"], seen["plain"], rtol=0, atol=1e-13)
+
+
+def test_hidden_states_that_are_asked_for_are_sums():
+    model = make(num_hidden_layers=4)
+    plain = model(pixel_values=PIXELS, output_hidden_states=True).hidden_states
+    fresh = make(num_hidden_layers=4)
+    with compiled(fresh):
+        fresh(pixel_values=PIXELS)
+        inside = fresh(pixel_values=PIXELS, output_hidden_states=True).hidden_states
+    assert len(plain) == 5
+    torch.testing.assert_close(inside, plain, rtol=0, atol=1e-13)
+
+
+def test_checkpointed_layers_compute_the_same():
+    model = make(num_hidden_layers=4)
+    plain = loss_and_gradients(model)
+    model.gradient_checkpointing_enable()
+    with compiled(model):
+        assert_equal(plain, loss_and_gradients(model), 1e-12)
 
 
 def test_queries_keys_and_values_are_one_product():
@@ -184,25 +253,62 @@ def test_a_copy_computes_with_its_own_weights_and_a_stored_model_with_its_class(
     torch.testing.assert_close(loaded(pixel_values=PIXELS).logits, before, rtol=0, atol=1e-12)
 
 
-def test_both_operations_hold_against_numeric_gradients_and_their_declared_shapes():
+def test_attention_and_gelu_hold_against_numeric_gradients_and_their_declared_shapes():
     from ipu_trainer.training.kernels.attention import packed_attention
     from ipu_trainer.training.kernels.bias_gelu import bias_gelu
 
+    operations = torch.ops.ipu_trainer
     packed = torch.randn(2, 5, 3, 2, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda value: packed_attention(value, 0.5), packed)
+    assert torch.autograd.gradcheck(lambda value: packed_attention(value, None, None, 0.5), packed)
+    biases = [torch.randn(8, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+
+    def attended(is_constant):
+        added = torch.stack([*biases, torch.zeros(8)]).view(3, 2, 4)
+        if is_constant:
+            return packed_attention(packed + added.detach(), *biases, 0.5)
+        return packed_attention(packed + added, None, None, 0.5)
+
+    weights = torch.randn(2, 5, 2, 4, dtype=torch.float64)
+    ours, wanted = (torch.autograd.grad((attended(one) * weights).sum(), biases) for one in (True, False))
+    torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-13)
     product = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(bias_gelu, (product, bias))
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         values = packed.detach().to(dtype)
-        read, log_sums = torch.ops.ipu_trainer.packed_attention(values, 0.5)
-        operations = torch.ops.ipu_trainer
-        torch.library.opcheck(operations.packed_attention.default, (values.requires_grad_(), 0.5))
+        read, log_sums = operations.packed_attention(values, None, None, 0.5)
+        torch.library.opcheck(
+            operations.packed_attention.default, (values.requires_grad_(), *(bias.to(dtype) for bias in biases), 0.5)
+        )
         given = (torch.ones_like(read), values.detach(), read, log_sums, 0.5)
         torch.library.opcheck(operations.packed_attention_backward.default, given)
         given = (torch.ones(2, 3, 5, dtype=dtype), product.detach().to(dtype), bias.detach().to(read.dtype))
         torch.library.opcheck(operations.bias_gelu_backward.default, given)
         torch.library.opcheck(operations.bias_gelu.default, (given[1].requires_grad_(), given[2].requires_grad_()))
+
+
+@pytest.mark.parametrize(("kept", "reads_all"), [(None, False), ([0.0, 1.25], False), ([0.0, 1.25], True)])
+def test_a_sum_and_its_norm_hold_against_torchs_and_numeric_gradients_and_declared_shapes(kept, reads_all):
+    from ipu_trainer.training.kernels.residual_norm import residual_norm
+
+    double = {"dtype": torch.float64, "requires_grad": True}
+    given = [
+        torch.randn(2, 3, 6, **double),
+        torch.randn(2, 3, 6, **double),
+        *(torch.randn(6, **double) for _ in range(3)),
+    ]
+    kept = None if kept is None else torch.tensor(kept, dtype=torch.float64)
+    residual, product, bias, weight, norm_bias = given
+    total, normalised = residual_norm(*given, 1e-5, kept, reads_all)
+    wanted = residual + (product + bias) * (1 if kept is None else kept[:, None, None])
+    torch.testing.assert_close(total, wanted, rtol=0, atol=1e-14)
+    read = residual + product + bias if reads_all else wanted
+    torch.testing.assert_close(normalised, functional.layer_norm(read, (6,), weight, norm_bias), rtol=0, atol=1e-13)
+    assert torch.autograd.gradcheck(lambda *values: residual_norm(*values, 1e-5, kept, reads_all), given)
+    for stream, products in ((torch.float64, torch.float64), (torch.float32, torch.bfloat16), (torch.bfloat16,) * 2):
+        values = [value.detach().to(dtype) for value, dtype in zip(given, (stream, products, *(torch.float32,) * 3))]
+        values = [*(value.requires_grad_() for value in values), 1e-5, kept, reads_all]
+        torch.library.opcheck(torch.ops.ipu_trainer.residual_norm.default, values)
 
 
 H100 = {"device": torch.device("cuda"), "compile": "auto", "n_gpu": 1, "bf16": True, "deepspeed": None, "fsdp": []}
@@ -271,23 +377,22 @@ def test_a_training_uses_them_with_and_without_fused_projections_and_leaves_no_t
         [],
         [{"pixel_values": pixels.float(), "labels": number % 2} for number, pixels in enumerate(PIXELS)],
     )
-    for name, function in (("attention", "packed_attention"), ("bias_gelu", "bias_gelu")):
-        kernels = importlib.import_module(f"ipu_trainer.training.kernels.{name}")
+    kernels = importlib.import_module("ipu_trainer.training.kernels.forwards")
+    for name in ("packed_attention", "bias_gelu", "residual_norm"):
+        original = getattr(kernels, name)
 
-        original = getattr(kernels, function)
-
-        def counted(*given, name=name, original=original):
+        def counted(*given, name=name, original=original, **named):
             calls.append(name)
-            return original(*given)
+            return original(*given, **named)
 
-        monkeypatch.setattr(kernels, function, torch.compiler.disable(counted))
+        monkeypatch.setattr(kernels, name, torch.compiler.disable(counted))
     model = make().float()
     IPUTrainer(
         model,
         arguments(tmp_path, compile="layers", fuse_projections=fuse, use_cpu=True, max_steps=1),
         train_dataset=samples,
     ).train()
-    assert sorted(set(calls)) == ["attention", "bias_gelu"]
+    assert {name: calls.count(name) for name in calls} == {"packed_attention": 3, "bias_gelu": 3, "residual_norm": 3}
     assert not any("forward" in module.__dict__ for module in model.modules())
 
 
@@ -312,9 +417,9 @@ def test_the_gpus_attention_is_as_exact_as_the_librarys(batch, tokens, heads):
 
     values, weights = attention_case(batch, tokens, heads)
     exact = values.double().requires_grad_()
-    (packed_attention(exact, 0.125) * weights).sum().backward()
+    (packed_attention(exact, None, None, 0.125) * weights).sum().backward()
     ours, library = values.cuda().requires_grad_(), values.cuda().requires_grad_()
-    (packed_attention(ours, 0.125) * weights.cuda()).sum().backward()
+    (packed_attention(ours, None, None, 0.125) * weights.cuda()).sum().backward()
     heads_first = [library[:, :, part].transpose(1, 2) for part in range(3)]
     read = functional.scaled_dot_product_attention(*heads_first, scale=0.125).transpose(1, 2)
     (read * weights.cuda()).sum().backward()
@@ -349,13 +454,46 @@ def test_the_gpus_gelu_rounds_once(shape, width, dtype):
 
 
 @on_h100
+@pytest.mark.parametrize(("batch", "tokens", "width"), [(2, 197, 768), (3, 43, 96), (1, 1, 1024), (5, 130, 384)])
+@pytest.mark.parametrize("stream", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("skips", "reads_all"), [(False, False), (True, False), (True, True)])
+def test_the_gpus_sum_and_norm_round_once(batch, tokens, width, stream, skips, reads_all):
+    from ipu_trainer.training.kernels.residual_norm import residual_norm
+
+    torch.manual_seed(0)
+    shape, kept = (batch, tokens, width), torch.tensor([1.25, 0.0, 1.25, 1.25, 0.0])[:batch] if skips else None
+    given = [torch.randn(shape).to(stream), torch.randn(shape).bfloat16(), *(torch.randn(width) for _ in range(3))]
+    weights = [torch.randn(shape).to(stream), torch.randn(shape).bfloat16()]
+    if reads_all:  # nothing comes back from behind what is skipped
+        weights[1] *= (kept > 0)[:, None, None]
+
+    def made(values, factors):
+        values = [value.detach().requires_grad_() for value in values]
+        also = None if kept is None else kept.to(values[0].device)
+        outputs = residual_norm(*values, 1e-6, also, reads_all)
+        sum((output * factor).sum() for output, factor in zip(outputs, factors)).backward()
+        return [value.detach().cpu().double() for value in (*outputs, *(value.grad for value in values))]
+
+    ours = made([value.cuda() for value in given], [factor.cuda() for factor in weights])
+    wanted = made([value.double() for value in given], [factor.double() for factor in weights])
+    bits, stream_step = 2.0**-8, 2.0**-8 if stream == torch.bfloat16 else 1e-5
+    for one, other, step in zip(ours, wanted, (stream_step, bits, stream_step, bits)):
+        # What a bfloat16 stream rounds in the sum the norm reads.
+        atol = 8 * bits if stream == torch.bfloat16 else step
+        torch.testing.assert_close(one, other, rtol=step, atol=atol)
+    for one, other in zip(ours[4:], wanted[4:]):
+        limit = 0.02 if stream == torch.bfloat16 else 1e-5
+        torch.testing.assert_close(one, other, rtol=0, atol=float(limit * max(1, other.abs().max())))
+
+
+@on_h100
 def test_a_training_on_a_gpu_goes_the_same_way_with_and_without_them(tmp_path):
-    """224 px have 197 tokens, and both layers heads of 64: what the kernels are for."""
+    """224 px have 197 tokens, and the layers heads of 64: what the kernels are for."""
     torch.manual_seed(1)
     samples = [{"pixel_values": torch.randn(3, 224, 224), "labels": number % 2} for number in range(8)]
     losses = {}
     for name in ("on", "off"):
-        config = ViTConfig(hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=256)
+        config = ViTConfig(hidden_size=128, num_hidden_layers=4, num_attention_heads=2, intermediate_size=256)
         torch.manual_seed(0)
         args = arguments(tmp_path / name, gpu_kernels=name, bf16=True, max_steps=12)
         trainer = IPUTrainer(ViTForImageClassification(config), args, train_dataset=samples)

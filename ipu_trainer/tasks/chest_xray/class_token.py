@@ -23,6 +23,8 @@ from ipu_trainer.training.layers import layer_stacks
 _PARTS = ("attention", "layernorm_before", "layernorm_after", "mlp", "dropout")
 _ATTENTION_PARTS = ("q_proj", "k_proj", "v_proj", "o_proj", "head_dim", "scaling", "attention_dropout")
 
+_ALIGNED = 8  # heads: where rows are no whole number of 16 bytes, a GPU's products are slow
+
 
 class ClassTokenLayer:
     """Runs the last layer of a ViTForImageClassification for its first token."""
@@ -102,11 +104,16 @@ class ClassTokenLayer:
             for projection in (attention.k_proj, attention.v_proj)
         ]
         query = self._heads(attention.q_proj(normalised[:, :1])).squeeze(2)
-        scores = torch.einsum("bhd,hdw->bhw", query, weights[0]) @ normalised.transpose(1, 2)
+        heads = query.shape[1]
+        missing = -heads % _ALIGNED
+        directions = functional.pad(torch.einsum("bhd,hdw->bhw", query, weights[0]), (0, 0, 0, missing))
+        scores = normalised @ directions.transpose(1, 2)  # (micro_batch, tokens, heads and the missing)
         if attention.k_proj.bias is not None:  # the same for all tokens: softmax does not see it, its gradient is 0
-            scores = scores + (query * attention.k_proj.bias.view(-1, attention.head_dim)).sum(-1, keepdim=True)
-        shares = (scores * attention.scaling).softmax(-1, dtype=exact_dtype(scores.dtype))
-        read = torch.einsum("bhw,hdw->bhd", shares.to(scores.dtype) @ normalised, weights[1]).flatten(1)
+            shift = (query * attention.k_proj.bias.view(-1, attention.head_dim)).sum(-1)
+            scores = scores + functional.pad(shift, (0, missing)).unsqueeze(1)
+        shares = (scores * attention.scaling).softmax(1, dtype=exact_dtype(scores.dtype)).to(scores.dtype)
+        read: torch.Tensor = normalised.transpose(1, 2) @ shares  # (micro_batch, width, heads and the missing)
+        read = torch.einsum("bwh,hdw->bhd", read[..., :heads], weights[1]).flatten(1)
         if attention.v_proj.bias is not None:  # shares sum to 1
             read = read + attention.v_proj.bias
         return read.unsqueeze(1)

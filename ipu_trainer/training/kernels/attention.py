@@ -6,7 +6,7 @@ split, joined or added up in between. The library's attention leaves three gradi
 
 from __future__ import annotations
 
-from typing import Any, Tuple
+from typing import Any, Optional, Tuple
 
 import torch
 
@@ -17,13 +17,17 @@ HEAD_DIM = 64
 FEWEST_TOKENS, MOST_TOKENS = 129, 256
 
 
-def packed_attention(packed: torch.Tensor, scale: float) -> torch.Tensor:
+def packed_attention(
+    packed: torch.Tensor, query_bias: Optional[torch.Tensor], key_bias: Optional[torch.Tensor], scale: float
+) -> torch.Tensor:
     """softmax(scale Q K^T) V without a mask.
 
     packed: (batch, tokens, 3, heads, head_dim), queries, keys and values along the third. Returns (batch, tokens, heads,
     head_dim).
+    query_bias, key_bias: (heads * head_dim,), what `packed` holds of them as constants. Their gradients are made here, so that the
+    queries' third is summed alone: softmax does not see what a key's bias adds to all scores of a query, so that has gradient 0.
     """
-    read: torch.Tensor = torch.ops.ipu_trainer.packed_attention(packed, scale)[0]
+    read: torch.Tensor = torch.ops.ipu_trainer.packed_attention(packed, query_bias, key_bias, scale)[0]
     return read
 
 
@@ -42,9 +46,11 @@ def _heads_first(packed: torch.Tensor) -> Tuple[torch.Tensor, ...]:
     "ipu_trainer::packed_attention",
     mutates_args=(),
     device_types="cpu",
-    schema="(Tensor packed, float scale) -> (Tensor, Tensor)",
+    schema="(Tensor packed, Tensor? query_bias, Tensor? key_bias, float scale) -> (Tensor, Tensor)",
 )
-def _forward(packed: torch.Tensor, scale: float) -> Tuple[torch.Tensor, torch.Tensor]:
+def _forward(
+    packed: torch.Tensor, query_bias: Optional[torch.Tensor], key_bias: Optional[torch.Tensor], scale: float
+) -> Tuple[torch.Tensor, torch.Tensor]:
     """What is read, (batch, tokens, heads, head_dim), and log-sum-exps of the scores, (batch, heads, tokens)."""
     query, key, value = _heads_first(exact(packed))
     scores = query @ key.transpose(-1, -2) * scale
@@ -52,7 +58,9 @@ def _forward(packed: torch.Tensor, scale: float) -> Tuple[torch.Tensor, torch.Te
 
 
 @_forward.register_kernel("cuda")
-def _forward_on_gpu(packed: torch.Tensor, scale: float) -> Tuple[torch.Tensor, torch.Tensor]:
+def _forward_on_gpu(
+    packed: torch.Tensor, query_bias: Optional[torch.Tensor], key_bias: Optional[torch.Tensor], scale: float
+) -> Tuple[torch.Tensor, torch.Tensor]:
     query, key, value = _heads_first(packed)
     # cuDNN's is the fastest of torch's for these shapes (docs/performance.md).
     read, log_sums, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(query, key, value, None, True, scale=scale)
@@ -60,7 +68,9 @@ def _forward_on_gpu(packed: torch.Tensor, scale: float) -> Tuple[torch.Tensor, t
 
 
 @_forward.register_fake
-def _shapes(packed: torch.Tensor, scale: float) -> Tuple[torch.Tensor, torch.Tensor]:
+def _shapes(
+    packed: torch.Tensor, query_bias: Optional[torch.Tensor], key_bias: Optional[torch.Tensor], scale: float
+) -> Tuple[torch.Tensor, torch.Tensor]:
     batch, tokens, _, heads, head_dim = packed.shape
     log_sums = packed.new_empty(batch, heads, tokens, dtype=exact_dtype(packed.dtype))
     return packed.new_empty(batch, tokens, heads, head_dim), log_sums
@@ -102,13 +112,22 @@ def _gradient_shape(
 
 
 def _keep(ctx: Any, inputs: Tuple[Any, ...], output: Tuple[torch.Tensor, torch.Tensor]) -> None:
-    packed, ctx.scale = inputs
+    packed, *biases, ctx.scale = inputs
+    ctx.bias_dtypes = [None if bias is None else bias.dtype for bias in biases]
     ctx.save_for_backward(packed, *output)
 
 
-def _pull_back(ctx: Any, gradient: torch.Tensor, _: Any) -> Tuple[torch.Tensor, None]:
+def _pull_back(ctx: Any, gradient: torch.Tensor, _: Any) -> Tuple[Optional[torch.Tensor], ...]:
     packed, read, log_sums = ctx.saved_tensors
-    return torch.ops.ipu_trainer.packed_attention_backward(gradient, packed, read, log_sums, ctx.scale), None
+    result = torch.ops.ipu_trainer.packed_attention_backward(gradient, packed, read, log_sums, ctx.scale)
+    of_query, of_key = ctx.bias_dtypes
+    width = packed.shape[3] * packed.shape[4]
+    return (
+        result,
+        None if of_query is None else exact(result[:, :, 0]).sum((0, 1)).flatten().to(of_query),
+        None if of_key is None else result.new_zeros(width, dtype=of_key),
+        None,
+    )
 
 
 _forward.register_autograd(_pull_back, setup_context=_keep)

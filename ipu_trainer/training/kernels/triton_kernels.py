@@ -1,16 +1,18 @@
-"""The Triton side of attention.py and bias_gelu.py; imported on a GPU alone.
+"""The Triton side of attention.py, bias_gelu.py and residual_norm.py; imported on a GPU alone.
 
-Blocks of the two backward kernels are those that an H100 was fastest with; those of the forward one were not tuned.
+Blocks are those that an H100 was fastest with; those of gelu's forward kernel were not tuned. Where it pays, rows are taken from
+the last to the first: what the product before wrote last is still cached, and the next one begins with what is written last here.
 """
 
 from __future__ import annotations
 
-from typing import Tuple
+from typing import Optional, Tuple
 
 import torch
 import triton
 import triton.language as tl
 
+from ipu_trainer.training.kernels.residual_norm import ROWS_OF_NORM_PART
 from ipu_trainer.training.kernels.rounding import ROWS_OF_PART
 
 _TILE_ROWS, _TILE_COLUMNS = 16, 256
@@ -149,14 +151,15 @@ def _bias_gelu_backward(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """One program: some columns of one part's rows, and their sum."""
+    """One program: some columns of one part's rows, and their sum; the last part first."""
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    first = tl.program_id(1).to(tl.int64) * PART
+    part = tl.num_programs(1) - 1 - tl.program_id(1)
+    first = part.to(tl.int64) * PART
     inside = column < width
     bias = tl.load(bias_pointer + column, mask=inside, other=0.0).to(tl.float32)
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     for begin in range(0, PART, ROWS):
-        row = first + begin + tl.arange(0, ROWS)
+        row = first + PART - ROWS - begin + tl.arange(0, ROWS)
         at = row[:, None] * width + column[None, :]
         exists = (row[:, None] < rows) & inside[None, :]
         hidden = tl.load(product_pointer + at, mask=exists, other=0.0).to(tl.float32) + bias[None, :]
@@ -166,4 +169,165 @@ def _bias_gelu_backward(
         of_hidden = gradient * (share + hidden * density)
         tl.store(result_pointer + at, of_hidden.to(result_pointer.dtype.element_ty), mask=exists)
         total += of_hidden
-    tl.store(sums_pointer + tl.program_id(1) * width + column, tl.sum(total, 0), mask=inside)
+    tl.store(sums_pointer + part * width + column, tl.sum(total, 0), mask=inside)
+
+
+def residual_norm(
+    residual: torch.Tensor,
+    product: torch.Tensor,
+    bias: torch.Tensor,
+    weight: torch.Tensor,
+    norm_bias: torch.Tensor,
+    epsilon: float,
+    kept: Optional[torch.Tensor],
+    reads_all: bool,
+) -> Tuple[torch.Tensor, ...]:
+    """Shapes as in residual_norm.py; rows of at most 1,024 numbers."""
+    tokens, width = residual.shape[-2:]
+    residual, product = residual.contiguous(), product.contiguous()
+    total, normalised = torch.empty_like(residual), torch.empty_like(product)
+    mean = torch.empty(residual.shape[:-1], dtype=torch.float32, device=residual.device)
+    scale = torch.empty_like(mean)
+    with torch.cuda.device(residual.device):
+        _residual_norm[(mean.numel(),)](
+            residual, product, bias, weight, norm_bias, kept, total, normalised, mean, scale, tokens, width, epsilon,
+            READS_ALL=reads_all, COLUMNS=triton.next_power_of_2(width), num_warps=4,
+        )  # fmt: skip
+    return total, normalised, mean, scale
+
+
+@triton.jit
+def _residual_norm(
+    residual_pointer,
+    product_pointer,
+    bias_pointer,
+    weight_pointer,
+    norm_bias_pointer,
+    kept_pointer,
+    total_pointer,
+    normalised_pointer,
+    mean_pointer,
+    scale_pointer,
+    tokens,
+    width,
+    epsilon,
+    READS_ALL: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """One program, one row, the last one first."""
+    row = (tl.num_programs(0) - 1 - tl.program_id(0)).to(tl.int64)
+    column = tl.arange(0, COLUMNS)
+    inside = column < width
+    at = row * width + column
+    change = tl.load(product_pointer + at, mask=inside, other=0.0).to(tl.float32)
+    change += tl.load(bias_pointer + column, mask=inside, other=0.0).to(tl.float32)
+    counted = change
+    if kept_pointer is not None:
+        counted = change * tl.load(kept_pointer + row // tokens).to(tl.float32)
+    total = tl.load(residual_pointer + at, mask=inside, other=0.0).to(tl.float32) + counted
+    stored = total.to(total_pointer.dtype.element_ty)
+    tl.store(total_pointer + at, stored, mask=inside)
+    read = stored.to(tl.float32)
+    if READS_ALL:
+        read += change - counted
+    mean = tl.sum(read, 0) / width
+    centred = tl.where(inside, read - mean, 0.0)
+    scale = tl.rsqrt(tl.sum(centred * centred, 0) / width + epsilon)
+    weight = tl.load(weight_pointer + column, mask=inside, other=0.0).to(tl.float32)
+    norm_bias = tl.load(norm_bias_pointer + column, mask=inside, other=0.0).to(tl.float32)
+    normalised = centred * scale * weight + norm_bias
+    tl.store(normalised_pointer + at, normalised.to(normalised_pointer.dtype.element_ty), mask=inside)
+    tl.store(mean_pointer + row, mean)
+    tl.store(scale_pointer + row, scale)
+
+
+def residual_norm_backward(
+    of_total: torch.Tensor,
+    of_normalised: torch.Tensor,
+    total: torch.Tensor,
+    mean: torch.Tensor,
+    scale: torch.Tensor,
+    weight: torch.Tensor,
+    kept: Optional[torch.Tensor],
+    product: Optional[torch.Tensor],
+    bias: Optional[torch.Tensor],
+) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Shapes as in residual_norm.py."""
+    tokens, width = total.shape[-2:]
+    of_total, of_normalised = of_total.contiguous(), of_normalised.contiguous()
+    product = None if product is None else product.contiguous()
+    of_residual, of_product = torch.empty_like(total), torch.empty_like(of_normalised)
+    rows = mean.numel()
+    parts = triton.cdiv(rows, ROWS_OF_NORM_PART)
+    sums = torch.empty((parts, 3, width), dtype=torch.float32, device=total.device)
+    with torch.cuda.device(total.device):
+        _residual_norm_backward[(parts,)](
+            of_total, of_normalised, total, mean, scale, weight, kept, product, bias, of_residual, of_product, sums,
+            rows, tokens, width, PART=ROWS_OF_NORM_PART, COLUMNS=triton.next_power_of_2(width), num_warps=4,
+        )  # fmt: skip
+    return of_residual, of_product, sums
+
+
+@triton.jit
+def _residual_norm_backward(
+    of_total_pointer,
+    of_normalised_pointer,
+    total_pointer,
+    mean_pointer,
+    scale_pointer,
+    weight_pointer,
+    kept_pointer,
+    product_pointer,
+    bias_pointer,
+    of_residual_pointer,
+    of_product_pointer,
+    sums_pointer,
+    rows,
+    tokens,
+    width,
+    PART: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """One program: a part's rows, one after the other, and their three sums."""
+    column = tl.arange(0, COLUMNS)
+    inside = column < width
+    weight = tl.load(weight_pointer + column, mask=inside, other=0.0).to(tl.float32)
+    if product_pointer is not None:
+        bias = tl.load(bias_pointer + column, mask=inside, other=0.0).to(tl.float32)
+    first = tl.program_id(0).to(tl.int64) * PART
+    of_bias = tl.zeros((COLUMNS,), tl.float32)
+    of_weight = tl.zeros((COLUMNS,), tl.float32)
+    of_norm_bias = tl.zeros((COLUMNS,), tl.float32)
+    for offset in tl.range(0, PART, num_stages=3):
+        row = first + offset
+        at = row * width + column
+        exists = inside & (row < rows)
+        read = tl.load(total_pointer + at, mask=exists, other=0.0).to(tl.float32)
+        given = tl.load(of_normalised_pointer + at, mask=exists, other=0.0).to(tl.float32)
+        of_total = tl.load(of_total_pointer + at, mask=exists, other=0.0).to(tl.float32)
+        mean = tl.load(mean_pointer + row, mask=row < rows, other=0.0)
+        scale = tl.load(scale_pointer + row, mask=row < rows, other=0.0)
+        kept = 1.0
+        if kept_pointer is not None:
+            kept = tl.load(kept_pointer + row // tokens, mask=row < rows, other=0.0).to(tl.float32)
+        if product_pointer is not None:
+            product = tl.load(product_pointer + at, mask=exists, other=0.0).to(tl.float32)
+            read += (1.0 - kept) * (product + bias)
+        standard = (read - mean) * scale
+        weighted = given * weight
+        along = tl.sum(weighted * standard, 0) / width
+        of_read = (weighted - tl.sum(weighted, 0) / width - standard * along) * scale
+        if product_pointer is None:
+            of_product = kept * (of_total + of_read)
+        else:
+            of_product = kept * of_total + of_read
+        of_residual = (of_total + of_read).to(of_residual_pointer.dtype.element_ty)
+        tl.store(of_residual_pointer + at, of_residual, mask=exists)
+        tl.store(of_product_pointer + at, of_product.to(of_product_pointer.dtype.element_ty), mask=exists)
+        of_bias += of_product  # 0 in rows beyond the last: their scale is 0
+        of_weight += given * standard
+        of_norm_bias += given
+    to = sums_pointer + tl.program_id(0).to(tl.int64) * 3 * width + column
+    tl.store(to, of_bias, mask=inside)
+    tl.store(to + width, of_weight, mask=inside)
+    tl.store(to + 2 * width, of_norm_bias, mask=inside)
