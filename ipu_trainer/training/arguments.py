@@ -77,8 +77,8 @@ class IPUTrainingArguments(TrainingArguments):
     gpu_kernels: str = field(
         default="auto",
         metadata={
-            "help": "With compile=layers and bf16 on an H100: own kernels for the attention and gelu of ViT's layers. on, off, "
-            "or auto: where they were made for the GPU and the model."
+            "help": "With compile=layers and bf16 on an H100: own kernels for the sums with norms, attention and gelu of ViT's "
+            "layers. on, off, or auto: where they were made for the GPU and the model."
         },
     )
     bf16_residual: bool = field(
