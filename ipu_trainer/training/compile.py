@@ -97,7 +97,7 @@ def _compiled(layer: Any, backend: str) -> Callable[..., Any]:
 
 
 def _takes_unsummed(layer: Any) -> bool:
-    """Nobody looks at what the layer is given (checkpointing would)."""
+    """Nobody looks at what the layer is given; a reentrant checkpoint would lose the gradients of what stands in a tuple."""
     return layer is not None and has_only_skipping(layer) and not layer.gradient_checkpointing
 
 

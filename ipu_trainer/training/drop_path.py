@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ipu_trainer.training.kernels.rounding import exact_dtype
-from ipu_trainer.training.layers import layer_stacks, parameter_depths
+from ipu_trainer.training.layers import has_hooks, layer_stacks, parameter_depths
 
 
 def add_drop_path(model: nn.Module, rate: float) -> List[torch.utils.hooks.RemovableHandle]:
@@ -64,14 +64,10 @@ def skipped_share(layer: nn.Module) -> Optional[float]:
 
 
 def has_only_skipping(layer: nn.Module) -> bool:
-    """No hooks, or the one of stochastic depth."""
+    """Nobody looks at the layer, apart from one hook of stochastic depth."""
     of_all = nn.modules.module
-    return not (
-        any(not isinstance(hook, SkippedSamples) for hook in layer._forward_hooks.values())
-        or len(layer._forward_hooks) > 1
-        or layer._forward_pre_hooks
-        or layer._backward_hooks
-        or layer._backward_pre_hooks
+    return len(layer._forward_hooks) <= 1 and not (
+        has_hooks(layer, apart_from=(SkippedSamples,))
         or of_all._global_forward_hooks
         or of_all._global_forward_pre_hooks
         or of_all._global_backward_hooks

@@ -21,11 +21,15 @@ def layer_stacks(model: nn.Module) -> List[Tuple[str, nn.ModuleList]]:
     return stacks
 
 
-def has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module, apart_from: Tuple[type, ...] = ()) -> bool:
     """Whether somebody looks at what a module is given or gives, forwards or backwards."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    kinds = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
     )
+    return any(not isinstance(hook, apart_from) for hooks in kinds for hook in hooks.values())
 
 
 def is_plain_linear(module: Any) -> bool:

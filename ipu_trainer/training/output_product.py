@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from ipu_trainer.training.layers import is_plain_linear
 
-_ALIGNED = 8  # numbers of half precision in 16 bytes
+ALIGNED = 8  # numbers of half precision in 16 bytes: a GPU's products are slow where rows are no multiple of it
 _MULTIPLE = 64  # as wide as one tile's step, whatever kernel is chosen
 
 
@@ -60,4 +60,4 @@ def _unaligned_output_of(model: nn.Module) -> Optional[nn.Linear]:
         linear: Any = None if find is None else find()
     except NotImplementedError:
         return None
-    return linear if is_plain_linear(linear) and linear.out_features % _ALIGNED else None
+    return linear if is_plain_linear(linear) and linear.out_features % ALIGNED else None

@@ -8,7 +8,7 @@ ViT-B/16 at 224 px that is 8 % of the multiply-adds. Logits and gradients are wh
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Iterable, Iterator, Optional
+from typing import Any, Iterator, Optional
 
 import torch
 from torch import nn
@@ -18,12 +18,11 @@ from transformers import ViTForImageClassification
 from ipu_trainer.training.compile import projections_of
 from ipu_trainer.training.drop_path import SkippedSamples
 from ipu_trainer.training.kernels.rounding import exact_dtype
-from ipu_trainer.training.layers import layer_stacks
+from ipu_trainer.training.layers import has_hooks, layer_stacks
+from ipu_trainer.training.output_product import ALIGNED
 
 _PARTS = ("attention", "layernorm_before", "layernorm_after", "mlp", "dropout")
 _ATTENTION_PARTS = ("q_proj", "k_proj", "v_proj", "o_proj", "head_dim", "scaling", "attention_dropout")
-
-_ALIGNED = 8  # heads: where rows are no whole number of 16 bytes, a GPU's products are slow
 
 
 class ClassTokenLayer:
@@ -69,17 +68,11 @@ class ClassTokenLayer:
             return False
         if getattr(self.layer, "gradient_checkpointing", False):  # backward calls forward again, after the block
             return False
-        return "forward" not in self.layer.__dict__ and not any(self._foreign_hooks())
-
-    def _foreign_hooks(self) -> Iterable[Any]:
-        """Whatever looks at this layer or at what follows it, apart from our own skipping of samples."""
-        for module in (*self.layer.modules(), *self._after_the_layer()):
-            for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks):
-                yield from (True for hook in hooks.values() if not isinstance(hook, SkippedSamples))
-
-    def _after_the_layer(self) -> Iterable[nn.Module]:
+        # Nobody may look at the layer or at what follows it, apart from our own skipping of samples.
         norm = getattr(self.model.vit, "layernorm", None)
-        return () if norm is None else (norm,)
+        read = [*self.layer.modules(), *([] if norm is None else [norm])]
+        looked_at = any(has_hooks(module, apart_from=(SkippedSamples,)) for module in read)
+        return "forward" not in self.layer.__dict__ and not looked_at
 
     def _forward(self, hidden: torch.Tensor, attention_mask: Optional[torch.Tensor] = None, **named: Any) -> Any:
         """(micro_batch, 1, width) of (micro_batch, tokens, width)."""
@@ -105,7 +98,7 @@ class ClassTokenLayer:
         ]
         query = self._heads(attention.q_proj(normalised[:, :1])).squeeze(2)
         heads = query.shape[1]
-        missing = -heads % _ALIGNED
+        missing = -heads % ALIGNED
         directions = functional.pad(torch.einsum("bhd,hdw->bhw", query, weights[0]), (0, 0, 0, missing))
         scores = normalised @ directions.transpose(1, 2)  # (micro_batch, tokens, heads and the missing)
         if attention.k_proj.bias is not None:  # the same for all tokens: softmax does not see it, its gradient is 0

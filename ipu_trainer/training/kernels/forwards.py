@@ -33,7 +33,7 @@ def attention_forward(
 
 
 def feed_forward(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
-    if not self.training or has_hooks(self.fc1):
+    if not self.training or _are_looked_at((self.fc1, self.activation_fn)):
         plain: torch.Tensor = type(self).forward(self, hidden_states)
         return plain
     second: torch.Tensor = self.fc2(_inner(self, hidden_states))
