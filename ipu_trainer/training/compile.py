@@ -23,6 +23,9 @@ from ipu_trainer.training.output_product import aligned_output_product
 # Names of the three projections in an attention module, as Transformers models have them.
 _PROJECTIONS = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q_lin", "k_lin", "v_lin"))
 
+# What makes tokens of patches before a stack of layers: joined, moved and rounded piece by piece if it is not compiled.
+_PATCH_EMBEDDINGS = ("ViTEmbeddings", "DeiTEmbeddings", "ViTMSNEmbeddings")
+
 _VARIANTS = 32  # of a compiled layer
 
 # Losses of Transformers over a whole vocabulary.
@@ -31,9 +34,10 @@ _VOCABULARY_LOSSES = ("ForCausalLMLoss", "ForMaskedLMLoss")
 
 @contextlib.contextmanager
 def compiled_layers(model: nn.Module, required: bool, backend: str = "inductor") -> Iterator[int]:
-    """Inside the block each repeated layer of `model` is compiled, and a loss over a vocabulary; yields how many layers.
+    """Inside the block each repeated layer of `model` is compiled; yields how many.
 
-    An unaligned product with a vocabulary is padded besides (output_product.py), but not on a CPU, where that does not pay.
+    So are embeddings of patches and a loss over a vocabulary. An unaligned product with a vocabulary is padded besides
+    (output_product.py), but not on a CPU, where that does not pay.
 
     required: raise ValueError for a model without repeated layers, instead of leaving it as it is.
     """
@@ -43,11 +47,13 @@ def compiled_layers(model: nn.Module, required: bool, backend: str = "inductor")
             f"{type(model).__name__} has no repeated layers (a ModuleList of one class) to compile. Use --compile model "
             "or off."
         )
-    own = [layer for layer in layers if layer._compiled_call_impl is None]  # what somebody else compiled stays
+    embeddings = [module for module in model.modules() if type(module).__name__ in _PATCH_EMBEDDINGS]
+    # What somebody else compiled stays.
+    own = [part for part in (*layers, *embeddings) if part._compiled_call_impl is None]
     loss = getattr(model, "loss_function", None)
     over_vocabulary = getattr(loss, "__name__", "") in _VOCABULARY_LOSSES
-    for layer in own:
-        layer._compiled_call_impl = _compiled(layer, backend)
+    for part in own:
+        part._compiled_call_impl = _compiled(part, backend)
     if over_vocabulary:  # eager, its float32 copies of the logits cost as much as several layers
         model.loss_function = torch.compile(loss, backend=backend)  # type: ignore[assignment, arg-type]
     on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
@@ -55,8 +61,8 @@ def compiled_layers(model: nn.Module, required: bool, backend: str = "inductor")
         with contextlib.nullcontext() if on_cpu else aligned_output_product(model, backend), _more_variants():
             yield len(layers)
     finally:
-        for layer in own:
-            layer._compiled_call_impl = None
+        for part in own:
+            part._compiled_call_impl = None
         if over_vocabulary:
             model.loss_function = loss  # type: ignore[assignment]
 
@@ -67,7 +73,7 @@ def _compiled(layer: Any, backend: str) -> Callable[..., Any]:
     Stochastic depth is part of it: torch.compile takes a module's forward function and each of its hooks apart, and compiles them
     anew for each rate. While the layer has any other hook it is called as torch does.
     """
-    joins = getattr(layer.forward, "joins_layers", False)  # kernels/forwards.py
+    joins = _joins(layer)
     skipped = skipped_share(layer)
     skips = skipped is not None
     taken_apart: Callable[..., Any] = torch.compile(layer._call_impl, backend=backend)
@@ -96,9 +102,14 @@ def _compiled(layer: Any, backend: str) -> Callable[..., Any]:
     return call
 
 
+def _joins(layer: Any) -> bool:
+    """Whether what computes the layer knows hidden states that are not summed yet (kernels/forwards.py)."""
+    return getattr(layer.forward, "joins_layers", False)
+
+
 def _takes_unsummed(layer: Any) -> bool:
     """Nobody looks at what the layer is given; a reentrant checkpoint would lose the gradients of what stands in a tuple."""
-    return layer is not None and has_only_skipping(layer) and not layer.gradient_checkpointing
+    return layer is not None and _joins(layer) and has_only_skipping(layer) and not layer.gradient_checkpointing
 
 
 def _more_variants() -> Any:

@@ -20,6 +20,7 @@ from ipu_trainer.tasks.chest_xray.train import prepare_job
 from ipu_trainer.tasks.chest_xray.trainer import gathered
 from ipu_trainer.tasks.chest_xray.transforms import Normalisation, augment, change_pictures
 from ipu_trainer.training import compat
+from ipu_trainer.training.feeding import sent
 
 NORMALISATION = Normalisation((0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
 
@@ -122,6 +123,19 @@ def test_a_gpu_makes_the_pictures_that_a_cpu_makes(prepared, phantoms, tmp_path)
         on_gpu = collator.normalisation(augment(*given, compute)).cpu()
         # Rotation samples between pixels: the two round its grid differently.
         torch.testing.assert_close(on_gpu, expected, rtol=0, atol=2e-3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_what_is_sent_beside_a_gpus_work_arrives_before_it_is_read():
+    device = torch.device("cuda")
+    batches = [torch.full((1 << 22,), number, dtype=torch.uint8) for number in range(40)]
+    busy, sums = torch.randn(4096, 4096, device=device), []
+    for batch in batches:
+        busy = (busy @ busy).clamp(-1, 1)
+        there = sent(batch, device)
+        sums.append(there.sum(dtype=torch.int64))
+        del there  # its memory may hold another batch soon
+    assert torch.stack(sums).tolist() == [number << 22 for number in range(40)]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

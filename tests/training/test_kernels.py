@@ -1,5 +1,7 @@
 """What the kernels for ViT's layers compute: against numeric gradients on a CPU, against float64 and the library on a GPU."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch.nn import functional
@@ -13,8 +15,8 @@ on_h100 = pytest.mark.skipif(
 def test_attention_and_gelu_hold_against_numeric_gradients_and_their_declared_shapes():
     from ipu_trainer.training.kernels.attention import packed_attention
     from ipu_trainer.training.kernels.bias_gelu import bias_gelu
+    from ipu_trainer.training.kernels.operations import operations
 
-    operations = torch.ops.ipu_trainer
     packed = torch.randn(2, 5, 3, 2, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda value: packed_attention(value, None, None, 0.5), packed)
     biases = [torch.randn(8, dtype=torch.float64, requires_grad=True) for _ in range(2)]
@@ -46,6 +48,7 @@ def test_attention_and_gelu_hold_against_numeric_gradients_and_their_declared_sh
 
 @pytest.mark.parametrize(("kept", "reads_all"), [(None, False), ([0.0, 1.25], False), ([0.0, 1.25], True)])
 def test_a_sum_and_its_norm_hold_against_torchs_and_numeric_gradients_and_declared_shapes(kept, reads_all):
+    from ipu_trainer.training.kernels.operations import operations
     from ipu_trainer.training.kernels.residual_norm import residual_norm
 
     double = {"dtype": torch.float64, "requires_grad": True}
@@ -65,7 +68,21 @@ def test_a_sum_and_its_norm_hold_against_torchs_and_numeric_gradients_and_declar
     for stream, products in ((torch.float64, torch.float64), (torch.float32, torch.bfloat16), (torch.bfloat16,) * 2):
         values = [value.detach().to(dtype) for value, dtype in zip(given, (stream, products, *(torch.float32,) * 3))]
         values = [*(value.requires_grad_() for value in values), 1e-5, kept, reads_all]
-        torch.library.opcheck(torch.ops.ipu_trainer.residual_norm.default, values)
+        torch.library.opcheck(operations.residual_norm.default, values)
+
+
+def test_operations_of_other_code_have_other_names(tmp_path):
+    """Else what an older version left in torch's cache of compiled code would be used."""
+    from ipu_trainer.training.kernels import attention, operations
+
+    names = set()
+    for code in ("", "one = 1", "one = 2"):
+        (tmp_path / "kernel.py").write_text(code)
+        names.add(operations.namespace_of(tmp_path))
+    assert len(names) == 3
+    folder = Path(attention.__file__).parent
+    assert operations.NAMESPACE == operations.namespace_of(folder)
+    assert attention._backward._qualname == f"{operations.NAMESPACE}::packed_attention_backward"
 
 
 def attention_case(batch, tokens, heads, seed=0):
@@ -74,9 +91,12 @@ def attention_case(batch, tokens, heads, seed=0):
 
 
 @on_h100
-@pytest.mark.parametrize(("batch", "tokens", "heads"), [(3, 129, 5), (1, 160, 1), (2, 197, 12), (5, 256, 3)])
+@pytest.mark.parametrize(
+    ("batch", "tokens", "heads"), [(3, 129, 5), (1, 160, 1), (2, 197, 12), (2, 250, 2), (5, 256, 3)]
+)
 def test_the_gpus_attention_is_as_exact_as_the_librarys(batch, tokens, heads):
     from ipu_trainer.training.kernels.attention import packed_attention
+    from ipu_trainer.training.kernels.operations import operations
 
     values, weights = attention_case(batch, tokens, heads)
     exact = values.double().requires_grad_()
@@ -90,6 +110,10 @@ def test_the_gpus_attention_is_as_exact_as_the_librarys(batch, tokens, heads):
         wanted = exact.grad[:, :, part]
         error, usual = ((value.grad[:, :, part].cpu() - wanted).abs().max() for value in (ours, library))
         assert error <= 1.5 * usual and error < 0.01 * wanted.abs().max()
+    read, log_sums = operations.packed_attention(values.cuda(), None, None, 0.125)
+    _, sums = operations.packed_attention_backward(weights.cuda(), values.cuda(), read, log_sums, 0.125)
+    wanted = exact.grad[:, :, 0].sum(1).flatten(1)
+    assert (sums.cpu() - wanted).norm() < 0.01 * wanted.norm()
 
 
 @on_h100

@@ -16,7 +16,7 @@ from torch.nn import functional
 from transformers import ViTForImageClassification
 
 from ipu_trainer.training.compile import projections_of
-from ipu_trainer.training.drop_path import SkippedSamples
+from ipu_trainer.training.drop_path import SkippedSamples, mixed
 from ipu_trainer.training.kernels.rounding import exact_dtype
 from ipu_trainer.training.layers import has_hooks, layer_stacks
 from ipu_trainer.training.output_product import ALIGNED
@@ -54,11 +54,14 @@ class ClassTokenLayer:
         if not self._only_logits_are_read():
             yield False
             return
+        before = self.layer.__dict__.get("forward")
         self.layer.forward = self._forward  # type: ignore[method-assign, assignment]
         try:
             yield True
         finally:
             del self.layer.__dict__["forward"]
+            if before is not None:
+                self.layer.forward = before  # type: ignore[method-assign]
 
     def _only_logits_are_read(self) -> bool:
         config = self.model.config
@@ -72,17 +75,35 @@ class ClassTokenLayer:
         norm = getattr(self.model.vit, "layernorm", None)
         read = [*self.layer.modules(), *([] if norm is None else [norm])]
         looked_at = any(has_hooks(module, apart_from=(SkippedSamples,)) for module in read)
-        return "forward" not in self.layer.__dict__ and not looked_at
+        forward = self.layer.__dict__.get("forward")
+        return (forward is None or getattr(forward, "joins_layers", False)) and not looked_at
 
-    def _forward(self, hidden: torch.Tensor, attention_mask: Optional[torch.Tensor] = None, **named: Any) -> Any:
-        """(micro_batch, 1, width) of (micro_batch, tokens, width)."""
+    def _forward(
+        self,
+        hidden: Any,
+        attention_mask: Optional[torch.Tensor] = None,
+        kept: Optional[torch.Tensor] = None,
+        hands_on: bool = False,
+        **named: Any,
+    ) -> Any:
+        """(micro_batch, 1, width) of (micro_batch, tokens, width), summed or not. Arguments are those of kernels/forwards.py."""
         layer: Any = self.layer
         if attention_mask is not None:
-            return type(layer).forward(layer, hidden, attention_mask, **named)
-        normalised, token = layer.layernorm_before(hidden), hidden[:, :1]
+            plain = type(layer).forward(layer, hidden, attention_mask, **named)
+            return plain if kept is None else mixed(hidden, plain, kept)
+        if isinstance(hidden, tuple):
+            from ipu_trainer.training.kernels.forwards import summed_and_normalised  # needs a newer torch than the rest
+
+            hidden, normalised = summed_and_normalised(hidden, layer.layernorm_before)
+        else:
+            normalised = layer.layernorm_before(hidden)
+        before = hidden[:, :1]
         read = self._read_directly(normalised) if self._keys_are_products() else self._read_keys(normalised)
-        token = layer.dropout(layer.attention.o_proj(read)) + token
-        return layer.dropout(layer.mlp(layer.layernorm_after(token))) + token
+        token = layer.dropout(layer.attention.o_proj(read)) + before
+        token = layer.dropout(layer.mlp(layer.layernorm_after(token))) + token
+        return token if kept is None else mixed(before, token, kept)
+
+    _forward.joins_layers = True  # type: ignore[attr-defined]
 
     def _keys_are_products(self) -> bool:
         """Whether keys and values are plain products with the tokens, and none of what they give is dropped."""

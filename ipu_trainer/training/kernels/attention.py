@@ -10,6 +10,7 @@ from typing import Any, Optional, Tuple
 
 import torch
 
+from ipu_trainer.training.kernels.operations import NAMESPACE, operations
 from ipu_trainer.training.kernels.rounding import exact, exact_dtype
 
 # What the kernel was tuned for: one program holds all keys and values of a head (ViT: 197 tokens, heads of 64).
@@ -27,7 +28,7 @@ def packed_attention(
     query_bias, key_bias: (heads * head_dim,), what `packed` holds of them as constants. Their gradients are made here, so that the
     queries' third is summed alone: softmax does not see what a key's bias adds to all scores of a query, so that has gradient 0.
     """
-    read: torch.Tensor = torch.ops.ipu_trainer.packed_attention(packed, query_bias, key_bias, scale)[0]
+    read: torch.Tensor = operations.packed_attention(packed, query_bias, key_bias, scale)[0]
     return read
 
 
@@ -43,7 +44,7 @@ def _heads_first(packed: torch.Tensor) -> Tuple[torch.Tensor, ...]:
 
 
 @torch.library.custom_op(
-    "ipu_trainer::packed_attention",
+    f"{NAMESPACE}::packed_attention",
     mutates_args=(),
     device_types="cpu",
     schema="(Tensor packed, Tensor? query_bias, Tensor? key_bias, float scale) -> (Tensor, Tensor)",
@@ -77,38 +78,41 @@ def _shapes(
 
 
 @torch.library.custom_op(
-    "ipu_trainer::packed_attention_backward",
+    f"{NAMESPACE}::packed_attention_backward",
     mutates_args=(),
     device_types="cpu",
-    schema="(Tensor gradient, Tensor packed, Tensor read, Tensor log_sums, float scale) -> Tensor",
+    schema="(Tensor gradient, Tensor packed, Tensor read, Tensor log_sums, float scale) -> (Tensor, Tensor)",
 )
 def _backward(
     gradient: torch.Tensor, packed: torch.Tensor, read: torch.Tensor, log_sums: torch.Tensor, scale: float
-) -> torch.Tensor:
-    """The gradient of `packed`, in its shape."""
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """The gradient of `packed`, in its shape, and the queries' summed over tokens, (batch, heads * head_dim)."""
     query, key, value = _heads_first(exact(packed))
     gradient, read = exact(gradient).transpose(1, 2), exact(read).transpose(1, 2)
     weights = torch.exp(query @ key.transpose(-1, -2) * scale - log_sums.unsqueeze(-1))
     of_weights = gradient @ value.transpose(-1, -2)
     of_scores = weights * (of_weights - (gradient * read).sum(-1, keepdim=True)) * scale
     parts = (of_scores @ key, of_scores.transpose(-1, -2) @ query, weights.transpose(-1, -2) @ gradient)
-    return torch.stack([part.transpose(1, 2) for part in parts], dim=2).to(packed.dtype)
+    result = torch.stack([part.transpose(1, 2) for part in parts], dim=2)
+    return result.to(packed.dtype, copy=True), result[:, :, 0].sum(1).flatten(1)
 
 
 @_backward.register_kernel("cuda")
 def _backward_on_gpu(
     gradient: torch.Tensor, packed: torch.Tensor, read: torch.Tensor, log_sums: torch.Tensor, scale: float
-) -> torch.Tensor:
+) -> Tuple[torch.Tensor, torch.Tensor]:
     from ipu_trainer.training.kernels import triton_kernels
 
     return triton_kernels.packed_attention_backward(gradient, packed, read, log_sums, scale)
 
 
 @_backward.register_fake
-def _gradient_shape(
+def _gradient_shapes(
     gradient: torch.Tensor, packed: torch.Tensor, read: torch.Tensor, log_sums: torch.Tensor, scale: float
-) -> torch.Tensor:
-    return packed.new_empty(packed.shape)
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    batch, _, _, heads, head_dim = packed.shape
+    sums = packed.new_empty(batch, heads * head_dim, dtype=exact_dtype(packed.dtype))
+    return packed.new_empty(packed.shape), sums
 
 
 def _keep(ctx: Any, inputs: Tuple[Any, ...], output: Tuple[torch.Tensor, torch.Tensor]) -> None:
@@ -119,13 +123,12 @@ def _keep(ctx: Any, inputs: Tuple[Any, ...], output: Tuple[torch.Tensor, torch.T
 
 def _pull_back(ctx: Any, gradient: torch.Tensor, _: Any) -> Tuple[Optional[torch.Tensor], ...]:
     packed, read, log_sums = ctx.saved_tensors
-    result = torch.ops.ipu_trainer.packed_attention_backward(gradient, packed, read, log_sums, ctx.scale)
+    result, sums = operations.packed_attention_backward(gradient, packed, read, log_sums, ctx.scale)
     of_query, of_key = ctx.bias_dtypes
-    width = packed.shape[3] * packed.shape[4]
     return (
         result,
-        None if of_query is None else exact(result[:, :, 0]).sum((0, 1)).flatten().to(of_query),
-        None if of_key is None else result.new_zeros(width, dtype=of_key),
+        None if of_query is None else sums.sum(0).to(of_query),
+        None if of_key is None else sums.new_zeros(sums.shape[1], dtype=of_key),
         None,
     )
 

@@ -11,17 +11,18 @@ from typing import Any, Tuple
 import torch
 from torch.nn import functional
 
+from ipu_trainer.training.kernels.operations import NAMESPACE, operations
 from ipu_trainer.training.kernels.rounding import ROWS_OF_PART, exact, exact_dtype
 
 
 def bias_gelu(product: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """The exact gelu (by erf) of product + bias. product: (..., width), bias: (width,)."""
-    result: torch.Tensor = torch.ops.ipu_trainer.bias_gelu(product, bias)
+    result: torch.Tensor = operations.bias_gelu(product, bias)
     return result
 
 
 @torch.library.custom_op(
-    "ipu_trainer::bias_gelu",
+    f"{NAMESPACE}::bias_gelu",
     mutates_args=(),
     device_types="cpu",
     schema="(Tensor product, Tensor bias) -> Tensor",
@@ -43,7 +44,7 @@ def _shape(product: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
 
 
 @torch.library.custom_op(
-    "ipu_trainer::bias_gelu_backward",
+    f"{NAMESPACE}::bias_gelu_backward",
     mutates_args=(),
     device_types="cpu",
     schema="(Tensor gradient, Tensor product, Tensor bias) -> (Tensor, Tensor)",
@@ -80,7 +81,7 @@ def _keep(ctx: Any, inputs: Tuple[torch.Tensor, torch.Tensor], output: torch.Ten
 
 def _pull_back(ctx: Any, gradient: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
     product, bias = ctx.saved_tensors
-    of_product, of_bias = torch.ops.ipu_trainer.bias_gelu_backward(gradient, product, bias)
+    of_product, of_bias = operations.bias_gelu_backward(gradient, product, bias)
     return of_product, of_bias.sum(0).to(bias.dtype)
 
 

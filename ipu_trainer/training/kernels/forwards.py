@@ -60,11 +60,7 @@ def layer_forward(
         plain: torch.Tensor = type(self).forward(self, summed, attention_mask, **named)
         return plain if kept is None else mixed(summed, plain, kept)
     before, after, feed = self.layernorm_before, self.layernorm_after, self.mlp
-    if isinstance(hidden_states, tuple):
-        residual, product, bias, counted = hidden_states
-        residual, normalised = residual_norm(residual, product, bias, before.weight, before.bias, before.eps, counted)
-    else:
-        normalised = before(residual)
+    residual, normalised = summed_and_normalised(hidden_states, before)
     read, bias = _read(self.attention, normalised)
     product = functional.linear(read, self.attention.o_proj.weight)
     # What follows in this layer reads the whole sum, what is skipped is left out behind the layer.
@@ -77,6 +73,14 @@ def layer_forward(
 
 
 layer_forward.joins_layers = True  # type: ignore[attr-defined]
+
+
+def summed_and_normalised(hidden: Union[torch.Tensor, Unsummed], norm: Any) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Hidden states and what a plain layer norm makes of them."""
+    if not isinstance(hidden, tuple):
+        return hidden, norm(hidden)
+    residual, product, bias, kept = hidden
+    return residual_norm(residual, product, bias, norm.weight, norm.bias, norm.eps, kept)
 
 
 def sum_of(hidden: Union[torch.Tensor, Unsummed]) -> torch.Tensor:

@@ -11,6 +11,7 @@ from typing import Any, Optional, Tuple
 
 import torch
 
+from ipu_trainer.training.kernels.operations import NAMESPACE, operations
 from ipu_trainer.training.kernels.rounding import exact, exact_dtype
 
 MOST_COLUMNS = 1024  # one program holds whole rows
@@ -33,14 +34,14 @@ def residual_norm(
     kept: (batch,), how much a sample's change counts, for stochastic depth; None is 1 for all.
     reads_all: the norm reads residual + product + bias of all samples, whatever is kept of it.
     """
-    total, normalised, _, _ = torch.ops.ipu_trainer.residual_norm(
+    total, normalised, _, _ = operations.residual_norm(
         residual, product, bias, weight, norm_bias, epsilon, kept, reads_all
     )
     return total, normalised
 
 
 @torch.library.custom_op(
-    "ipu_trainer::residual_norm",
+    f"{NAMESPACE}::residual_norm",
     mutates_args=(),
     device_types="cpu",
     schema="(Tensor residual, Tensor product, Tensor bias, Tensor weight, Tensor norm_bias, float epsilon, Tensor? kept, "
@@ -84,7 +85,7 @@ def _shapes(residual: torch.Tensor, product: torch.Tensor, *_: Any) -> Tuple[tor
 
 
 @torch.library.custom_op(
-    "ipu_trainer::residual_norm_backward",
+    f"{NAMESPACE}::residual_norm_backward",
     mutates_args=(),
     device_types="cpu",
     schema="(Tensor of_total, Tensor of_normalised, Tensor total, Tensor mean, Tensor scale, Tensor weight, Tensor? kept, "
@@ -149,9 +150,9 @@ def _keep(ctx: Any, inputs: Tuple[Any, ...], output: Tuple[torch.Tensor, ...]) -
 
 
 def _pull_back(ctx: Any, of_total: torch.Tensor, of_normalised: torch.Tensor, *_: Any) -> Tuple[Any, ...]:
-    of_residual, of_product, sums = torch.ops.ipu_trainer.residual_norm_backward(
-        of_total, of_normalised, *ctx.saved_tensors
-    )
+    # A compiler writes them so while it adds them up; within the operation it would be a copy.
+    given = (of_total.contiguous(), of_normalised.contiguous())
+    of_residual, of_product, sums = operations.residual_norm_backward(*given, *ctx.saved_tensors)
     of_vectors = [part.to(dtype) for part, dtype in zip(sums.sum(0), ctx.dtypes)]
     return (of_residual, of_product, *of_vectors, None, None, None)
 

@@ -25,7 +25,7 @@ _LAYERS = ("ViTLayer", "DeiTLayer", "ViTMAELayer", "ViTMSNLayer")
 def own_kernels(model: nn.Module) -> Iterator[int]:
     """Inside the block known layers of `model` use the kernels; yields how many attentions and feed-forward parts do."""
     known = modules_with_kernels(model)
-    layers = _layers_before_the_last(model)
+    layers = _joined_layers(model)
     if known:
         from ipu_trainer.training.kernels import forwards  # needs a newer torch than the rest
 
@@ -73,11 +73,11 @@ def _is_gelu(activation: Any) -> bool:
     return getattr(activation, "act", None) is functional.gelu or type(activation) is nn.GELU
 
 
-def _layers_before_the_last(model: nn.Module) -> List[Tuple[nn.Module, Optional[nn.Module]]]:
-    """(layer, the one behind it if that is in the list too). The last of a stack is left to what reads it."""
+def _joined_layers(model: nn.Module) -> List[Tuple[nn.Module, Optional[nn.Module]]]:
+    """(layer, the one behind it in its stack)."""
     found: List[Tuple[nn.Module, Optional[nn.Module]]] = []
     for _, stack in layer_stacks(model):
-        layers = list(stack)[:-1]
+        layers = list(stack)
         if all(_is_known_layer(layer) for layer in layers):
             found += zip(layers, [*layers[1:], None])
     return found
