@@ -66,8 +66,8 @@ def _why_no_kernels(args: Any) -> Optional[str]:
         return "they are for bf16"
     if args.deepspeed or args.fsdp:
         return "they read a layer's weights, and DeepSpeed and FSDP keep those in parts"
-    if not hasattr(torch.library, "custom_op") or not hasattr(torch.ops.aten, "_scaled_dot_product_cudnn_attention"):
-        return f"torch {torch.__version__} has no custom operations, or no attention of cuDNN (2.5 has both)"
+    if not hasattr(torch.library, "triton_op") or not hasattr(torch.ops.aten, "_scaled_dot_product_cudnn_attention"):
+        return f"torch {torch.__version__} has no operations made of Triton kernels, or no attention of cuDNN (2.6 has both)"
     enabled: bool = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
     cudnn: Optional[int] = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
     if not enabled or (cudnn or 0) < _CUDNN_WITH_ATTENTION:

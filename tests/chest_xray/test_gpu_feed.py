@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from ipu_trainer.tasks.chest_xray.arguments import parse_arguments
+from ipu_trainer.tasks.chest_xray.dataset import load_prepared
 from ipu_trainer.tasks.chest_xray.gray_input import GrayProjection
 from ipu_trainer.tasks.chest_xray.train import prepare_job
 from ipu_trainer.tasks.chest_xray.trainer import gathered
@@ -109,6 +110,18 @@ def test_bytes_reach_the_model_once_and_pictures_are_made_there(prepared, phanto
     )
     trainer.model.eval()
     torch.testing.assert_close(trainer._prepare_inputs(batch)["pixel_values"], expected["pixel_values"], rtol=0, atol=0)
+
+
+def test_pictures_are_gathered_into_pinned_memory_while_a_gpu_is_in_use(prepared, monkeypatch):
+    dataset, keys = load_prepared(prepared).split("train"), [(0, 5), (0, 0), (0, 5)]
+    plain, empty, pinned = dataset.__getitems__(keys), torch.empty, []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(
+        torch, "empty", lambda *shape, pin_memory, **named: pinned.append(pin_memory) or empty(*shape, **named)
+    )
+    gathered_there = dataset.__getitems__(keys)
+    assert pinned == [True]
+    torch.testing.assert_close(gathered_there, plain, rtol=0, atol=0)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -31,10 +31,10 @@ from ipu_trainer.training.kernels.rewrite import own_kernels
 from ipu_trainer.training.speed import Choice, choose_kernels, told_speed
 
 pytestmark = pytest.mark.skipif(
-    not hasattr(torch.library, "custom_op") or not hasattr(ViTForImageClassification(ViTConfig(
+    not hasattr(torch.library, "triton_op") or not hasattr(ViTForImageClassification(ViTConfig(
         hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, image_size=8, patch_size=8
     )).vit, "layers"),
-    reason="torch has no custom operations, or transformers builds ViT in another way",
+    reason="torch has no operations made of Triton kernels, or transformers builds ViT in another way",
 )  # fmt: skip
 on_h100 = pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0), reason="no H100"

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow
 import pyarrow.ipc
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from ipu_trainer.tasks.chest_xray.labels import pathologies
 from ipu_trainer.tasks.chest_xray.prepare import FORMAT_VERSION, MANIFEST
@@ -68,7 +68,7 @@ class ChestXrayDataset(Dataset):  # type: ignore[type-arg]  # Dataset is not gen
         pairs = np.array([key if isinstance(key, tuple) else (-1, key) for key in keys], dtype=np.int64).reshape(-1, 2)
         index = pairs[:, 1]
         return {
-            "pixels": torch.from_numpy(self._pixels[self._pixel_rows[index]]),
+            "pixels": _gathered(self._pixels, self._pixel_rows[index]),
             "labels": torch.from_numpy(self.labels[index]),
             "epoch": torch.from_numpy(pairs[:, 0].copy()),
             "index": torch.from_numpy(index.copy()),
@@ -81,6 +81,16 @@ class ChestXrayDataset(Dataset):  # type: ignore[type-arg]  # Dataset is not gen
 
     def __getstate__(self) -> Dict[str, Any]:
         return {**self.__dict__, "_pixels": None}  # a worker process maps the file itself
+
+
+def _gathered(pixels: np.ndarray, rows: np.ndarray) -> torch.Tensor:
+    """pixels[rows], in pinned memory where a GPU is in use, so that it need not be copied there first."""
+    in_use: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    if not in_use or get_worker_info() is not None:
+        return torch.from_numpy(pixels[rows])
+    pinned = torch.empty((len(rows), *pixels.shape[1:]), dtype=torch.uint8, pin_memory=True)
+    np.take(pixels, rows, axis=0, out=pinned.numpy(), mode="clip")  # rows exist; another mode would copy once more
+    return pinned
 
 
 class PreparedChestXrays:

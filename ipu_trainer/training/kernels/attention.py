@@ -4,11 +4,10 @@ The three projections of a layer's input are then one matrix product, and so are
 split, joined or added up in between. The library's attention leaves three gradients in three places instead.
 """
 
-from __future__ import annotations
-
 from typing import Any, Optional, Tuple
 
 import torch
+from torch.library import triton_op
 
 from ipu_trainer.training.kernels.operations import NAMESPACE, operations
 from ipu_trainer.training.kernels.rounding import exact, exact_dtype
@@ -77,16 +76,15 @@ def _shapes(
     return packed.new_empty(batch, tokens, heads, head_dim), log_sums
 
 
-@torch.library.custom_op(
-    f"{NAMESPACE}::packed_attention_backward",
-    mutates_args=(),
-    device_types="cpu",
-    schema="(Tensor gradient, Tensor packed, Tensor read, Tensor log_sums, float scale) -> (Tensor, Tensor)",
-)
+@triton_op(f"{NAMESPACE}::packed_attention_backward", mutates_args=())
 def _backward(
     gradient: torch.Tensor, packed: torch.Tensor, read: torch.Tensor, log_sums: torch.Tensor, scale: float
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """The gradient of `packed`, in its shape, and the queries' summed over tokens, (batch, heads * head_dim)."""
+    if packed.device.type == "cuda":
+        from ipu_trainer.training.kernels import triton_kernels
+
+        return triton_kernels.packed_attention_backward(gradient, packed, read, log_sums, scale)
     query, key, value = _heads_first(exact(packed))
     gradient, read = exact(gradient).transpose(1, 2), exact(read).transpose(1, 2)
     weights = torch.exp(query @ key.transpose(-1, -2) * scale - log_sums.unsqueeze(-1))
@@ -95,24 +93,6 @@ def _backward(
     parts = (of_scores @ key, of_scores.transpose(-1, -2) @ query, weights.transpose(-1, -2) @ gradient)
     result = torch.stack([part.transpose(1, 2) for part in parts], dim=2)
     return result.to(packed.dtype, copy=True), result[:, :, 0].sum(1).flatten(1)
-
-
-@_backward.register_kernel("cuda")
-def _backward_on_gpu(
-    gradient: torch.Tensor, packed: torch.Tensor, read: torch.Tensor, log_sums: torch.Tensor, scale: float
-) -> Tuple[torch.Tensor, torch.Tensor]:
-    from ipu_trainer.training.kernels import triton_kernels
-
-    return triton_kernels.packed_attention_backward(gradient, packed, read, log_sums, scale)
-
-
-@_backward.register_fake
-def _gradient_shapes(
-    gradient: torch.Tensor, packed: torch.Tensor, read: torch.Tensor, log_sums: torch.Tensor, scale: float
-) -> Tuple[torch.Tensor, torch.Tensor]:
-    batch, _, _, heads, head_dim = packed.shape
-    sums = packed.new_empty(batch, heads * head_dim, dtype=exact_dtype(packed.dtype))
-    return packed.new_empty(packed.shape), sums
 
 
 def _keep(ctx: Any, inputs: Tuple[Any, ...], output: Tuple[torch.Tensor, torch.Tensor]) -> None:

@@ -5,17 +5,15 @@ is summed over rows (of biases and weights) while it has the row. A compiler see
 every part.
 """
 
-from __future__ import annotations
-
 from typing import Any, Optional, Tuple
 
 import torch
+from torch.library import triton_op
 
 from ipu_trainer.training.kernels.operations import NAMESPACE, operations
-from ipu_trainer.training.kernels.rounding import exact, exact_dtype
+from ipu_trainer.training.kernels.rounding import exact
 
 MOST_COLUMNS = 1024  # one program holds whole rows
-ROWS_OF_NORM_PART = 128  # whose sums one program makes on a GPU; the parts are summed after it
 
 
 def residual_norm(
@@ -40,13 +38,7 @@ def residual_norm(
     return total, normalised
 
 
-@torch.library.custom_op(
-    f"{NAMESPACE}::residual_norm",
-    mutates_args=(),
-    device_types="cpu",
-    schema="(Tensor residual, Tensor product, Tensor bias, Tensor weight, Tensor norm_bias, float epsilon, Tensor? kept, "
-    "bool reads_all) -> (Tensor, Tensor, Tensor, Tensor)",
-)
+@triton_op(f"{NAMESPACE}::residual_norm", mutates_args=())
 def _forward(
     residual: torch.Tensor,
     product: torch.Tensor,
@@ -56,8 +48,12 @@ def _forward(
     epsilon: float,
     kept: Optional[torch.Tensor],
     reads_all: bool,
-) -> Tuple[torch.Tensor, ...]:
+) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The two, and of each row mean and 1 / standard deviation, (batch, tokens)."""
+    if residual.device.type == "cuda":
+        from ipu_trainer.training.kernels import triton_kernels
+
+        return triton_kernels.residual_norm(residual, product, bias, weight, norm_bias, epsilon, kept, reads_all)
     change = exact(product) + exact(bias)
     total = (exact(residual) + _kept_of(change, kept)).to(residual.dtype)
     read = exact(total) + (change - _kept_of(change, kept) if reads_all else 0)
@@ -71,26 +67,7 @@ def _kept_of(change: torch.Tensor, kept: Optional[torch.Tensor]) -> torch.Tensor
     return change if kept is None else change * kept.to(change.dtype)[:, None, None]
 
 
-@_forward.register_kernel("cuda")
-def _forward_on_gpu(*given: Any) -> Tuple[torch.Tensor, ...]:
-    from ipu_trainer.training.kernels import triton_kernels
-
-    return triton_kernels.residual_norm(*given)
-
-
-@_forward.register_fake
-def _shapes(residual: torch.Tensor, product: torch.Tensor, *_: Any) -> Tuple[torch.Tensor, ...]:
-    of_rows = residual.new_empty(residual.shape[:-1], dtype=exact_dtype(residual.dtype))
-    return residual.new_empty(residual.shape), product.new_empty(product.shape), of_rows, torch.empty_like(of_rows)
-
-
-@torch.library.custom_op(
-    f"{NAMESPACE}::residual_norm_backward",
-    mutates_args=(),
-    device_types="cpu",
-    schema="(Tensor of_total, Tensor of_normalised, Tensor total, Tensor mean, Tensor scale, Tensor weight, Tensor? kept, "
-    "Tensor? product, Tensor? bias) -> (Tensor, Tensor, Tensor)",
-)
+@triton_op(f"{NAMESPACE}::residual_norm_backward", mutates_args=())
 def _backward(
     of_total: torch.Tensor,
     of_normalised: torch.Tensor,
@@ -106,6 +83,12 @@ def _backward(
 
     product and bias: where the norm read all that they add.
     """
+    if total.device.type == "cuda":
+        from ipu_trainer.training.kernels import triton_kernels
+
+        return triton_kernels.residual_norm_backward(
+            of_total, of_normalised, total, mean, scale, weight, kept, product, bias
+        )
     given, scale, read = exact(of_normalised), scale.unsqueeze(-1), exact(total)
     if product is not None and bias is not None:
         change = exact(product) + exact(bias)
@@ -122,23 +105,6 @@ def _backward(
     sums = [part.flatten(0, -2).sum(0) for part in (of_product, given * standard, given)]
     made = of_product.to(of_normalised.dtype, copy=True)  # never the same tensor as the other
     return of_residual.to(total.dtype), made, torch.stack(sums).unsqueeze(0)
-
-
-@_backward.register_kernel("cuda")
-def _backward_on_gpu(*given: Any) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    from ipu_trainer.training.kernels import triton_kernels
-
-    return triton_kernels.residual_norm_backward(*given)
-
-
-@_backward.register_fake
-def _gradient_shapes(
-    of_total: torch.Tensor, of_normalised: torch.Tensor, total: torch.Tensor, *_: Any
-) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    width = total.shape[-1]
-    parts = -(-(total.numel() // width) // ROWS_OF_NORM_PART) if total.device.type == "cuda" else 1
-    sums = total.new_empty(parts, 3, width, dtype=exact_dtype(total.dtype))
-    return total.new_empty(total.shape), of_normalised.new_empty(of_normalised.shape), sums
 
 
 def _keep(ctx: Any, inputs: Tuple[Any, ...], output: Tuple[torch.Tensor, ...]) -> None:

@@ -1,10 +1,8 @@
-"""How kernels round: they compute in float32, whatever they read and write, and sum many rows in two steps."""
+"""How kernels round: they compute in float32, whatever they read and write, except for float64."""
 
 from __future__ import annotations
 
 import torch
-
-ROWS_OF_PART = 256  # whose sum one program makes on a GPU; the parts are summed after it
 
 
 def exact_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -1,7 +1,8 @@
 """The Triton side of attention.py, bias_gelu.py and residual_norm.py; imported on a GPU alone.
 
 Blocks are those that an H100 was fastest with. Where it pays, rows are taken from the last to the first: what the product before
-wrote last is still cached, and the next one begins with what is written last here.
+wrote last is still cached, and the next one begins with what is written last here. Numbers with a fraction are constants of a
+kernel: a compiler that launches it would hand them over with 64 bits, and the kernel compute with as many.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from typing import Optional, Tuple
 import torch
 import triton
 import triton.language as tl
-
-from ipu_trainer.training.kernels.residual_norm import ROWS_OF_NORM_PART
-from ipu_trainer.training.kernels.rounding import ROWS_OF_PART
+from torch.library import wrap_triton
 
 _KEYS = 64  # of a block in attention's backward pass
+# One program sums the rows of one part; the parts are summed after it.
+_ROWS_OF_GELU_PART, _ROWS_OF_NORM_PART = 256, 128
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -29,9 +30,9 @@ def packed_attention_backward(
     sums = torch.empty((batch, heads * head_dim), dtype=torch.float32, device=packed.device)
     over = tokens % _KEYS
     with torch.cuda.device(packed.device):
-        _attention_backward[(batch * heads,)](
-            packed, read, gradient, log_sums, result, sums, tokens, heads, scale,
-            QUERIES=256, KEYS=_KEYS, LAST_KEYS=max(16, triton.next_power_of_2(over)) if over else 0,
+        wrap_triton(_attention_backward)[(batch * heads,)](
+            packed, read, gradient, log_sums, result, sums, tokens, heads,
+            SCALE=scale, QUERIES=256, KEYS=_KEYS, LAST_KEYS=max(16, triton.next_power_of_2(over)) if over else 0,
             HEAD_DIM=head_dim, WIDTH=heads * head_dim, num_warps=8,
         )  # fmt: skip
     return result, sums
@@ -47,7 +48,7 @@ def _attention_backward(
     sums_pointer,
     tokens,
     heads,
-    scale,
+    SCALE: tl.constexpr,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
     LAST_KEYS: tl.constexpr,
@@ -78,15 +79,15 @@ def _attention_backward(
     whole = tokens // KEYS * KEYS
     for begin in tl.range(0, whole, KEYS, num_stages=3):
         of_query = _attention_backward_of_keys(
-            packed_pointer, result_pointer, first, begin, tokens, scale, query, gradient, mean, log_sum, of_query,
-            KEYS=KEYS, ALL=True, HEAD_DIM=HEAD_DIM, WIDTH=WIDTH,
+            packed_pointer, result_pointer, first, begin, tokens, query, gradient, mean, log_sum, of_query,
+            SCALE=SCALE, KEYS=KEYS, ALL=True, HEAD_DIM=HEAD_DIM, WIDTH=WIDTH,
         )  # fmt: skip
     if LAST_KEYS:
         of_query = _attention_backward_of_keys(
-            packed_pointer, result_pointer, first, whole, tokens, scale, query, gradient, mean, log_sum, of_query,
-            KEYS=LAST_KEYS, ALL=False, HEAD_DIM=HEAD_DIM, WIDTH=WIDTH,
+            packed_pointer, result_pointer, first, whole, tokens, query, gradient, mean, log_sum, of_query,
+            SCALE=SCALE, KEYS=LAST_KEYS, ALL=False, HEAD_DIM=HEAD_DIM, WIDTH=WIDTH,
         )  # fmt: skip
-    of_query *= scale
+    of_query *= SCALE
     tl.store(result_pointer + at_queries, of_query.to(query.dtype), mask=are_queries)
     tl.store(sums_pointer + sample * WIDTH + head * HEAD_DIM + within, tl.sum(of_query, 0))
 
@@ -98,12 +99,12 @@ def _attention_backward_of_keys(
     first,
     begin,
     tokens,
-    scale,
     query,
     gradient,
     mean,
     log_sum,
     of_query,
+    SCALE: tl.constexpr,
     KEYS: tl.constexpr,
     ALL: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -119,16 +120,16 @@ def _attention_backward_of_keys(
     # Both products begin before either is needed.
     scores = tl.dot(query, tl.trans(key))
     of_weights = tl.dot(gradient, tl.trans(value))
-    weights = tl.exp2(scores * (scale * LOG2_E) - log_sum[:, None])
+    weights = tl.exp2(scores * (SCALE * LOG2_E) - log_sum[:, None])
     of_scores = (weights * (of_weights - mean[:, None])).to(query.dtype)
     weights = weights.to(query.dtype)
     of_query = tl.dot(of_scores, key, of_query)
     if KEYS >= 64:  # a product has at least 64 rows
         of_value = tl.dot(tl.trans(weights), gradient)
-        of_key = tl.dot(tl.trans(of_scores), query) * scale
+        of_key = tl.dot(tl.trans(of_scores), query) * SCALE
     else:
         of_value = tl.trans(tl.dot(tl.trans(gradient), weights))
-        of_key = tl.trans(tl.dot(tl.trans(query), of_scores)) * scale
+        of_key = tl.trans(tl.dot(tl.trans(query), of_scores)) * SCALE
     tl.store(result_pointer + WIDTH + at_keys, of_key.to(key.dtype), mask=exist)
     tl.store(result_pointer + 2 * WIDTH + at_keys, of_value.to(key.dtype), mask=exist)
     return of_query
@@ -142,7 +143,7 @@ def bias_gelu(product: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     result = torch.empty_like(product)
     tile_rows, columns = 8, 256
     with torch.cuda.device(product.device):
-        _bias_gelu[(triton.cdiv(width, columns), triton.cdiv(rows, tile_rows))](
+        wrap_triton(_bias_gelu)[(triton.cdiv(width, columns), triton.cdiv(rows, tile_rows))](
             product, bias, result, rows, width, ROWS=tile_rows, COLUMNS=columns, num_warps=4
         )
     return result
@@ -189,13 +190,23 @@ def bias_gelu_backward(
     width = product.shape[-1]
     rows = product.numel() // width
     gradient, product = gradient.contiguous(), product.contiguous()
-    parts = triton.cdiv(rows, ROWS_OF_PART)
+    parts = triton.cdiv(rows, _ROWS_OF_GELU_PART)
     result = torch.empty_like(product)
     sums = torch.empty((parts, width), dtype=torch.float32, device=product.device)
     columns = 128
     with torch.cuda.device(product.device):
-        _bias_gelu_backward[(triton.cdiv(width, columns), parts)](
-            gradient, product, bias, result, sums, rows, width, PART=ROWS_OF_PART, ROWS=8, COLUMNS=columns, num_warps=8
+        wrap_triton(_bias_gelu_backward)[(triton.cdiv(width, columns), parts)](
+            gradient,
+            product,
+            bias,
+            result,
+            sums,
+            rows,
+            width,
+            PART=_ROWS_OF_GELU_PART,
+            ROWS=8,
+            COLUMNS=columns,
+            num_warps=8,
         )
     return result, sums
 
@@ -243,7 +254,7 @@ def residual_norm(
     epsilon: float,
     kept: Optional[torch.Tensor],
     reads_all: bool,
-) -> Tuple[torch.Tensor, ...]:
+) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Shapes as in residual_norm.py; rows of at most 1,024 numbers."""
     tokens, width = residual.shape[-2:]
     residual, product = residual.contiguous(), product.contiguous()
@@ -251,9 +262,9 @@ def residual_norm(
     mean = torch.empty(residual.shape[:-1], dtype=torch.float32, device=residual.device)
     scale = torch.empty_like(mean)
     with torch.cuda.device(residual.device):
-        _residual_norm[(mean.numel(),)](
-            residual, product, bias, weight, norm_bias, kept, total, normalised, mean, scale, tokens, width, epsilon,
-            READS_ALL=reads_all, COLUMNS=triton.next_power_of_2(width), num_warps=4,
+        wrap_triton(_residual_norm)[(mean.numel(),)](
+            residual, product, bias, weight, norm_bias, kept, total, normalised, mean, scale, tokens, width,
+            EPSILON=epsilon, READS_ALL=reads_all, COLUMNS=triton.next_power_of_2(width), num_warps=4,
         )  # fmt: skip
     return total, normalised, mean, scale
 
@@ -272,7 +283,7 @@ def _residual_norm(
     scale_pointer,
     tokens,
     width,
-    epsilon,
+    EPSILON: tl.constexpr,
     READS_ALL: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
@@ -294,7 +305,7 @@ def _residual_norm(
         read += change - counted
     mean = tl.sum(read, 0) / width
     centred = tl.where(inside, read - mean, 0.0)
-    scale = tl.rsqrt(tl.sum(centred * centred, 0) / width + epsilon)
+    scale = tl.rsqrt(tl.sum(centred * centred, 0) / width + EPSILON)
     weight = tl.load(weight_pointer + column, mask=inside, other=0.0).to(tl.float32)
     norm_bias = tl.load(norm_bias_pointer + column, mask=inside, other=0.0).to(tl.float32)
     normalised = centred * scale * weight + norm_bias
@@ -320,12 +331,12 @@ def residual_norm_backward(
     product = None if product is None else product.contiguous()
     of_residual, of_product = torch.empty_like(total), torch.empty_like(of_normalised)
     rows = mean.numel()
-    parts = triton.cdiv(rows, ROWS_OF_NORM_PART)
+    parts = triton.cdiv(rows, _ROWS_OF_NORM_PART)
     sums = torch.empty((parts, 3, width), dtype=torch.float32, device=total.device)
     with torch.cuda.device(total.device):
-        _residual_norm_backward[(parts,)](
+        wrap_triton(_residual_norm_backward)[(parts,)](
             of_total, of_normalised, total, mean, scale, weight, kept, product, bias, of_residual, of_product, sums,
-            rows, tokens, width, PART=ROWS_OF_NORM_PART, COLUMNS=triton.next_power_of_2(width), num_warps=4,
+            rows, tokens, width, PART=_ROWS_OF_NORM_PART, COLUMNS=triton.next_power_of_2(width), num_warps=4,
         )  # fmt: skip
     return of_residual, of_product, sums
 
