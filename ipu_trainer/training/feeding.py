@@ -1,8 +1,8 @@
 """Tensors on their way to a GPU: from pinned memory on a queue of their own, so that nobody waits for them.
 
 A plain `tensor.to("cuda")` returns when the GPU has done all that it was given before. One such copy in a training step is
-enough to leave the GPU without work at the start of each. Among the step's own work a batch's copy holds that up instead: a
-millisecond for 256 pictures.
+enough to leave the GPU without work at the start of each. Among the step's own work a batch's copy holds that up instead, for 256
+pictures by 0.3 to 0.8 ms.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from torch.library import triton_op
 from ipu_trainer.training.kernels.operations import NAMESPACE, operations
 from ipu_trainer.training.kernels.rounding import exact, exact_dtype
 
-# What the kernel was tuned for: one program holds all keys and values of a head (ViT: 197 tokens, heads of 64).
+# What the kernel was tuned for: one program holds all queries of a head (ViT: 197 tokens, heads of 64).
 HEAD_DIM = 64
 FEWEST_TOKENS, MOST_TOKENS = 129, 256
 
