@@ -73,7 +73,7 @@ def _compiled(layer: Any, backend: str) -> Callable[..., Any]:
     Stochastic depth is part of it: torch.compile takes a module's forward function and each of its hooks apart, and compiles them
     anew for each rate. While the layer has any other hook it is called as torch does.
     """
-    joins = _joins(layer)
+    joins = getattr(layer.forward, "joins_layers", False)  # kernels/forwards.py
     skipped = skipped_share(layer)
     skips = skipped is not None
     taken_apart: Callable[..., Any] = torch.compile(layer._call_impl, backend=backend)
@@ -102,14 +102,9 @@ def _compiled(layer: Any, backend: str) -> Callable[..., Any]:
     return call
 
 
-def _joins(layer: Any) -> bool:
-    """Whether what computes the layer knows hidden states that are not summed yet (kernels/forwards.py)."""
-    return getattr(layer.forward, "joins_layers", False)
-
-
 def _takes_unsummed(layer: Any) -> bool:
     """Nobody looks at what the layer is given; a reentrant checkpoint would lose the gradients of what stands in a tuple."""
-    return layer is not None and _joins(layer) and has_only_skipping(layer) and not layer.gradient_checkpointing
+    return layer is not None and has_only_skipping(layer) and not layer.gradient_checkpointing
 
 
 def _more_variants() -> Any:
