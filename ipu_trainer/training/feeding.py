@@ -1,4 +1,4 @@
-"""Tensors on their way to a GPU: from pinned memory on a queue of their own, so that nobody waits for them.
+"""Tensors on their way to a GPU: from pinned memory on a stream of their own, so that nobody waits for them.
 
 A plain `tensor.to("cuda")` returns when the GPU has done all that it was given before. One such copy in a training step is
 enough to leave the GPU without work at the start of each. Among the step's own work a batch's copy holds that up instead, for 256
@@ -21,7 +21,7 @@ def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
         tensor = tensor.pin_memory()
     # "cuda" alone is the current one of several.
     number = torch.cuda.current_device() if device.index is None else device.index
-    copies, work = _copies(number), torch.cuda.current_stream(number)
+    copies, work = _copy_stream(number), torch.cuda.current_stream(number)
     with torch.cuda.stream(copies):
         there = tensor.to(device, non_blocking=True)
     work.wait_stream(copies)
@@ -30,7 +30,7 @@ def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 @functools.lru_cache(maxsize=None)
-def _copies(device: int) -> torch.cuda.Stream:
+def _copy_stream(device: int) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 

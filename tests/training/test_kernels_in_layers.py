@@ -122,6 +122,15 @@ def test_layers_that_hand_on_their_sum_compute_the_same_in_a_few_graphs(backend,
     assert not any({"forward", "next_layer"} & set(module.__dict__) for module in model.modules())
 
 
+@pytest.mark.parametrize("name", ["deit", "vit_msn"])
+def test_other_models_of_patches_compute_the_same_compiled(name):
+    model = make(name)
+    plain = loss_and_gradients(model)
+    with compiled(model) as counters:
+        assert_equal(plain, loss_and_gradients(model), 1e-12)
+    assert counters["stats"]["unique_graphs"] == 4  # embeddings, the first layer, the middle one, the last one
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.5])
 def test_a_layer_for_the_class_token_takes_what_is_not_summed(rate):
     model, called = make(num_hidden_layers=4), []

@@ -103,8 +103,6 @@ class ClassTokenLayer:
         token = layer.dropout(layer.mlp(layer.layernorm_after(token))) + token
         return token if kept is None else mixed(before, token, kept)
 
-    _forward.joins_layers = True  # type: ignore[attr-defined]
-
     def _keys_are_products(self) -> bool:
         """Whether keys and values are plain products with the tokens, and none of what they give is dropped."""
         attention: Any = self.layer.attention

@@ -68,7 +68,7 @@ class ChestXrayDataset(Dataset):  # type: ignore[type-arg]  # Dataset is not gen
         pairs = np.array([key if isinstance(key, tuple) else (-1, key) for key in keys], dtype=np.int64).reshape(-1, 2)
         index = pairs[:, 1]
         return {
-            "pixels": _gathered(self._pixels, self._pixel_rows[index]),
+            "pixels": _gather_rows(self._pixels, self._pixel_rows[index]),
             "labels": torch.from_numpy(self.labels[index]),
             "epoch": torch.from_numpy(pairs[:, 0].copy()),
             "index": torch.from_numpy(index.copy()),
@@ -83,7 +83,7 @@ class ChestXrayDataset(Dataset):  # type: ignore[type-arg]  # Dataset is not gen
         return {**self.__dict__, "_pixels": None}  # a worker process maps the file itself
 
 
-def _gathered(pixels: np.ndarray, rows: np.ndarray) -> torch.Tensor:
+def _gather_rows(pixels: np.ndarray, rows: np.ndarray) -> torch.Tensor:
     """pixels[rows], in pinned memory where a GPU is in use, so that it need not be copied there first."""
     in_use: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     if not in_use or get_worker_info() is not None:

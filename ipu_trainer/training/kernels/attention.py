@@ -42,6 +42,7 @@ def _heads_first(packed: torch.Tensor) -> Tuple[torch.Tensor, ...]:
     return tuple(packed[:, :, part].transpose(1, 2) for part in range(3))
 
 
+# On a GPU this is cuDNN's kernel: a compiler has none of ours to launch, so it does not look in.
 @torch.library.custom_op(
     f"{NAMESPACE}::packed_attention",
     mutates_args=(),

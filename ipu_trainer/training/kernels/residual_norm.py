@@ -116,7 +116,7 @@ def _keep(ctx: Any, inputs: Tuple[Any, ...], output: Tuple[torch.Tensor, ...]) -
 
 
 def _pull_back(ctx: Any, of_total: torch.Tensor, of_normalised: torch.Tensor, *_: Any) -> Tuple[Any, ...]:
-    # A compiler writes them so while it adds them up; within the operation it would be a copy.
+    # A class token's layer gives gradients in another order; a compiler writes them in this one while it adds them up.
     given = (of_total.contiguous(), of_normalised.contiguous())
     of_residual, of_product, sums = operations.residual_norm_backward(*given, *ctx.saved_tensors)
     of_vectors = [part.to(dtype) for part, dtype in zip(sums.sum(0), ctx.dtypes)]

