@@ -5,16 +5,18 @@ Supported: transformers 4.29.2 (the Pod stack) and 5.x. The rest of the package 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import json
 import os
 from pathlib import Path
-from typing import Any, Dict, Union
+from typing import Any, Dict, Iterator, Union
 
 import torch
 from safetensors import safe_open
 from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 try:
     from transformers import masking_utils as masking_utils
@@ -61,15 +63,23 @@ def is_deprecated_adamw(optimizer: Any) -> bool:
     return type(optimizer).__name__ == "AdamW" and type(optimizer).__module__.startswith("transformers.")
 
 
-def counts_labels(inputs: Any) -> bool:
-    """Whether a loss over inputs can be a sum over label tokens: only for whole-number labels.
+@contextlib.contextmanager
+def undivided_loss(trainer: Any) -> Iterator[None]:
+    """Inside the block the stock training_step divides no loss by the number of micro-batches, wherever it reads that."""
+    owner: Any = trainer if hasattr(Trainer, "get_batch_samples") else trainer.args
+    name = "current_gradient_accumulation_steps" if owner is trainer else "gradient_accumulation_steps"
+    given = getattr(owner, name, 1)
+    setattr(owner, name, 1)
+    try:
+        yield
+    finally:
+        setattr(owner, name, given)
 
-    From 4.46 on the Trainer passes the number of labels to the model and then does not divide the loss by the
-    accumulation. Losses over float targets (BCE, MSE) ignore that number and stay means, so with accumulation G stock
-    Trainer's gradient is G times too large for multi-label classification and regression (measured on 5.23.0).
-    """
-    labels = inputs.get("labels") if hasattr(inputs, "get") else None
-    return labels is None or not getattr(labels, "is_floating_point", lambda: False)()
+
+def loss_shifts_labels(trainer: Any) -> bool:
+    """Whether transformers says of a model that each label belongs to the token before it: Trainer of 5.24, else by the class."""
+    told = getattr(trainer, "_loss_shifts_labels", None)
+    return type(trainer.model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() if told is None else bool(told)
 
 
 def wants_gradient_checkpointing(args: TrainingArguments) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import time
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import torch
 from torch import nn
@@ -22,13 +22,10 @@ from ipu_trainer.config.ipu_config import IPUConfig
 from ipu_trainer.pipelining import pipelined
 from ipu_trainer.pipelining.plan import check_depth
 from ipu_trainer.training.device_optimizer import DeviceOptimizer
+from ipu_trainer.training.host_step import LOSS_WEIGHT, NUM_ITEMS, HostStep, tensors
 
 logger = logging.get_logger(__name__)
 
-# Name of the input that carries the number of labels of a weight update, one entry a micro-batch.
-NUM_ITEMS = "num_items_in_batch"
-# Name of the input that carries the weight of each micro-batch's loss, where the last host step is filled up.
-LOSS_WEIGHT = "micro_batch_loss_weight"
 Inputs = Mapping[str, Any]
 
 
@@ -188,9 +185,9 @@ class DeviceRun:
 
     _weights_are_old = False
 
-    def train_step(self, inputs: Inputs) -> torch.Tensor:
-        """One host step. Returns the mean of the losses that output_mode returns, a scalar on the CPU."""
-        given = self._enter(inputs)
+    def train_step(self, step: HostStep) -> torch.Tensor:
+        """One host step. Returns the mean loss of what output_mode returns, a scalar on the CPU."""
+        given = self._enter(step.inputs)
         self._check_size(given)
         self._prepare_training(given)
         assert self._optimizer is not None
@@ -202,7 +199,7 @@ class DeviceRun:
             self._trainer.setOptimizer(self._optimizer.device)
         losses = self._call(self._trainer, given)
         self._weights_are_old = True
-        return self._mean_loss(losses)
+        return self._mean_loss(losses, step.shares)
 
     def compile_training(self, inputs: Inputs) -> None:
         """Compile for a host step of these shapes; nothing runs."""
@@ -254,19 +251,22 @@ class DeviceRun:
             # The device takes the mean over accumulation and replicas; these losses are parts of a sum.
             loss = loss * (self.geometry.gradient_accumulation * self.geometry.replicas)
         loss = loss.mean() if loss.dim() else loss
-        if weight is not None:
-            loss = loss * weight[0].to(loss.dtype)
+        if weight is not None:  # a mean over no labels is NaN, and is none of the update
+            loss = torch.where(weight[0] > 0, loss * weight[0].to(loss.dtype), torch.zeros_like(loss))
         return self.backend.poptorch.identity_loss(loss, reduction="none")
 
-    def _mean_loss(self, losses: torch.Tensor) -> torch.Tensor:
-        total = losses.detach().float().cpu().reshape(-1)
-        if self.config.output_mode == "sum":
-            return total.sum() / (self.geometry.samples_per_host_step // self.geometry.micro_batch)
-        return total.mean()
+    def _mean_loss(self, losses: torch.Tensor, shares: Optional[torch.Tensor]) -> torch.Tensor:
+        """Of all samples, or labels, that the returned losses are of."""
+        returned, mode = losses.detach().float().cpu().reshape(-1), self.config.output_mode
+        if mode == "sum":
+            return returned.sum() / (self.geometry.samples_per_host_step // self.geometry.micro_batch)
+        if shares is None or mode == "all":
+            return returned.mean()
+        return returned.sum() / shares[-len(returned) :].sum()
 
     def _check_size(self, given: Dict[str, Any]) -> None:
         expected = self.geometry.samples_per_host_step
-        for name, tensor in _tensors(given):
+        for name, tensor in tensors(given):
             if tensor.dim() and tensor.shape[0] != expected:
                 raise ValueError(
                     f"{name} of a training batch holds {tensor.shape[0]} samples, but a host step takes {expected} "
@@ -381,87 +381,6 @@ class DeviceRun:
             name: value.half() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
             for name, value in given.items()
         }
-
-
-def num_items_of(
-    inputs: Inputs, geometry: BatchGeometry, count: Callable[[List[Dict[str, Any]]], Any]
-) -> Optional[torch.Tensor]:
-    """Labels of each weight update, for every micro-batch of a host step: shape (micro-batches,), float32; or None.
-
-    count(batches) is how the Trainer counts, which may ask other processes.
-    """
-    pieces = geometry.samples_per_host_step // geometry.micro_batch
-    counts = []
-    for update in range(geometry.device_iterations):
-        rows = slice(update * geometry.global_batch, (update + 1) * geometry.global_batch)
-        part = {
-            name: value[rows] if isinstance(value, torch.Tensor) and value.dim() else value
-            for name, value in inputs.items()
-        }
-        counted = count([part])
-        if counted is None:
-            return None
-        counts.append(float(counted))
-    return torch.tensor(counts, dtype=torch.float32).repeat_interleave(pieces // geometry.device_iterations)
-
-
-def usable_samples(samples: int, geometry: BatchGeometry) -> int:
-    """How many of the samples of a last batch can be trained on exactly: whole micro-batches, and of what is left as
-    many as divide a micro-batch, which then holds them several times."""
-    micro_batch = geometry.micro_batch
-    rest = samples % micro_batch
-    used = next((size for size in range(rest, 0, -1) if micro_batch % size == 0), 0)
-    return samples - rest + used
-
-
-def usable_rows(given: Mapping[str, Any], geometry: BatchGeometry) -> Dict[str, Any]:
-    """The batch without the samples that cannot be trained on exactly."""
-    samples = num_samples(given)
-    used = usable_samples(samples, geometry)
-    return {name: value[:used] if has_rows(value, samples) else value for name, value in given.items()}
-
-
-def filled_up(given: Mapping[str, Any], geometry: BatchGeometry) -> Dict[str, Any]:
-    """A host step of one weight update from usable_samples() samples or a whole batch, and the weights of its losses.
-
-    Copies of the last micro-batch come first and weigh nothing; the others weigh what they would in a shorter
-    accumulation, so the gradient is that of these samples alone. With NUM_ITEMS in `given` losses are parts of a sum:
-    a micro-batch that holds its samples several times divides by that many more labels. A loss that takes the number
-    and means anyway, as BertForSequenceClassification's, is the mean of those samples either way.
-    """
-    assert geometry.device_iterations == 1
-    micro_batch, pieces = geometry.micro_batch, geometry.gradient_accumulation * geometry.replicas
-    samples = num_samples(given)
-    whole, rest = divmod(samples, micro_batch)
-    rows = list(range(whole * micro_batch)) + [whole * micro_batch + i % rest for i in range(micro_batch) if rest]
-    real = len(rows) // micro_batch
-    order = rows[-micro_batch:] * (pieces - real) + rows
-    each = 1.0 if NUM_ITEMS in given else pieces / real
-    weights = [0.0] * (pieces - real) + [each] * real
-    filled = {
-        name: value[torch.tensor(order)] if name != NUM_ITEMS and has_rows(value, samples) else value
-        for name, value in given.items()
-    }
-    if rest and NUM_ITEMS in given:
-        filled[NUM_ITEMS] = torch.cat([given[NUM_ITEMS][:-1], given[NUM_ITEMS][-1:] * (micro_batch / rest)])
-    filled[LOSS_WEIGHT] = torch.tensor(weights, dtype=torch.float32)
-    return filled
-
-
-def num_samples(given: Mapping[str, Any]) -> int:
-    """Rows of the batch's tensors."""
-    return max(tensor.shape[0] for _, tensor in _tensors(given) if tensor.dim())
-
-
-def has_rows(value: Any, samples: int) -> bool:
-    """Whether dimension 0 of the value runs over the samples."""
-    return isinstance(value, torch.Tensor) and value.dim() > 0 and value.shape[0] == samples
-
-
-def _tensors(given: Mapping[str, Any]) -> Iterator[Tuple[str, torch.Tensor]]:
-    for name, value in given.items():
-        if isinstance(value, torch.Tensor) and name not in (NUM_ITEMS, LOSS_WEIGHT):
-            yield name, value
 
 
 def _shapes(given: Mapping[str, Any]) -> Dict[str, Sequence[Any]]:

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from transformers.trainer_pt_utils import nested_concat
 
-from ipu_trainer.training.device import DeviceRun, has_rows, num_samples
+from ipu_trainer.training.device import DeviceRun
+from ipu_trainer.training.host_step import has_rows, num_samples
 
 # (loss or None, logits or None) of one micro-batch.
 Prediction = Callable[[nn.Module, Dict[str, Any]], Tuple[Any, Any]]

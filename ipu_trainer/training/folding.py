@@ -1,10 +1,10 @@
 """Micro-batches computed together on the host, where that changes nothing but the time.
 
 An IPU profile such as 1 x 128 means 128 passes of one sample; a GPU or CPU does the same work in a few large passes. Equal is
-what averages samples: losses that are means over samples of micro-batches of one size, or sums divided by a count that is
-known before (num_items_in_batch of transformers 5). It is decided before the first update: by rules, then by comparing the
-gradients of a few micro-batches of the data, computed one by one and together, with dropout off. (Dropout draws other numbers
-in larger passes, as it does in another order of samples.) What is not equal is computed literally, and the reason is said.
+what follows from single samples: losses that are means or sums of them, which accumulated_loss.py weighs. It is decided before the
+first update: by rules, then by comparing the gradients of a few micro-batches of the data, computed one by one and together, with
+dropout off. (Dropout draws other numbers in larger passes, as it does in another order of samples.) What is not equal is computed
+literally, and the reason is said.
 """
 
 from __future__ import annotations
@@ -149,8 +149,6 @@ def _compare(trainer: Any, micro_batch: int, count: int, factor: int) -> Tuple[f
             together, _ = _gradients(trainer, micro_batch, count, factor)
         except _Statistics as found:
             failed = f"each micro-batch changes a buffer of the model ({found})"
-        except _TokenMeans:
-            failed = "its loss is a mean over the tokens of each micro-batch, which have different numbers of them"
         except torch.cuda.OutOfMemoryError:
             failed = f"{factor} micro-batches together are out of memory"
         except (ValueError, RuntimeError, StopIteration) as error:
@@ -177,10 +175,6 @@ def divisors_down(number: int, largest: int) -> List[int]:
 
 def largest_that_fits(free_bytes: int, bytes_of_one: int) -> int:
     return max(1, int(_MEMORY_SHARE * free_bytes) // max(1, bytes_of_one))
-
-
-class _TokenMeans(Exception):
-    pass
 
 
 class _Statistics(Exception):
@@ -216,7 +210,7 @@ def _mean_over_processes(gradients: Dict[str, torch.Tensor], args: Any) -> None:
 def _gradients(trainer: Any, micro_batch: int, count: int, factor: int) -> Tuple[Dict[str, torch.Tensor], int]:
     """Gradients of `count` micro-batches in passes of `factor`; bytes kept for the backward pass of the first.
 
-    Raises _TokenMeans for token labels that nobody counts over the whole update.
+    Raises _Statistics where a micro-batch changes a buffer.
     """
     model = trainer.model
     passes = count // factor
@@ -231,8 +225,8 @@ def _gradients(trainer: Any, micro_batch: int, count: int, factor: int) -> Tuple
         weigh = (num_items,) if counted else ()
         if len(samples) < passes:
             raise ValueError(f"the data holds fewer than {count} micro-batches")
-        if num_items is None and any(_has_token_labels(inputs) for inputs in samples):
-            raise _TokenMeans
+        if not counted:
+            trainer.start_update()
         if factor > 1 and len(trainer.train_dataset) % micro_batch:
             rows_of(samples[0], 0, 1)  # an epoch's last micro-batch is smaller, so its pass will be taken apart
         kept = 0
@@ -257,11 +251,6 @@ def _gradients(trainer: Any, micro_batch: int, count: int, factor: int) -> Tuple
     }
     model.zero_grad(set_to_none=True)
     return gradients, kept
-
-
-def _has_token_labels(inputs: Any) -> bool:
-    labels = inputs.get("labels") if hasattr(inputs, "get") else None
-    return torch.is_tensor(labels) and labels.ndim > 1 and not labels.is_floating_point()
 
 
 def _relative_difference(apart: Dict[str, torch.Tensor], together: Dict[str, torch.Tensor]) -> float:
@@ -361,7 +350,7 @@ def _untouched(trainer: Any) -> Iterator[None]:
                 if name in buffers:
                     buffer.copy_(buffers[name])
         model.zero_grad(set_to_none=True)
-        trainer.micro_batches_in_update = 0
+        trainer.start_update()
         for name, value in kept.items():
             setattr(trainer, name, value)
         for name, value in of_args.items():

@@ -2,8 +2,9 @@
 
 What it changes of Trainer:
 
-    get_batch_samples      the time it takes; means over float labels stay means under accumulation (compat.counts_labels)
-    training_step          folded passes count by their micro-batches, and are taken apart where memory ends (passes.py);
+    get_batch_samples      the time it takes
+    training_step          micro-batches count by what they hold of their update (accumulated_loss.py), and folded passes are split
+                           where memory ends (passes.py);
                            what a torch version computes wrongly is mended (torch_faults.py); logits that nobody reads are
                            not copied to float32 (unread_outputs.py), and nothing waits for a GPU (gpu_waits.py)
 """
@@ -17,14 +18,13 @@ from typing import Any, Dict, Iterator, Optional, Tuple
 import torch
 from torch import nn
 from transformers import Trainer
-from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from ipu_trainer import torch_faults
 from ipu_trainer.backends import Backend
 from ipu_trainer.config.batching import BatchGeometry
-from ipu_trainer.training import compat
+from ipu_trainer.training.accumulated_loss import AccumulatedLoss
 from ipu_trainer.training.compile import compiled_layers, fused_projections
 from ipu_trainer.training.folding import Folding, decide, why_not_by_size
 from ipu_trainer.training.gpu_waits import padding_told_later, rows_not_packed
@@ -40,7 +40,7 @@ logger = logging.get_logger(__name__)
 _LOADER_BOUND = 0.5
 
 
-class HostLoop(Trainer):  # type: ignore[misc]  # transformers is not typed
+class HostLoop(AccumulatedLoss):
     """Trainer with folded micro-batches and compiled layers; IPUTrainer says of what batch geometry, and on which backend."""
 
     backend: Backend
@@ -57,7 +57,6 @@ class HostLoop(Trainer):  # type: ignore[misc]  # transformers is not typed
 
     folding: Optional[Folding] = None  # while a loop runs on the host
     largest_part: Optional[int] = None  # micro-batches of a pass that memory was found to hold at a time
-    micro_batches_in_update = 0
     loader_follows_folding = True  # a subclass with its own get_train_dataloader says so if it takes _train_batch_size
     data_wait_share = 0.0  # of the last training, from transformers 4.46 on
     _data_wait_seconds = 0.0
@@ -72,6 +71,7 @@ class HostLoop(Trainer):  # type: ignore[misc]  # transformers is not typed
         states, given = generator_states(), (self.optimizer, self.lr_scheduler)
         while True:
             try:
+                self.start_update()
                 with self._fast_layers():
                     return super()._inner_training_loop(self._train_batch_size, *positional, **named)
             except torch.cuda.OutOfMemoryError:
@@ -197,29 +197,30 @@ class HostLoop(Trainer):  # type: ignore[misc]  # transformers is not typed
 
     def get_batch_samples(self, *positional: Any, **named: Any) -> Any:
         begin = time.perf_counter()
-        samples, num_items = super().get_batch_samples(*positional, **named)
+        both = super().get_batch_samples(*positional, **named)
         self._data_wait_seconds += time.perf_counter() - begin
-        if num_items is not None and not all(compat.counts_labels(inputs) for inputs in samples):
-            num_items = None
-        if self.folding is not None and self.folding.factor > 1:
-            self.micro_batches_in_update = sum(self._micro_batches_of(inputs) for inputs in samples)
-        return samples, num_items
-
-    def _micro_batches_of(self, inputs: Any) -> int:
-        return -(-int(find_batch_size(inputs)) // self.batch_geometry.micro_batch)
+        return both
 
     def training_step(self, model: nn.Module, inputs: Any, *positional: Any, **named: Any) -> torch.Tensor:
-        step = super().training_step
+        stock, update = super().training_step, self._take_up(model, inputs)
+        # Of an own compute_loss nobody knows what else it gives the model, and what it reads.
+        reads_the_loss_alone = reads_loss_alone(self, model)
+
+        def step(part: Any) -> torch.Tensor:
+            with self.weighed_loss(update, part):
+                loss: torch.Tensor = stock(model, part, *positional, **named)
+            return loss
+
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch_faults.mended(model))
-            # Of an own compute_loss nobody knows what else it gives the model, and what it reads.
-            if reads_loss_alone(self, model):
+            if reads_the_loss_alone:
                 stack.enter_context(rows_not_packed(inputs))
                 stack.enter_context(loss_alone_in_float32())
             if self.folding is not None and self.folding.factor > 1:
-                return folded_step(self, step, model, inputs, positional, named)
-            loss: torch.Tensor = step(model, inputs, *positional, **named)
-        return loss
+                loss = folded_step(self, step, model, inputs)
+            else:
+                loss = step(inputs)
+        return loss if update is None else update.logged(loss)
 
     def _folded_dataloader(self) -> Any:
         """The stock loader of training, its batches folded as decided."""

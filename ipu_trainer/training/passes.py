@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
@@ -41,18 +41,18 @@ class MicroBatches:
         groups = [samples[begin : begin + self.micro_batch] for begin in range(0, len(samples), self.micro_batch)]
         states = generator_states(with_cuda=False)  # loading processes must not touch a GPU
         first, second = self.collator(groups[0]), self.collator(groups[1])
-        if _shapes(first, len(groups[0])) is not None and _shapes(first, len(groups[0])) == _shapes(
-            second, len(groups[1])
-        ):
+        if shapes_of_rows(first, len(groups[0])) is not None and shapes_of_rows(
+            first, len(groups[0])
+        ) == shapes_of_rows(second, len(groups[1])):
             batches = [first, second, *(self.collator(group) for group in groups[2:])]
-            shapes = {_shapes(batch, len(group)) for batch, group in zip(batches, groups)}
+            shapes = {shapes_of_rows(batch, len(group)) for batch, group in zip(batches, groups)}
             if len(shapes) == 1:
                 return {name: torch.cat([batch[name] for batch in batches]) for name in first}
         restore_generators(states)
         return self.collator(samples)
 
 
-def _shapes(batch: Any, rows: int) -> Optional[Tuple[Any, ...]]:
+def shapes_of_rows(batch: Any, rows: int) -> Optional[Tuple[Any, ...]]:
     """Names, types and shapes of one sample in a batch of so many; None if it is not made of tensors of that many rows."""
     if not isinstance(batch, Mapping):
         return None
@@ -83,12 +83,11 @@ def parts_of(rows: int, micro_batch: int, largest: int) -> List[Tuple[int, int]]
     return [(begin, end) for begin, end in zip(cuts, cuts[1:]) if end > begin]
 
 
-def folded_step(trainer: Any, step: Callable[..., torch.Tensor], model: nn.Module, inputs: Any, given: Sequence[Any],
-                named: Dict[str, Any]) -> torch.Tensor:  # fmt: skip
-    """training_step of a pass: each of its parts counts by its micro-batches. Out of memory makes parts smaller, for good.
+def folded_step(trainer: Any, step: Callable[[Any], torch.Tensor], model: nn.Module, inputs: Any) -> torch.Tensor:
+    """The step of a pass, in parts: each counts by what it holds of the update. Out of memory makes parts smaller, for good.
 
-    step: the stock training_step. A smaller last micro-batch of an epoch is a part of its own, as it counts like a whole one.
-    Under DistributedDataParallel a pass stays one part: a process that failed could not meet the others.
+    step(part): the stock training_step of some of its samples. A smaller last micro-batch of an epoch is a part of its own, as it
+    may be padded otherwise. Under DistributedDataParallel a pass stays one part: a process that failed could not meet the others.
     """
     micro_batch, rows = trainer.batch_geometry.micro_batch, int(find_batch_size(inputs))
     alone = not hasattr(model, "no_sync")
@@ -100,11 +99,7 @@ def folded_step(trainer: Any, step: Callable[..., torch.Tensor], model: nn.Modul
     while True:
         parts = parts_of(rows, micro_batch, trainer.largest_part or trainer.folding.factor)
         try:
-            losses = [
-                _part_step(trainer, step, model, inputs if len(parts) == 1 else rows_of(inputs, *part), given, named,
-                           -(-(part[1] - part[0]) // micro_batch))
-                for part in parts
-            ]  # fmt: skip
+            losses = [step(inputs if len(parts) == 1 else rows_of(inputs, *part)) for part in parts]
             break
         except Exception as error:
             count = -(-parts[0][1] // micro_batch)
@@ -125,21 +120,3 @@ def folded_step(trainer: Any, step: Callable[..., torch.Tensor], model: nn.Modul
         for parameter, gradient in zip(parameters, earlier):
             parameter.grad = gradient if parameter.grad is None else gradient.add_(parameter.grad)
     return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
-
-
-def _part_step(
-    trainer: Any, step: Any, model: nn.Module, inputs: Any, given: Sequence[Any], named: Dict[str, Any], count: int
-) -> torch.Tensor:
-    """The stock step, its loss divided by micro-batches of the update / `count`, wherever this transformers reads that."""
-    args, in_update = trainer.args, trainer.micro_batches_in_update
-    if in_update:
-        trainer.current_gradient_accumulation_steps = in_update / count
-        loss: torch.Tensor = step(model, inputs, *given, **named)
-        return loss
-    passes = args.gradient_accumulation_steps
-    args.gradient_accumulation_steps = passes * trainer.folding.factor / count
-    try:
-        loss = step(model, inputs, *given, **named)
-    finally:
-        args.gradient_accumulation_steps = passes
-    return loss

@@ -48,20 +48,15 @@ from ipu_trainer.config.profiles import load_profile
 from ipu_trainer.training import compat
 from ipu_trainer.training.accelerate_state import OwnAccelerateState
 from ipu_trainer.training.arguments import IPUTrainingArguments, refuse_on_device
-from ipu_trainer.training.device import (
-    NUM_ITEMS,
-    DeviceModel,
-    DeviceRun,
-    filled_up,
-    num_items_of,
-    usable_rows,
-    usable_samples,
-)
+from ipu_trainer.training.device import DeviceModel, DeviceRun
 from ipu_trainer.training.device_prediction import predict_in_pieces
 from ipu_trainer.training.drop_path import add_drop_path
+from ipu_trainer.training.finite_losses import FiniteLosses
 from ipu_trainer.training.folding import Folding
 from ipu_trainer.training.host_loop import HostLoop
+from ipu_trainer.training.host_step import HostStep, host_step, usable_samples
 from ipu_trainer.training.hyperparameter_search import check_search, search_backend, search_with_optuna
+from ipu_trainer.training.loss_reduction import PER_ITEM, LossReduction
 from ipu_trainer.training.named_optimizer import apply_settings, is_named, with_named_optimizer
 from ipu_trainer.training.optimizer import groups_by_depth
 from ipu_trainer.training.streams import WholeHostSteps
@@ -119,6 +114,8 @@ class IPUTrainer(HostLoop):
         # Of a training step on the host, by its model and the shapes of its batch.
         self._operations: WeakKeyDictionary[nn.Module, Dict[Any, int]] = WeakKeyDictionary()
         self._foldings: Dict[Any, Folding] = {}
+        self._loss_reductions: Dict[Any, LossReduction] = {}
+        self._finite_losses = FiniteLosses()
         self.weight_average: Optional[WeightAverage] = None
         if getattr(args, "ema_decay", 0.0):
             self.weight_average = WeightAverage(args.ema_decay)
@@ -171,6 +168,9 @@ class IPUTrainer(HostLoop):
     def batch_table(self, epoch: Optional[EpochPlan] = None) -> str:
         """The batch arithmetic as text; on the host with how it is computed, which the first call finds out."""
         table = batch_table(self.batch_geometry, epoch, self._num_workers())
+        reduction = self.loss_reduction_ahead()
+        if self._accumulates():
+            table += f"\nloss: {'found out on the first batch' if reduction is None else reduction.describe()}"
         nothing_to_fold = self.batch_geometry.accumulation_per_process(self._num_workers()) == 1
         if self.backend.has_executors or nothing_to_fold or not getattr(self.args, "fold", False):
             return table
@@ -414,17 +414,31 @@ class IPUTrainer(HostLoop):
         return run.training_model
 
     def training_step(self, model: nn.Module, inputs: Any, *positional: Any, **named: Any) -> torch.Tensor:
-        if not isinstance(model, DeviceModel):
-            return super().training_step(model, inputs, *positional, **named)
-        return self._run.train_step(self._host_step_of(inputs)).to(self.args.device)
+        if isinstance(model, DeviceModel):
+            loss = self._run.train_step(self._host_step_of(inputs)).to(self.args.device)
+        else:
+            loss = super().training_step(model, inputs, *positional, **named)
+        if self.args.logging_nan_inf_filter:
+            self._finite_losses.add(loss)
+        return loss
 
-    def _host_step_of(self, inputs: Any) -> Dict[str, Any]:
+    def _host_step_of(self, inputs: Any) -> HostStep:
         """What the training executor takes: the batch, a last one filled up, with what losses are weighted by."""
         given = dict(self._prepare_inputs(inputs))
-        geometry = self._run.geometry
-        if not self._fills_up:
-            return self._with_num_items(given)
-        return filled_up(self._with_num_items(usable_rows(given, geometry)), geometry)
+        reduction = self.loss_reduction(given) if self._accumulates() else LossReduction(PER_ITEM)
+        assert reduction is not None
+        return host_step(
+            given,
+            self._run.geometry,
+            reduction,
+            self._count_labels,
+            self._sum_over_processes,
+            num_processes=int(self.args.world_size),
+            fills_up=self._fills_up,
+        )
+
+    def _plain_model(self) -> Any:
+        return self.model_on_host()
 
     @property
     def _fills_up(self) -> bool:
@@ -435,11 +449,6 @@ class IPUTrainer(HostLoop):
         if not hasattr(dataset, "__len__") or type(self).get_train_dataloader is not IPUTrainer.get_train_dataloader:
             return False
         return len(dataset) % self.batch_geometry.samples_per_host_step != 0
-
-    def _with_num_items(self, given: Dict[str, Any]) -> Dict[str, Any]:
-        """The batch and, for losses that are sums over labels, how many labels each weight update has."""
-        num_items = num_items_of(given, self._run.geometry, self._count_labels) if compat.counts_labels(given) else None
-        return given if num_items is None else {**given, NUM_ITEMS: num_items}
 
     def _count_labels(self, batches: List[Dict[str, Any]]) -> Any:
         count = getattr(self, "_get_num_items_in_batch", None)
@@ -457,7 +466,7 @@ class IPUTrainer(HostLoop):
         self.create_optimizer()
         self._wrap_model(self.model)
         given = self._host_step_of(next(iter(loader)))
-        self._run.compile_training(given)
+        self._run.compile_training(given.inputs)
         seconds = self._run.compile_seconds
         logger.warning("compiled in %.1f s; nothing was trained (compile_only)", seconds)
         return TrainOutput(0, 0.0, {"train_compile_seconds": seconds})
@@ -506,6 +515,7 @@ class IPUTrainer(HostLoop):
         return 0 if main_input is None else 6 * main_input.numel() * self._num_parameters
 
     def log(self, logs: Dict[str, float], *positional: Any, **named: Any) -> None:
+        self._finite_losses.correct(logs)
         run = self._device_run
         if self.backend.has_executors:
             logs.pop("grad_norm", None)

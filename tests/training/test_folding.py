@@ -119,10 +119,8 @@ class Counting(IPUTrainer):
 
 
 CASES = {"vit": (vit_without_dropout, IMAGES)}
-if counts_items:
-    CASES["gpt2, labels masked"] = (gpt2, texts())
-else:
-    CASES["bert"] = (bert, SENTENCES)
+CASES["gpt2, labels masked"] = (gpt2, texts())
+CASES["bert"] = (bert, SENTENCES)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -141,13 +139,6 @@ def test_folded_updates_are_those_of_single_micro_batches(tmp_path, name, config
     assert losses(together) == pytest.approx(losses(apart), abs=1e-4)
     for (key, value), other in zip(apart.model.state_dict().items(), together.model.state_dict().values()):
         torch.testing.assert_close(other, value, rtol=0, atol=2e-6, msg=key)
-
-
-@pytest.mark.skipif(counts_items, reason="this transformers counts label tokens over the update")
-def test_token_means_are_not_folded_where_nobody_counts_tokens(tmp_path):
-    trainer = trainer_of(tmp_path, gpt2(), texts(), True)
-    decided = trainer.decide_folding()
-    assert decided.factor == 1 and "tokens of each micro-batch" in decided.reason
 
 
 @pytest.mark.skipif(not counts_items, reason="older loops carry what is left into the next epoch")
@@ -177,7 +168,9 @@ def test_an_epochs_last_update_counts_each_sample_alike(tmp_path, monkeypatch, l
 )
 def test_what_compares_samples_is_computed_literally(tmp_path, make, reason):
     trainer = trainer_of(tmp_path, make(), IMAGES, True, trainer_class=Counting)
+    trainer.loss_is_scaled_for_ga = False  # micro-batches are averaged as they are
     table = trainer.batch_table()
+    assert "loss: a mean over micro-batches" in table
     assert "folded: 1 micro-batches" in table and reason in table
     before = {name: value.clone() for name, value in make().state_dict().items()}
     for name, value in trainer.model.state_dict().items():  # looking changed nothing, running means neither
@@ -186,7 +179,7 @@ def test_what_compares_samples_is_computed_literally(tmp_path, make, reason):
     assert set(trainer.passes) == {2}
 
 
-def test_a_loss_that_sums_over_samples_is_computed_literally(tmp_path):
+def test_a_loss_that_sums_over_samples_is_folded(tmp_path):
     class Sums(Counting):
         def compute_loss(self, model, inputs, return_outputs=False, **_):
             outputs = model(**inputs)
@@ -194,15 +187,15 @@ def test_a_loss_that_sums_over_samples_is_computed_literally(tmp_path):
             return (loss, outputs) if return_outputs else loss
 
     trainer = trainer_of(tmp_path, vit(), IMAGES, True, trainer_class=Sums)
-    # Where the loop does not divide losses of models that are told the number of labels, sums are sums in any passes.
-    assert trainer.decide_folding().factor == (8 if counts_items else 1)
+    assert "loss: a sum over samples" in trainer.batch_table()
+    assert trainer.decide_folding().factor == 8
 
 
-@pytest.mark.skipif(not counts_items, reason="only newer loops leave the division to the model")
-def test_a_model_that_takes_means_where_the_loop_expects_sums_is_computed_literally(tmp_path):
-    """BERT's masked loss: stock Trainer adds up the means of micro-batches, and so do we."""
-    decided = trainer_of(tmp_path, bert(BertForMaskedLM), texts(), True).decide_folding()
-    assert decided.factor == 1 and "not equal" in decided.reason
+def test_a_mean_over_different_numbers_of_labels_is_folded(tmp_path):
+    """BERT's masked loss takes num_items_in_batch and returns a mean all the same."""
+    trainer = trainer_of(tmp_path, bert(BertForMaskedLM), texts(), True)
+    assert "loss: a mean over the entries of labels" in trainer.batch_table()
+    assert trainer.decide_folding().factor == 8
 
 
 class InOrder(IPUTrainer):
@@ -463,7 +456,9 @@ def test_the_ranking_loss_compares_samples_and_cross_entropy_does_not(tmp_path, 
     assert decided.factor == factor, decided.reason
 
 
-def test_a_weighted_cross_entropy_divides_by_the_weights_of_a_pass(tmp_path):
+def test_a_weighted_cross_entropy_is_refused_or_averaged_by_micro_batches(tmp_path):
+    """It divides by the weights of a pass, so of single samples the weights are lost."""
+
     class Weighted(IPUTrainer):
         def compute_loss(self, model, inputs, return_outputs=False, **_):
             labels = inputs["labels"]
@@ -472,7 +467,14 @@ def test_a_weighted_cross_entropy_divides_by_the_weights_of_a_pass(tmp_path):
             )
 
     shuffled = [{**sample, "labels": int(index % 3 == 0)} for index, sample in enumerate(IMAGES)]
-    decided = trainer_of(tmp_path, vit(), shuffled, True, trainer_class=Weighted).decide_folding()
+    trainer = trainer_of(tmp_path, vit(), shuffled, True, trainer_class=Weighted)
+    with pytest.raises(
+        ValueError, match="by Weighted.compute_loss.*neither a mean nor a sum.*loss_is_scaled_for_ga = False"
+    ):
+        trainer.train()
+    assert trainer.state.global_step == 0
+    trainer.loss_is_scaled_for_ga = False
+    decided = trainer.decide_folding()
     assert decided.factor == 1 and "not equal" in decided.reason
 
 

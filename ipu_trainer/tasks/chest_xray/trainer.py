@@ -41,6 +41,7 @@ class ChestXrayTrainer(IPUTrainer):
 
     data_collator: Any
     loader_follows_folding = True
+    loss_is_scaled_for_ga = False  # means of micro-batches: the ranking loss compares the samples of one
 
     def __init__(
         self, *positional: Any, finding_loss: FindingLoss, balance: float = 0.0, tail: str = "drop", **named: Any
