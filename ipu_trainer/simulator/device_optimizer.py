@@ -111,7 +111,7 @@ class DeviceOptimizer:
                     f"the optimizer has a parameter of shape {tuple(tensor.shape)} that the model does not have. Make "
                     "the optimizer from the parameters of the model that is given to trainingModel()."
                 )
-            if variable.is_parameter and variable.host().is_floating_point():
+            if variable.is_parameter and variable.copies[0].is_floating_point():
                 slots += [Slot(variable, copy, i) for i, copy in enumerate(variable.copies)]
         return slots
 

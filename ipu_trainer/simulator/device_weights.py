@@ -126,10 +126,10 @@ class DeviceWeights:
 
     def find(self, tensor: torch.Tensor) -> Optional[Variable]:
         """The variable of one of the program's tensors: the same object, or one that shares its memory."""
-        address = tensor.data_ptr()
-        for variable in self.variables:
+        for variable in self.variables:  # before anything of it is read, which would fetch the weights
             if variable.host() is tensor:
                 return variable
+        address = tensor.data_ptr()
         shares = [v for v in self.variables if address and v.host().data_ptr() == address]
         return shares[0] if shares else None
 

@@ -163,7 +163,7 @@ class AccumulatedLoss(Trainer):  # type: ignore[misc]  # transformers is not typ
         samples, num_items = super().get_batch_samples(*positional, **named)
         self._update = None
         if samples and self._accumulates():
-            reduction = self.loss_reduction(_joined(samples))
+            reduction = self.loss_reduction() or self.loss_reduction(_joined(samples))
             assert reduction is not None
             total: Any = sum(reduction.items(inputs, self.batch_geometry.micro_batch) for inputs in samples)
             self._update = UpdateInProgress(reduction, self._over_processes(reduction, total))

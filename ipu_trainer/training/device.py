@@ -23,6 +23,7 @@ from ipu_trainer.pipelining import pipelined
 from ipu_trainer.pipelining.plan import check_depth
 from ipu_trainer.training.device_optimizer import DeviceOptimizer
 from ipu_trainer.training.host_step import LOSS_WEIGHT, NUM_ITEMS, HostStep, tensors
+from ipu_trainer.training.written_weights import FetchedWeights
 
 logger = logging.get_logger(__name__)
 
@@ -119,6 +120,7 @@ class DeviceRun:
         self._pipeline: Any = None
         self._trainer: Any = None
         self._trained_shapes: Any = None
+        self._fetched_weights: Optional[FetchedWeights] = None
         self._inference: Dict[Tuple[Any, ...], Any] = {}
         self._optimizer: Optional[DeviceOptimizer] = None
         self._rng_state: Optional[List[int]] = None
@@ -153,8 +155,6 @@ class DeviceRun:
         """Bring everything home: weights and optimizer state are fetched, IPUs let go, the model is as it was."""
         if self._trainer is not None:
             self._rng_state = self._read_rng()
-            if self._trainer.isCompiled():
-                self.num_weight_copies += 1
             self._trainer.destroy()
             self._trainer = None
         for executor in self._inference.values():
@@ -172,8 +172,6 @@ class DeviceRun:
         """Copy the weights from the device, if it has newer ones."""
         if self._trainer is not None and self._trainer.isCompiled() and self._weights_are_old:
             self._trainer.copyWeightsToHost()
-            self.num_weight_copies += 1
-            self._weights_are_old = False
 
     def state_dict(self) -> Dict[str, torch.Tensor]:
         """The plain model's newest state, under the names of its Hugging Face checkpoint."""
@@ -190,16 +188,30 @@ class DeviceRun:
         given = self._enter(step.inputs)
         self._check_size(given)
         self._prepare_training(given)
-        assert self._optimizer is not None
+        assert self._optimizer is not None and self._fetched_weights is not None
         self._detach_inference()
         # Attaching sends the optimizer's state, old learning rates included: the new ones come after it.
         if not self._compile_only and not self._trainer.isAttachedToDevice():
             self._trainer.attachToDevice()
+        self._send_written_weights(self._fetched_weights.written())
         if self._optimizer.push():
             self._trainer.setOptimizer(self._optimizer.device)
         losses = self._call(self._trainer, given)
+        self._fetched_weights.forget()
         self._weights_are_old = True
         return self._mean_loss(losses, step.shares)
+
+    def _send_written_weights(self, written: List[str]) -> None:
+        """What callbacks and subclasses wrote into the model since the last step."""
+        if written:
+            logger.info(
+                "%d weights were written on the host (%s, ...) and are sent to the device", len(written), written[0]
+            )
+            self._trainer.copyWeightsToDevice()
+
+    def _has_fetched(self) -> None:
+        self.num_weight_copies += 1
+        self._weights_are_old = False
 
     def compile_training(self, inputs: Inputs) -> None:
         """Compile for a host step of these shapes; nothing runs."""
@@ -236,6 +248,7 @@ class DeviceRun:
             if self._recompute and self.config.ipus_per_replica == 1:  # pipelines recompute anyway
                 options._Popart.set("autoRecomputation", int(self.backend.popart.RecomputationType.Standard))
             self._trainer = self.backend.poptorch.trainingModel(graph, options, self._optimizer.device)
+            self._fetched_weights = FetchedWeights(self._trainer, self._pipeline.module, self.model, self._has_fetched)
             self._trained_shapes = shapes
             self._compile(self._trainer, given)
             if self._rng_state is not None:
@@ -302,10 +315,7 @@ class DeviceRun:
     def begin_inference(self) -> None:
         """Let inference see the newest weights and have the IPUs."""
         if self._trainer is not None and self._trainer.isAttachedToDevice():
-            if self._weights_are_old:
-                self.num_weight_copies += 1
             self._trainer.detachFromDevice()
-            self._weights_are_old = False
         for executor in self._inference.values():
             if executor.isAttachedToDevice():
                 executor.copyWeightsToDevice()

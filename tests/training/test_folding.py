@@ -478,19 +478,24 @@ def test_a_weighted_cross_entropy_is_refused_or_averaged_by_micro_batches(tmp_pa
     assert decided.factor == 1 and "not equal" in decided.reason
 
 
+# Samples of one size, and rows of which different numbers of labels count.
+SHARED_OUT = {"vit": (vit_without_dropout, IMAGES), "bert": (lambda: bert(BertForMaskedLM), texts())}
 TWO_PROCESSES = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import torch
-from test_folding import IMAGES, Counting, trainer_of, vit_without_dropout
+from test_folding import SHARED_OUT, Counting, trainer_of
 from ipu_trainer import IPUConfig
 torch.set_num_threads(1)
 config = IPUConfig(gradient_accumulation_steps=4, replication_factor=2)
-trainer = trainer_of(sys.argv[2], vit_without_dropout(), IMAGES, sys.argv[3] == "fold", 2, config=config, trainer_class=Counting)
-trainer.train()
+found = {}
+for name, (make, data) in SHARED_OUT.items():
+    trainer = trainer_of(sys.argv[2], make(), data, sys.argv[3] == "fold", 2, config=config, trainer_class=Counting)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    found[name] = trainer.passes, losses, trainer.model.state_dict()
 if trainer.is_world_process_zero():
-    torch.save((trainer.passes, losses := [e["loss"] for e in trainer.state.log_history if "loss" in e],
-                trainer.model.state_dict()), sys.argv[4])
+    torch.save(found, sys.argv[4])
 """
 
 
@@ -511,11 +516,12 @@ def test_two_processes_fold_their_shares_and_update_as_the_literal_loop(tmp_path
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
         results.append(torch.load(out, weights_only=True))
-    (literal_passes, literal_losses, literal), (passes, found_losses, found) = results
-    assert set(literal_passes) == {2} and set(passes) == {8}
-    assert found_losses == pytest.approx(literal_losses, abs=1e-4)
-    for name, value in literal.items():
-        torch.testing.assert_close(found[name], value, rtol=0, atol=2e-6, msg=name)
+    for name in SHARED_OUT:
+        (literal_passes, literal_losses, literal), (passes, found_losses, found) = (result[name] for result in results)
+        assert set(literal_passes) == {2} and set(passes) == {8}
+        assert found_losses == pytest.approx(literal_losses, abs=1e-4)
+        for parameter, value in literal.items():
+            torch.testing.assert_close(found[parameter], value, rtol=0, atol=2e-6, msg=f"{name}: {parameter}")
 
 
 @given(st.integers(1, 500), st.integers(1, 9), st.integers(1, 40))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from families import ACCUMULATION, CASES, MICRO_BATCH, assert_as_host, model_of, trained
 from test_on_device import ROUNDING, assert_same_weights, trainer_of
+from transformers import TrainerCallback
 
 from ipu_trainer import IPUConfig, IPUTrainer, IPUTrainingArguments
 from ipu_trainer.backends import choose_backend
@@ -45,6 +46,19 @@ def test_optimums_pipelined_classes_train_as_ours(tmp_path):
             read.state_dict()["classifier.bias" if name == "vit" else "cls.predictions.bias"],
             theirs.model.state_dict()["classifier.bias" if name == "vit" else "cls.predictions.bias"],
         )
+
+
+@in_own_process
+def test_weights_that_a_callback_writes_beside_optimums_class_are_refused(tmp_path):
+    class Fill(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **_):
+            with torch.no_grad():
+                next(model.parameters()).fill_(0.5)
+
+    trainer = trainer_of("bert", tmp_path, "simulated", pipelining="optimum")
+    trainer.add_callback(Fill())
+    with pytest.raises(ValueError, match="twin of optimum-graphcore's class.*pipelining='generic'"):
+        trainer.train()
 
 
 @in_own_process
