@@ -176,7 +176,7 @@ def _parts(sample: Dict[str, Any], first: LossReduction) -> List[Dict[str, Any]]
 
 
 def _unevenly_labelled(sample: Dict[str, Any], first: LossReduction) -> Dict[str, Any]:
-    """The samples, the first with half of its labels: weighings then differ, also where all had the same number.
+    """The samples, the first with the earlier half of its labels: weighings then differ, also where all had the same number.
 
     On a GPU only where labels are ignored anyway, since a loss that does not know ignore_index would end the process there.
     """
@@ -185,9 +185,13 @@ def _unevenly_labelled(sample: Dict[str, Any], first: LossReduction) -> Dict[str
     labels: torch.Tensor = sample[first.over]
     if labels.device.type != "cpu" and not bool(labels.eq(first.ignore_index).any()):
         return sample
+    counted = labels[0].ne(first.ignore_index)
+    later = counted & (counted.cumsum(-1) * 2 > counted.sum(-1, keepdim=True))
+    if not bool((counted & ~later).any()):
+        return sample
     labels = labels.clone()
-    labels[0, ..., : labels.shape[-1] // 2] = first.ignore_index
-    return {**sample, first.over: labels} if bool(labels[0].ne(first.ignore_index).any()) else sample
+    labels[0] = labels[0].masked_fill(later, first.ignore_index)
+    return {**sample, first.over: labels}
 
 
 def _device(inputs: Mapping[str, Any]) -> torch.device:
