@@ -1,7 +1,7 @@
-"""Losses that are no numbers are logged as such, where Trainer's filter would log 0.0.
+"""Losses that are no numbers are never logged as 0.0.
 
-With logging_nan_inf_filter (its default) the stock loop puts the mean of the losses before it in the place of a loss that is NaN or
-infinite. Where there are none, since the first of a logging window or all of them are so, that mean is 0.0, the best loss there is.
+With logging_nan_inf_filter the stock loop puts the mean of a logging window's losses in the place of one that is NaN or infinite.
+In a window of such losses alone that mean is 0.0, the best loss there is.
 """
 
 from __future__ import annotations
@@ -9,29 +9,40 @@ from __future__ import annotations
 from typing import Dict, Optional
 
 import torch
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+NOT_A_NUMBER = float("nan")
 
 
 class FiniteLosses:
-    """Whether a logging window, and the whole training, had a loss that is a number. Nothing waits for a GPU before a log."""
+    """Counts the losses of a logging window that are no numbers. Nothing waits for a GPU before a log."""
 
     def __init__(self) -> None:
-        self._in_window: Optional[torch.Tensor] = None
-        self._in_training: Optional[torch.Tensor] = None
+        self._steps = 0
+        self._not_finite: Optional[torch.Tensor] = None
+        self._last = NOT_A_NUMBER
+        self._lost_a_window = False
 
     def add(self, loss: torch.Tensor) -> None:
-        finite = loss.detach().isfinite().all()
-        self._in_window = finite if self._in_window is None else self._in_window | finite
+        broken = (~loss.detach().isfinite()).any().long()
+        self._steps += 1
+        self._not_finite = broken if self._not_finite is None else self._not_finite + broken
 
     def correct(self, logs: Dict[str, float]) -> None:
-        """Put NaN where `loss` or `train_loss` was computed of no number."""
-        if "loss" in logs and self._in_window is not None:
-            if not bool(self._in_window):
-                logs["loss"] = float("nan")
-            seen = self._in_window
-            self._in_training = seen if self._in_training is None else self._in_training | seen
-            self._in_window = None
+        """Say in `logs` how many losses were no numbers; of a window without any other, `loss` is the last one that was."""
+        if "loss" in logs and self._not_finite is not None:
+            not_finite = int(self._not_finite)
+            if not_finite:
+                logs["non_finite_losses"] = not_finite
+            if not_finite == self._steps:
+                self._lost_a_window = True
+                logger.warning("all %d losses since the last log are NaN or infinite", not_finite)
+                logs["loss"] = self._last
+            self._last = logs["loss"]
+            self._steps, self._not_finite = 0, None
         if "train_loss" in logs:
-            seen_last = [flag for flag in (self._in_window, self._in_training) if flag is not None]
-            if seen_last and not any(bool(flag) for flag in seen_last):
-                logs["train_loss"] = float("nan")
-            self._in_window = self._in_training = None
+            if self._lost_a_window or (self._not_finite is not None and int(self._not_finite) == self._steps):
+                logs["train_loss"] = NOT_A_NUMBER
+            self._steps, self._not_finite = 0, None
+            self._last, self._lost_a_window = NOT_A_NUMBER, False
