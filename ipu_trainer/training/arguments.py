@@ -88,6 +88,12 @@ class IPUTrainingArguments(TrainingArguments):
             "rounded after each layer (docs/performance.md)."
         },
     )
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={
+            "help": "Log finite losses alone: of a window without any, the last one before it. Waits for a GPU each step."
+        },
+    )
     ema_decay: float = field(
         default=0.0, metadata={"help": "Decay of the weight average that is evaluated and saved; 0 is off."}
     )

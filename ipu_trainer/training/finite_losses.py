@@ -1,18 +1,20 @@
 """Losses that are no numbers are never logged as 0.0.
 
 With logging_nan_inf_filter the stock loop puts the mean of a logging window's losses in the place of one that is NaN or infinite.
-In a window of such losses alone that mean is 0.0, the best loss there is.
+In a window of such losses alone that mean is 0.0, the best loss there is. The filter promises finite numbers, so there the last
+loss that was one is logged again, or without any the largest number there is: never a better one than was seen.
 """
 
 from __future__ import annotations
 
+import sys
 from typing import Dict, Optional
 
 import torch
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
-NOT_A_NUMBER = float("nan")
+_WORST = sys.float_info.max
 
 
 class FiniteLosses:
@@ -21,7 +23,7 @@ class FiniteLosses:
     def __init__(self) -> None:
         self._steps = 0
         self._not_finite: Optional[torch.Tensor] = None
-        self._last = NOT_A_NUMBER
+        self._last = _WORST
         self._lost_a_window = False
 
     def add(self, loss: torch.Tensor) -> None:
@@ -37,12 +39,14 @@ class FiniteLosses:
                 logs["non_finite_losses"] = not_finite
             if not_finite == self._steps:
                 self._lost_a_window = True
-                logger.warning("all %d losses since the last log are NaN or infinite", not_finite)
+                logger.warning(
+                    "all %d losses since the last log are NaN or infinite (logging_nan_inf_filter)", not_finite
+                )
                 logs["loss"] = self._last
             self._last = logs["loss"]
             self._steps, self._not_finite = 0, None
         if "train_loss" in logs:
             if self._lost_a_window or (self._not_finite is not None and int(self._not_finite) == self._steps):
-                logs["train_loss"] = NOT_A_NUMBER
+                logs["train_loss"] = float("nan")
             self._steps, self._not_finite = 0, None
-            self._last, self._lost_a_window = NOT_A_NUMBER, False
+            self._last, self._lost_a_window = _WORST, False

@@ -1,5 +1,7 @@
 """One update depends on its samples alone: 1 x 8, 2 x 4 and 8 x 1 take the same step, whatever the loss is."""
 
+import sys
+
 import pytest
 import torch
 from heads import HEADS, head_of, samples_of
@@ -15,9 +17,9 @@ def step(folder, head, backend, micro_batch, accumulation, trainer_class=IPUTrai
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     output_mode = changes.pop("output_mode", "all")
     values = dict(
-        per_device_train_batch_size=micro_batch, max_steps=1, learning_rate=0.5, optim="sgd", max_grad_norm=0.0, report_to=[],
+        per_device_train_batch_size=micro_batch, learning_rate=0.5, optim="sgd", max_grad_norm=0.0, report_to=[],
         lr_scheduler_type="constant", save_strategy="no", logging_steps=1, use_cpu=True, disable_tqdm=True, compile="off",
-        **{"fold": False, **changes},
+        **{"fold": False, "max_steps": 1, **changes},
     )  # fmt: skip
     trainer = trainer_class(
         model=model,
@@ -203,15 +205,36 @@ def test_what_is_logged_of_the_last_micro_batch_is_the_mean_over_its_labels(tmp_
     assert logged == pytest.approx(alone, rel=1e-5)
 
 
+class Breaking(IPUTrainer):
+    """Its loss is a number until the step that `breaks_at` names."""
+
+    loss_is_scaled_for_ga, breaks_at = False, 0
+
+    def compute_loss(self, model, inputs, return_outputs=False, **_):
+        factor = 1.0 if self.state.global_step < self.breaks_at else float("nan")
+        return (model(inputs["pixel_values"]).logits ** 2).sum() * factor
+
+
 @pytest.mark.parametrize("backend", ["host", "simulated"])
 def test_a_loss_that_is_not_a_number_is_logged_as_such(tmp_path, backend):
-    """Trainer's filter adds the mean of the losses before it, of which there are none: 0.0."""
-
-    class Broken(IPUTrainer):
-        loss_is_scaled_for_ga = False
-
-        def compute_loss(self, model, inputs, return_outputs=False, **_):
-            return model(inputs["pixel_values"]).logits.sum() * float("nan")
-
-    _, logged = step(tmp_path, "ViTForImageClassification", backend, 2, 2, Broken, logging_nan_inf_filter=True)
+    _, logged = step(tmp_path, "ViTForImageClassification", backend, 2, 2, Breaking)
     assert logged != logged
+
+
+@pytest.mark.parametrize("breaks_at", [0, 2])
+def test_a_filter_of_losses_never_logs_a_better_one_than_was_seen(tmp_path, breaks_at):
+    """Trainer's own adds the mean of the window, which of no number is 0.0."""
+    made = []
+
+    class Noted(Breaking):
+        def __init__(self, *given, **named):
+            super().__init__(*given, **named)
+            self.breaks_at = breaks_at
+            made.append(self)
+
+    step(tmp_path, "ViTForImageClassification", "host", 2, 2, Noted, logging_nan_inf_filter=True, max_steps=4)
+    entries = [entry for entry in made[0].state.log_history if "loss" in entry]
+    assert [entry.get("non_finite_losses") for entry in entries] == [None] * breaks_at + [2] * (4 - breaks_at)
+    losses = [entry["loss"] for entry in entries]
+    assert losses[breaks_at:] == [losses[1] if breaks_at else sys.float_info.max] * (4 - breaks_at)
+    assert made[0].state.log_history[-1]["train_loss"] != made[0].state.log_history[-1]["train_loss"]
