@@ -69,4 +69,4 @@ def _contents(module: nn.Module) -> _Contents:
 
 def _checksum(tensor: torch.Tensor) -> int:
     plain = tensor.detach().cpu().contiguous().reshape(-1)
-    return zlib.crc32(memoryview(plain.view(torch.uint8).numpy()))
+    return zlib.crc32(plain.view(torch.uint8).numpy().data)
