@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Dict, Sequence
+from typing import Any, Dict, Optional, Sequence
 
 import numpy as np
 import transformers
@@ -23,7 +23,7 @@ from ipu_trainer.tasks.chest_xray import report
 from ipu_trainer.tasks.chest_xray.arguments import ChestXrayArguments, finding_loss, parse_arguments
 from ipu_trainer.tasks.chest_xray.dataset import ChestXrayDataset, PreparedChestXrays, load_prepared
 from ipu_trainer.tasks.chest_xray.losses import FindingLoss
-from ipu_trainer.tasks.chest_xray.model import load_model, load_processor
+from ipu_trainer.tasks.chest_xray.model import load_model, load_processor, read_config
 from ipu_trainer.tasks.chest_xray.page import write_report
 from ipu_trainer.tasks.chest_xray.record import resolved_settings
 from ipu_trainer.tasks.chest_xray.trainer import ChestXrayTrainer, sigmoid
@@ -139,10 +139,17 @@ class Job:
     settings: Dict[str, Any]
     train_set: ChestXrayDataset
     validation_set: ChestXrayDataset
+    loaded: Optional[Any] = None
+
+    def load(self) -> None:
+        """Load the model, for new_model() to give away once. Raises ValueError for weights that are not all there."""
+        transformers.set_seed(self.args.seed)
+        self.loaded = load_model(self.recipe.model, self.data.findings, self.train_set.labels.mean(axis=0))
 
     def new_model(self) -> Any:
-        transformers.set_seed(self.args.seed)
-        model = load_model(self.recipe.model, self.data.findings, self.train_set.labels.mean(axis=0))
+        if self.loaded is None:
+            self.load()
+        model, self.loaded = self.loaded, None
         transformers.set_seed(self.args.seed)  # a trial then draws as a run, whose trainer begins with this seed
         return model
 
@@ -164,7 +171,8 @@ class Job:
 
 
 def prepare_job(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Job:
-    """Data, normalisation and loss. Raises ValueError for what does not go together."""
+    """Model, data, normalisation and loss. Raises ValueError for what does not go together."""
+    read_config(recipe.model)
     data = load_prepared(recipe.data)
     train_set, validation_set = data.split("train"), data.split("validation")
     if not len(validation_set):
@@ -176,7 +184,9 @@ def prepare_job(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Job:
     normalisation = load_normalisation(recipe.model, data.size, data.manifest["resample"])
     loss = finding_loss(recipe, args, train_set)
     settings = resolved_settings(recipe, args, config, data, normalisation, loss)
-    return Job(recipe, args, data, config, normalisation, loss, settings, train_set, validation_set)
+    job = Job(recipe, args, data, config, normalisation, loss, settings, train_set, validation_set)
+    job.load()
+    return job
 
 
 def _watch(findings: Sequence[str]) -> Any:

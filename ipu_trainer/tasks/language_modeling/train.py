@@ -11,7 +11,7 @@ import copy
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, Optional, Sequence
 
 import transformers
 
@@ -23,7 +23,15 @@ from ipu_trainer.tasks.fit_warning import feasibility_check, fit_warning, warn
 from ipu_trainer.tasks.language_modeling.arguments import LanguageModelingArguments, parse_arguments
 from ipu_trainer.tasks.language_modeling.corpus import Corpus, prepare_corpus
 from ipu_trainer.tasks.language_modeling.metrics import perplexity, token_losses
-from ipu_trainer.tasks.language_modeling.model import NO_DROPOUT, SIZES, build_model, check_shapes, is_masked
+from ipu_trainer.tasks.language_modeling.model import (
+    NO_DROPOUT,
+    SIZES,
+    build_model,
+    check_architecture,
+    check_shapes,
+    is_masked,
+    load_model,
+)
 from ipu_trainer.tasks.language_modeling.packing import PackedRows, RowCollator, unigram_perplexity
 from ipu_trainer.tasks.language_modeling.page import write_report
 from ipu_trainer.tasks.language_modeling.samples import PrintSamples, continuations, fillings
@@ -145,18 +153,21 @@ class Job:
     masked: bool
     scratch: bool
     overrides: Dict[str, Any]
+    loaded: Optional[Any] = None  # the model with its weights, for new_model() to give away once
 
     def new_model(self) -> Any:
         transformers.set_seed(self.args.seed)
-        model = build_model(
-            self.recipe.model,
-            copy.deepcopy(self.config),
-            self.corpus.tokenizer,
-            self.sequence_length,
-            self.masked,
-            self.scratch,
-            self.overrides,
-        )
+        model, self.loaded = self.loaded, None
+        if model is None:
+            model = build_model(
+                self.recipe.model,
+                copy.deepcopy(self.config),
+                self.corpus.tokenizer,
+                self.sequence_length,
+                self.masked,
+                self.scratch,
+                self.overrides,
+            )
         transformers.set_seed(self.args.seed)  # a trial then draws as a run, whose trainer begins with this seed
         return model
 
@@ -179,6 +190,7 @@ def prepare_job(recipe: LanguageModelingArguments, args: IPUTrainingArguments) -
     """Model configuration, tokenizer and corpus. Raises ValueError for what does not go together."""
     config = find_config(recipe.model, SIZES, NO_DROPOUT)
     masked = is_masked(config, recipe.objective)
+    check_architecture(recipe.model, config, masked)
     scratch = from_scratch(recipe.model, SIZES, recipe.from_scratch)
     own = own_tokenizer(recipe.model, SIZES)
     source = recipe.tokenizer or (own if own and has_tokenizer(own) else "")
@@ -186,11 +198,14 @@ def prepare_job(recipe: LanguageModelingArguments, args: IPUTrainingArguments) -
     check_overrides(overrides, scratch)
     change_config(config, overrides)
     sequence_length = recipe.sequence_length or _default_length(recipe.model, config)
-    check_shapes(config, 0, sequence_length)  # before the corpus is read
+    check_shapes(config, 0, sequence_length)
+    transformers.set_seed(args.seed)
+    loaded = None if scratch else load_model(recipe.model, masked)  # refused before the corpus is read
     with args.main_process_first(local=False, desc="corpus"):
         corpus = prepare_corpus(recipe, source, masked, Path(args.output_dir) / "data", args.seed)
+    check_shapes(config, 0 if scratch else len(corpus.tokenizer), sequence_length)
     ipu_config = load_profile(recipe.ipu_config).config if recipe.ipu_config else IPUConfig(output_mode="sum")
-    return Job(recipe, args, config, ipu_config, corpus, sequence_length, masked, scratch, overrides)
+    return Job(recipe, args, config, ipu_config, corpus, sequence_length, masked, scratch, overrides, loaded)
 
 
 def table(metrics: Dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ import dataclasses
 import io
 import itertools
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import transformers
 
@@ -37,7 +37,14 @@ from ipu_trainer.tasks.record import RUN_FILE, resumable_checkpoint, training_se
 from ipu_trainer.tasks.search import Searched
 from ipu_trainer.tasks.seq2seq.arguments import Seq2SeqArguments, parse_arguments
 from ipu_trainer.tasks.seq2seq.metrics import baseline_texts, decoded, generation_metrics, text_scores
-from ipu_trainer.tasks.seq2seq.model import NO_DROPOUT, SIZES, build_model, check_encoder_decoder, check_shapes
+from ipu_trainer.tasks.seq2seq.model import (
+    NO_DROPOUT,
+    SIZES,
+    build_model,
+    check_encoder_decoder,
+    check_shapes,
+    load_model,
+)
 from ipu_trainer.tasks.seq2seq.page import write_report
 from ipu_trainer.tasks.seq2seq.pairs import FixedShapePairs, Pair, docstring_pairs, read_pairs
 from ipu_trainer.tasks.tokenizers import has_tokenizer, load_tokenizer, save_tokenizer, train_tokenizer
@@ -149,11 +156,14 @@ class Job:
     lengths: Tuple[int, int]
     scratch: bool
     overrides: Dict[str, Any]
+    loaded: Optional[Any] = None  # the model with its weights, for new_model() to give away once
 
     def new_model(self) -> Any:
         transformers.set_seed(self.args.seed)
-        config = copy.deepcopy(self.config)
-        model = build_model(self.recipe.model, config, self.tokenizer, self.lengths, self.scratch, self.overrides)
+        model, self.loaded = self.loaded, None
+        if model is None:
+            config = copy.deepcopy(self.config)
+            model = build_model(self.recipe.model, config, self.tokenizer, self.lengths, self.scratch, self.overrides)
         transformers.set_seed(self.args.seed)  # a trial then draws as a run, whose trainer begins with this seed
         return model
 
@@ -181,6 +191,8 @@ def prepare_job(recipe: Seq2SeqArguments, args: IPUSeq2SeqTrainingArguments) -> 
     change_config(config, overrides)
     lengths = (recipe.source_length, recipe.target_length)
     check_shapes(config, 0, lengths)
+    transformers.set_seed(args.seed)
+    loaded = None if scratch else load_model(recipe.model)  # refused before pairs are read
     train_pairs, validation_pairs = split_pairs(recipe, args.seed)
     own = own_tokenizer(recipe.model, SIZES)
     source = recipe.tokenizer or (own if own and has_tokenizer(own) else "")
@@ -189,8 +201,10 @@ def prepare_job(recipe: Seq2SeqArguments, args: IPUSeq2SeqTrainingArguments) -> 
     else:
         texts = (text for pair in train_pairs for text in (pair.source, pair.target))
         tokenizer = train_tokenizer(texts, recipe.vocab_size, "RobertaTokenizer")
+    check_shapes(config, 0 if scratch else len(tokenizer), lengths)
     ipu_config = load_profile(recipe.ipu_config).config if recipe.ipu_config else IPUConfig(output_mode="sum")
-    return Job(recipe, args, config, ipu_config, tokenizer, train_pairs, validation_pairs, lengths, scratch, overrides)
+    pairs = (train_pairs, validation_pairs)
+    return Job(recipe, args, config, ipu_config, tokenizer, *pairs, lengths, scratch, overrides, loaded)
 
 
 def split_pairs(recipe: Seq2SeqArguments, seed: int) -> Tuple[List[Pair], List[Pair]]:
