@@ -140,11 +140,13 @@ def test_bad_files_stop_everything_unless_skipped(settings, phantoms, tmp_path):
     (folder / names[5]).write_bytes((folder / names[5]).read_bytes()[:200])
     (folder / names[7]).unlink()
     bad = replace(settings, images=folder)
-    summary = prepare(bad, progress=False)
-    assert (summary.finished, summary.rejected) == (False, 3)
-    assert [path.name for path in settings.output.iterdir()] == ["rejected.csv"]
-    with (settings.output / "rejected.csv").open() as file:
-        assert {row["file"] for row in csv.DictReader(file)} == {names[3], names[5], names[7]}
+    for only_present, rejected in ((False, [names[7]]), (True, [names[3], names[5]])):  # the table's, then the images'
+        summary = prepare(replace(bad, only_present=only_present), progress=False)
+        assert (summary.finished, summary.rejected) == (False, len(rejected))
+        assert ("not decoded yet" in summary.describe()) is not only_present
+        assert [path.name for path in settings.output.iterdir()] == ["rejected.csv"]
+        with (settings.output / "rejected.csv").open() as file:
+            assert sorted(row["file"] for row in csv.DictReader(file)) == rejected
     summary = prepare(replace(bad, skip_bad=True), progress=False)
     assert (summary.finished, summary.num_images, summary.rejected) == (True, 117, 3)
     kept = load_prepared(settings.output).split("all")
@@ -204,11 +206,11 @@ def test_a_killed_preparation_goes_on_where_it_was(settings, phantoms, tmp_path,
     program = (
         "import sys, time; from pathlib import Path\n"
         "from ipu_trainer.tasks.chest_xray import images, prepare as p\n"
-        "real = images.decode_gray\n"
+        "real = images.open_image\n"
         "def slow(content):\n"
         "    time.sleep(0.02)\n"
         "    return real(content)\n"
-        "images.decode_gray = slow\n"
+        "images.open_image = slow\n"
         "a, b, c = map(Path, sys.argv[1:])\n"
         "p.prepare(p.PrepareSettings(a, b, c, size=32, workers=1), progress=False)\n"
     )
@@ -228,8 +230,8 @@ def test_a_killed_preparation_goes_on_where_it_was(settings, phantoms, tmp_path,
         load_prepared(settings.output)
 
     decoded = []
-    real = images.decode_gray
-    monkeypatch.setattr(images, "decode_gray", lambda content: decoded.append(1) or real(content))
+    real = images.open_image
+    monkeypatch.setattr(images, "open_image", lambda content: decoded.append(1) or real(content))
     assert prepare(settings, progress=False).finished
     assert 0 < len(decoded) <= 120 - 32
     assert (settings.output / "pixels.u8").read_bytes() == (reference / "pixels.u8").read_bytes()
