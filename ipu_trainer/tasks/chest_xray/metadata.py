@@ -20,6 +20,7 @@ from typing import Collection, Dict, Iterator, List, Optional, Sequence, Set, Tu
 from ipu_trainer.tasks.chest_xray.label_columns import LabelColumns
 from ipu_trainer.tasks.chest_xray.labels import NIH_FINDINGS, NO_FINDING, LabelError, parse_findings, plain
 from ipu_trainer.tasks.chest_xray.text_files import open_text, table_rows
+from ipu_trainer.tasks.folders import is_hidden
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 # A year count above this is a typing error; the 2017 edition has ages up to 414.
@@ -185,10 +186,6 @@ def _list_images(images: Path) -> Set[str]:
             if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not is_hidden(name):
                 found.add(name if prefix == "." else f"{prefix}/{name}".replace(os.sep, "/"))
     return found
-
-
-def is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
 
 
 def _locate(name: str, root: Path, files: Set[str], by_name: Dict[str, List[str]]) -> Optional[str]:

@@ -29,8 +29,15 @@ from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Sequenc
 import numpy as np
 from tqdm import tqdm
 
-from ipu_trainer.atomic import atomic_path, write_json, write_text
+from ipu_trainer.atomic import write_json, write_text
 from ipu_trainer.tasks.chest_xray import images as image_files
+from ipu_trainer.tasks.chest_xray.image_folder import (
+    METADATA,
+    read_records,
+    records,
+    write_beside_images,
+    write_records,
+)
 from ipu_trainer.tasks.chest_xray.images import GrayRange
 from ipu_trainer.tasks.chest_xray.labels import NIH_FINDINGS, n_hot
 from ipu_trainer.tasks.chest_xray.metadata import Rejection, Row, read_metadata
@@ -163,6 +170,8 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> PreparedSummary
             raise ValueError(
                 f"{settings.output} was prepared with other settings or another CSV. Give another --output, or remove it."
             )
+        if settings.in_place:
+            write_beside_images(settings.images, read_records(settings.output / METADATA))
         return PreparedSummary(settings.output, True, True, manifest["num_images"], manifest["rejected"], manifest)
 
     found = read_metadata(settings.csv, settings.images, settings.findings, settings.only_present)
@@ -206,8 +215,9 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> PreparedSummary
 
     _write_rejections(settings.output, rejections)
     _write_arrow(settings.output / "metadata", rows, pixel_rows, splits, findings)
-    for folder in (settings.output, *([settings.images] if settings.in_place else [])):
-        _write_jsonl(folder / "metadata.jsonl", rows, findings)
+    write_records(settings.output / METADATA, records(rows, findings))
+    if settings.in_place:
+        write_beside_images(settings.images, records(rows, findings))
     writer.finish(source_hash)
     manifest = {
         "format_version": FORMAT_VERSION,
@@ -442,21 +452,6 @@ def _write_arrow(
             datasets.utils.logging.enable_progress_bar()
     table.unlink()
     os.replace(temporary, folder)
-
-
-def _write_jsonl(target: Path, rows: Sequence[Row], findings: Sequence[str]) -> None:
-    with atomic_path(target) as temporary, temporary.open("w", encoding="utf-8") as out:
-        for row in rows:
-            record = {
-                "file_name": row.path,
-                "labels": n_hot([row.findings], findings)[0].astype(np.uint8).tolist(),
-                "patient_id": row.patient_id,
-                "age": row.age,
-                "sex": row.sex,
-                "view": row.view,
-                "follow_up": row.follow_up,
-            }
-            out.write(json.dumps(record) + "\n")
 
 
 def _write_rejections(folder: Path, rejections: Sequence[Rejection]) -> None:
