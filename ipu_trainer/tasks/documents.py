@@ -39,8 +39,8 @@ T = TypeVar("T", bound=Grouped)
 def read_folder(path: Path) -> Iterator[Document]:
     """Documents of a file or of a folder and what is below it: .txt, .md, .py whole, .jsonl a document a line ("text").
 
-    Hidden files and folders are left out, and a byte order mark. The group is the first folder below `path`, or the file itself; a .jsonl line may name its own in "group". Links that
-    leave the folder are passed over. Raises ValueError if there is nothing to read, or a line is not such an object.
+    The group is the first folder below `path`, or the file itself; a .jsonl line may name its own in "group". Hidden files
+    are left out, and links that leave the folder. Raises ValueError if there is nothing to read, or a line is not such an object.
     """
     path = Path(path)
     if not path.exists():

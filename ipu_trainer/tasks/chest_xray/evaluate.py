@@ -8,6 +8,7 @@ from typing import Any, Dict, List, Optional
 import numpy as np
 import torch
 
+from ipu_trainer.atomic import remove_leftovers
 from ipu_trainer.tasks.chest_xray import metrics as metric
 from ipu_trainer.tasks.chest_xray import report
 from ipu_trainer.tasks.chest_xray.dataset import load_prepared
@@ -64,6 +65,7 @@ def evaluate(run_dir: Path, data_dir: Path, split: str, output: Path, num_bootst
             truth, probability, findings, subject.table, thresholds, num_bootstrap, record["seed"]
         ),
     }
+    remove_leftovers(output)
     report.write_evaluation(output, result, truth, probability, findings, subject.table)
     report_or_reason(write_report, output)
     return result

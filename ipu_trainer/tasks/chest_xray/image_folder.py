@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, Sequence
 
-from ipu_trainer.atomic import atomic_path
+from ipu_trainer.atomic import atomic_path, remove_leftovers
 from ipu_trainer.tasks.chest_xray.labels import n_hot
 from ipu_trainer.tasks.chest_xray.metadata import Row
 
@@ -55,6 +55,7 @@ def write_beside_images(images: Path, lines: Iterable[Dict[str, Any]]) -> None:
         folder = _split_folder(line["file_name"])
         by_folder.setdefault(folder, []).append({**line, "file_name": line["file_name"][len(folder) :]})
     for folder, inside in by_folder.items():
+        remove_leftovers(images / folder, below=False)
         write_records(images / folder / METADATA, inside)
 
 

@@ -152,7 +152,7 @@ def _is_wide(image: Image.Image) -> bool:
 
 
 def _white(largest: float) -> int:
-    return next(2**bits - 1 for bits in _BITS if largest < 2**bits)
+    return next((1 << bits) - 1 for bits in _BITS if largest < 1 << bits)
 
 
 def _plain_gray_png(content: bytes) -> Optional[Tuple[int, int]]:

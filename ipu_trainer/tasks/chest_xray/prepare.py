@@ -29,7 +29,7 @@ from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Sequenc
 import numpy as np
 from tqdm import tqdm
 
-from ipu_trainer.atomic import write_json, write_text
+from ipu_trainer.atomic import remove_leftovers, write_json, write_text
 from ipu_trainer.tasks.chest_xray import images as image_files
 from ipu_trainer.tasks.chest_xray.image_folder import (
     METADATA,
@@ -174,6 +174,7 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> PreparedSummary
             write_beside_images(settings.images, read_records(settings.output / METADATA))
         return PreparedSummary(settings.output, True, True, manifest["num_images"], manifest["rejected"], manifest)
 
+    remove_leftovers(settings.output)
     found = read_metadata(settings.csv, settings.images, settings.findings, settings.only_present)
     rejections = list(found.rejections)
     rows = list(found.rows)
@@ -377,7 +378,7 @@ def _split(rows: Sequence[Row], settings: PrepareSettings, lists: Optional[Tuple
     names = [row.path.rsplit("/", 1)[-1] for row in rows]
     if lists is not None:
         paths = [row.path for row in rows]
-        splits = official_split(paths, patients, *lists, settings.validation_fraction, settings.seed)
+        splits = official_split(paths, patients, lists[0], lists[1], settings.validation_fraction, settings.seed)
     else:
         by_patient = settings.split_method == "by-patient"
         divide, of = (split_by_patient, patients) if by_patient else (split_random_images, names)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import math
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
@@ -45,7 +46,17 @@ from ipu_trainer.tasks.models import (
     parse_overrides,
 )
 from ipu_trainer.tasks.pages.run import report_or_reason
-from ipu_trainer.tasks.record import RUN_FILE, resumable_checkpoint, training_settings, versions, write_history
+from ipu_trainer.tasks.record import (
+    RUNNING,
+    begin_run,
+    finish_run,
+    resumable_checkpoint,
+    train_or_restore,
+    trained_record,
+    training_settings,
+    versions,
+    write_history,
+)
 from ipu_trainer.tasks.search import Searched
 from ipu_trainer.tasks.tokenizers import has_tokenizer, save_tokenizer
 from ipu_trainer.training.arguments import IPUTrainingArguments
@@ -71,7 +82,8 @@ def train(recipe: LanguageModelingArguments, args: IPUTrainingArguments) -> Dict
     masked, corpus = job.masked, job.corpus
     settings = _settings(recipe, args, job)
     checkpoint = resumable_checkpoint(run_dir, args, settings)
-    model = job.new_model()
+    trained = trained_record(run_dir, args)
+    model = job.new_model() if trained is None else load_model(str(run_dir), masked)
     trainer = job.trainer(model=model)
     watch(trainer, tokens_per_sample=job.sequence_length)
     prompts = list(recipe.sample_prompts)
@@ -84,8 +96,8 @@ def train(recipe: LanguageModelingArguments, args: IPUTrainingArguments) -> Dict
     if prompts:
         trainer.add_callback(PrintSamples(trainer.model_on_host, write))
     baseline, _ = unigram_perplexity(corpus.train, corpus.validation, len(corpus.tokenizer))
-    record = {
-        "status": "running",
+    record = trained or {
+        "status": RUNNING,
         **settings,
         "num_parameters": model.num_parameters(),
         "backend": {**trainer.backend.describe(), "torch_device": str(args.device)},
@@ -104,14 +116,13 @@ def train(recipe: LanguageModelingArguments, args: IPUTrainingArguments) -> Dict
         print(f"speed       {told_speed(args, trainer.backend.has_executors, trainer.model)}")
         print(f"live view   {live_view(args.report_to, args.output_dir)}")
         print(f"baseline    unigram perplexity on validation {baseline:,.1f}")
-        if checkpoint:
-            print(f"resuming from {checkpoint}")
-        write_json(run_dir / RUN_FILE, record)
+        if trained or checkpoint:
+            print(f"resuming from {'the trained weights' if trained else checkpoint}")
+        begin_run(run_dir, record)
         if recipe.ipu_config:
             warn(fit_warning(model, job.ipu_config, args, job.sequence_length))
 
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
+    train_or_restore(trainer, record, checkpoint)
     final = trainer.evaluate()
     if not trainer.is_world_process_zero():
         return {}
@@ -123,9 +134,7 @@ def train(recipe: LanguageModelingArguments, args: IPUTrainingArguments) -> Dict
     write_history(run_dir, history)
     plot_training(run_dir / "plots" / "training.png", history, "eval_perplexity", "validation perplexity", True)
     write_text(run_dir / "README.md", model_card(record, result))
-    record["status"] = "finished"
-    write_json(run_dir / RUN_FILE, record)
-    report_or_reason(write_report, run_dir)
+    finish_run(run_dir, record, functools.partial(report_or_reason, write_report))
     return result
 
 

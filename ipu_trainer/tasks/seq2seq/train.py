@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import csv
 import dataclasses
+import functools
 import io
 import itertools
 from pathlib import Path
@@ -33,7 +34,17 @@ from ipu_trainer.tasks.models import (
 )
 from ipu_trainer.tasks.pages.run import report_or_reason
 from ipu_trainer.tasks.python_code import installed_python
-from ipu_trainer.tasks.record import RUN_FILE, resumable_checkpoint, training_settings, versions, write_history
+from ipu_trainer.tasks.record import (
+    RUNNING,
+    begin_run,
+    finish_run,
+    resumable_checkpoint,
+    train_or_restore,
+    trained_record,
+    training_settings,
+    versions,
+    write_history,
+)
 from ipu_trainer.tasks.search import Searched
 from ipu_trainer.tasks.seq2seq.arguments import Seq2SeqArguments, parse_arguments
 from ipu_trainer.tasks.seq2seq.metrics import baseline_texts, decoded, generation_metrics, text_scores
@@ -70,14 +81,15 @@ def train(recipe: Seq2SeqArguments, args: IPUSeq2SeqTrainingArguments) -> Dict[s
     tokenizer, validation_pairs = job.tokenizer, job.validation_pairs
     settings = _settings(recipe, args, job)
     checkpoint = resumable_checkpoint(run_dir, args, settings)
-    model = job.new_model()
+    trained = trained_record(run_dir, args)
+    model = job.new_model() if trained is None else load_model(str(run_dir))
     trainer = job.trainer(model=model)
     watch(trainer, tokens_per_sample=recipe.source_length + recipe.target_length)
     train_set, validation_set = trainer.train_dataset, trainer.eval_dataset
     references = [pair.target for pair in validation_pairs]
     baseline = text_scores(baseline_texts(validation_pairs), references)
-    record = {
-        "status": "running",
+    record = trained or {
+        "status": RUNNING,
         **settings,
         "num_parameters": model.num_parameters(),
         "backend": {**trainer.backend.describe(), "torch_device": str(args.device)},
@@ -97,14 +109,13 @@ def train(recipe: Seq2SeqArguments, args: IPUSeq2SeqTrainingArguments) -> Dict[s
         print(f"speed       {told_speed(args, trainer.backend.has_executors, trainer.model)}")
         print(f"live view   {live_view(args.report_to, args.output_dir)}")
         print(f"baseline    words of the name: BLEU {baseline['bleu']:.1f}, chrF {baseline['chrf']:.1f}")
-        if checkpoint:
-            print(f"resuming from {checkpoint}")
-        write_json(run_dir / RUN_FILE, record)
+        if trained or checkpoint:
+            print(f"resuming from {'the trained weights' if trained else checkpoint}")
+        begin_run(run_dir, record)
         if recipe.ipu_config:
             warn(fit_warning(model, job.ipu_config, args, *job.lengths))
 
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
+    train_or_restore(trainer, record, checkpoint)
     predicted = trainer.predict(validation_set, metric_key_prefix="validation")
     if not trainer.is_world_process_zero():
         return {}
@@ -126,9 +137,7 @@ def train(recipe: Seq2SeqArguments, args: IPUSeq2SeqTrainingArguments) -> Dict[s
     write_history(run_dir, trainer.state.log_history)
     plot_training(run_dir / "plots" / "training.png", trainer.state.log_history, "eval_chrf", "validation chrF")
     write_text(run_dir / "README.md", model_card(record, result))
-    record["status"] = "finished"
-    write_json(run_dir / RUN_FILE, record)
-    report_or_reason(write_report, run_dir)
+    finish_run(run_dir, record, functools.partial(report_or_reason, write_report))
     return result
 
 
