@@ -125,6 +125,37 @@ def test_a_chest_x_ray_run_killed_at_each_write_ends_with_all_files_and_the_same
     assert [entry["step"] for entry in histories[0]] == [entry["step"] for entry in histories[1]]
 
 
+def test_a_preparation_killed_at_each_write_ends_with_the_same_files_and_decodes_once(phantoms, tmp_path, monkeypatch):
+    from ipu_trainer.tasks.chest_xray import images
+
+    def words(output):
+        given = ["--csv", str(phantoms / "phantoms.csv"), "--images", str(phantoms / "images"), "--output", str(output)]
+        return ["prepare", "chest-xray", *given, "--size", "32", "--workers", "1"]
+
+    real, decoded = images.open_image, tmp_path / "decoded"
+
+    def counted(content):
+        with decoded.open("a") as log:
+            log.write(".")
+        return real(content)
+
+    assert main(words(tmp_path / "whole")) == 0
+    monkeypatch.setattr(images, "open_image", counted)
+    points = kill_everywhere(words(tmp_path / "out"), tmp_path / "out", tmp_path / "log")
+    assert set(points) >= {
+        "rejected.csv",
+        "metadata",
+        "metadata.jsonl",
+        "pixels.u8",
+        "pixels.u8.partial",
+        "prepared.json",
+    }
+    assert len(decoded.read_text()) == 120
+    assert files_below(tmp_path / "out") == files_below(tmp_path / "whole")
+    for name in ("pixels.u8", "prepared.json", "metadata.jsonl"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
 def text_words(task, tmp_path):
     (tmp_path / "text").mkdir()
     for package in range(6):

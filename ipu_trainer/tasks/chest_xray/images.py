@@ -56,9 +56,6 @@ class GrayRange:
     whole: float = 0.0
     floating: float = 0.0
 
-    def __or__(self, other: GrayRange) -> GrayRange:
-        return GrayRange(max(self.whole, other.whole), max(self.floating, other.floating))
-
     @property
     def whites(self) -> Tuple[int, int]:
         """The values that become 255, of whole numbers and of floating-point numbers: all ones of so many bits, or 1.0."""

@@ -14,11 +14,9 @@ from __future__ import annotations
 
 import collections
 import csv
-import functools
 import hashlib
 import io
 import json
-import operator
 import os
 import shutil
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -51,7 +49,7 @@ from ipu_trainer.tasks.chest_xray.splits import (
     split_by_patient,
     split_random_images,
 )
-from ipu_trainer.tasks.chest_xray.store import STORE_FILE, StoreWriter, file_digest, writable_rows
+from ipu_trainer.tasks.chest_xray.store import STORE_FILE, StoreWriter, discard_journal, file_digest, writable_rows
 
 FORMAT_VERSION = 1
 MANIFEST = "prepared.json"
@@ -170,6 +168,7 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> PreparedSummary
             raise ValueError(
                 f"{settings.output} was prepared with other settings or another CSV. Give another --output, or remove it."
             )
+        discard_journal(settings.output / STORE_FILE)  # of a run that was killed after its manifest
         if settings.in_place:
             write_beside_images(settings.images, read_records(settings.output / METADATA))
         return PreparedSummary(settings.output, True, True, manifest["num_images"], manifest["rejected"], manifest)
@@ -245,6 +244,7 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> PreparedSummary
         "source": {"csv": str(settings.csv), "images": str(settings.images)},
     }
     write_json(manifest_path, manifest)
+    writer.discard()
     return PreparedSummary(settings.output, True, False, len(rows), len(rejections), manifest)
 
 
@@ -260,24 +260,19 @@ def _decode_all(
     """
     missing = writer.missing_rows().tolist()
     failures: Dict[int, str] = {}
-    wide: Dict[int, Tuple[bytes, GrayRange]] = {}
     with tqdm(
         total=len(rows), initial=len(rows) - len(missing), unit="image", desc="decoding", disable=not progress
     ) as bar:
         for row, digest, reason, own in _decoded(missing, None, writer, rows, settings):
             if reason is not None:
                 failures[row] = reason
-            elif own is not None:
-                wide[row] = (digest, own)
             else:
-                writer.commit(row, digest)
+                writer.commit(row, digest, (0.0, 0.0) if own is None else (own.whole, own.floating))
             bar.update()
-    whole = functools.reduce(operator.or_, (own for _, own in wide.values()), GrayRange())
-    again = [row for row, (_, own) in wide.items() if not whole.scales_alike(own)]
+    whole = GrayRange(*writer.ranges.max(axis=0).tolist())
+    wide = np.flatnonzero(writer.ranges.max(axis=1)).tolist()
+    again = [row for row in wide if not whole.scales_alike(GrayRange(*writer.ranges[row].tolist()))]
     failures.update((row, reason) for row, _, reason, _ in _decoded(again, whole, writer, rows, settings) if reason)
-    for row, (digest, _) in wide.items():
-        if row not in failures:
-            writer.commit(row, digest)
     about = {"count": len(wide), "white": max(whole.whites), "darker": len(again), **asdict(whole)} if wide else {}
     return failures, about
 

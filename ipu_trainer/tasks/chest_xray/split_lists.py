@@ -22,8 +22,8 @@ class SplitList:
         self._names = {_plain(name) for name in names}
         self._ends = {end for name in self._names for end in _ends(name)}
 
-    def __contains__(self, path: str) -> bool:
-        return path in self._ends or any(end in self._names for end in _ends(path))
+    def __contains__(self, path: object) -> bool:
+        return path in self._ends or any(end in self._names for end in _ends(str(path)))
 
 
 def read_split_list(path: Path) -> SplitList:

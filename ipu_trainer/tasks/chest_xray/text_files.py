@@ -9,10 +9,7 @@ import gzip
 import io
 import zlib
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Iterator, List, TextIO, cast
-
-if TYPE_CHECKING:
-    from _csv import _reader
+from typing import IO, Any, Iterator, List, TextIO, cast
 
 _SEPARATORS = ",;\t"
 
@@ -39,7 +36,7 @@ def read_lines(path: Path, what: str) -> List[str]:
         raise ValueError(f"{path} cannot be read as {what}: {error}") from error
 
 
-def table_rows(text: TextIO) -> _reader:
+def table_rows(text: TextIO) -> Any:  # csv.reader's type has no public name
     """Cells of a CSV line by line; the separator is the one that its first line has most of."""
     first = text.readline()
     separator = max(_SEPARATORS, key=first.count)
