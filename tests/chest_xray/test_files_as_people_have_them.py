@@ -199,7 +199,11 @@ LINES = {
 
 @pytest.mark.parametrize("form", list(LINES))
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_split_lists_are_read_with_whatever_follows_the_name(files, form, encoding):
+@pytest.mark.parametrize("below", ["", "images_001/images"])
+def test_split_lists_are_read_with_whatever_follows_the_name(files, form, encoding, below):
+    for name in NAMES if below else []:
+        (files / "images" / below).mkdir(parents=True, exist_ok=True)
+        (files / "images" / name).rename(files / "images" / below / name)
     lists = []
     for kind, test in (("train_val", False), ("test", True)):
         chosen = [name for name, patient in zip(NAMES, PATIENTS) if (int(patient) % 4 == 0) is test]

@@ -166,3 +166,20 @@ def test_weights_in_float16_are_trained_in_float32(tmp_path):
     saved(tmp_path, "gpt2", GPT2, "GPT2LMHeadModel").half().save_pretrained(tmp_path)
     model, _ = load_pretrained(AutoModelForCausalLM, str(tmp_path), "")
     assert {value.dtype for value in model.parameters()} == {torch.float32}
+
+
+def test_a_tensor_that_shares_the_memory_of_a_loaded_one_is_not_missing():
+    """Some releases of transformers list tied embeddings as missing, and tables of positions."""
+    model = transformers.T5ForConditionalGeneration(transformers.T5Config(**T5))
+
+    class Auto:
+        @staticmethod
+        def from_pretrained(*_, **__):
+            return model, {"missing_keys": missing, "mismatched_keys": []}
+
+    missing = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"]
+    assert load_pretrained(Auto, "folder", "") == (model, set())
+    missing.append("shared.weight")
+    missing.append("lm_head.weight")
+    with pytest.raises(ValueError, match="3 of its"):
+        load_pretrained(Auto, "folder", "")

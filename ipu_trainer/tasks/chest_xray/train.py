@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any, Dict, Optional, Sequence
+from typing import Any, Dict, Sequence
 
 import numpy as np
 import transformers
@@ -148,17 +148,10 @@ class Job:
     settings: Dict[str, Any]
     train_set: ChestXrayDataset
     validation_set: ChestXrayDataset
-    loaded: Optional[Any] = None
-
-    def load(self) -> None:
-        """Load the model, for new_model() to give away once. Raises ValueError for weights that are not all there."""
-        transformers.set_seed(self.args.seed)
-        self.loaded = load_model(self.recipe.model, self.data.findings, self.train_set.labels.mean(axis=0))
 
     def new_model(self) -> Any:
-        if self.loaded is None:
-            self.load()
-        model, self.loaded = self.loaded, None
+        transformers.set_seed(self.args.seed)
+        model = load_model(self.recipe.model, self.data.findings, self.train_set.labels.mean(axis=0))
         transformers.set_seed(self.args.seed)  # a trial then draws as a run, whose trainer begins with this seed
         return model
 
@@ -193,9 +186,7 @@ def prepare_job(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Job:
     normalisation = load_normalisation(recipe.model, data.size, data.manifest["resample"])
     loss = finding_loss(recipe, args, train_set)
     settings = resolved_settings(recipe, args, config, data, normalisation, loss)
-    job = Job(recipe, args, data, config, normalisation, loss, settings, train_set, validation_set)
-    job.load()
-    return job
+    return Job(recipe, args, data, config, normalisation, loss, settings, train_set, validation_set)
 
 
 def _watch(findings: Sequence[str]) -> Any:
