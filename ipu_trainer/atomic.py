@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
-from typing import Any, Iterator, Union
+from typing import Any, Iterator, Tuple, Union
 
 PathLike = Union[str, "os.PathLike[str]"]
+_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")  # as _locked_temporary names them
 
 
 @contextlib.contextmanager
 def atomic_path(target: PathLike) -> Iterator[Path]:
-    """Yield a temporary path in target's folder; on success it replaces target, on an error it is removed."""
+    """Yield a temporary path in target's folder; on success it replaces target, on an error it is removed.
+
+    The file is locked until then, so that remove_leftovers() of another process knows that its writer lives.
+    """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
+    handle, temporary = _locked_temporary(target)
     try:
         yield temporary
         umask = os.umask(0)
@@ -29,6 +33,31 @@ def atomic_path(target: PathLike) -> Iterator[Path]:
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
+        os.close(handle)
+
+
+def remove_leftovers(folder: PathLike, below: bool = True) -> None:
+    """Remove what killed processes left of atomic_path in folder, and below it; files that a living process writes stay.
+
+    A process's lock ends with it, however it ends. Where a file system has no locks nothing is removed.
+    """
+    folder = Path(folder)
+    for path in folder.rglob(".*.tmp") if below else folder.glob(".*.tmp"):
+        if not _TEMPORARY.fullmatch(path.name):
+            continue
+        with contextlib.suppress(OSError), path.open("r+b") as opened:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+
+
+def _locked_temporary(target: Path) -> Tuple[int, Path]:
+    while True:
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if Path(name).exists():
+            return handle, Path(name)
+        os.close(handle)  # between its making and its lock another process took it for a leftover
 
 
 def write_text(target: PathLike, text: str) -> None:

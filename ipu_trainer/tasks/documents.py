@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, Iterable, Iterator, List, Sequence, Tuple, TypeVar
 
+from ipu_trainer.tasks.folders import is_hidden
+
 _SUFFIXES = (".txt", ".md", ".py", ".jsonl")
 # A file larger than this is data rather than text.
 _LARGEST_FILE_BYTES = 64 * 1024 * 1024
@@ -37,8 +39,8 @@ T = TypeVar("T", bound=Grouped)
 def read_folder(path: Path) -> Iterator[Document]:
     """Documents of a file or of a folder and what is below it: .txt, .md, .py whole, .jsonl a document a line ("text").
 
-    The group is the first folder below `path`, or the file itself; a .jsonl line may name its own in "group". Links that
-    leave the folder are passed over. Raises ValueError if there is nothing to read, or a line is not such an object.
+    The group is the first folder below `path`, or the file itself; a .jsonl line may name its own in "group". Hidden files
+    are left out, and links that leave the folder. Raises ValueError if there is nothing to read, or a line is not such an object.
     """
     path = Path(path)
     if not path.exists():
@@ -52,6 +54,8 @@ def read_folder(path: Path) -> Iterator[Document]:
         if file.stat().st_size > _LARGEST_FILE_BYTES:
             raise ValueError(f"{file} has {file.stat().st_size:,} bytes, more than {_LARGEST_FILE_BYTES:,}. Split it.")
         name = file.relative_to(root)
+        if path.is_dir() and any(is_hidden(part) for part in name.parts):
+            continue
         for document in _documents_of(file, name.parts[0], str(name)):
             found = True
             yield document
@@ -60,7 +64,7 @@ def read_folder(path: Path) -> Iterator[Document]:
 
 
 def _documents_of(file: Path, group: str, name: str) -> Iterator[Document]:
-    text = file.read_text(encoding="utf-8", errors="replace")
+    text = file.read_text(encoding="utf-8-sig", errors="replace")
     if file.suffix != ".jsonl":
         if text.strip():
             yield Document(group, name, text)

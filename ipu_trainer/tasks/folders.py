@@ -51,6 +51,11 @@ def results(flag: str, name: str) -> Path:
     return _writable(flag, CHECKPOINT_DIR, name)
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is what a system or an editor leaves beside data: .ipynb_checkpoints, __MACOSX, ._name."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
 def _writable(flag: str, variable: str, name: str) -> Path:
     root = _root(variable)
     if root is None:

@@ -6,7 +6,11 @@ import difflib
 from pathlib import Path
 from typing import Any, Dict, Mapping, Tuple
 
+import torch
+import transformers
 from transformers import AutoConfig
+
+from ipu_trainer.tasks.pretrained import DTYPE
 
 # name -> (model_type, what differs from that type's default configuration).
 Sizes = Mapping[str, Tuple[str, Mapping[str, Any]]]
@@ -28,7 +32,33 @@ def find_config(model: str, sizes: Sizes, no_dropout: Mapping[str, Mapping[str, 
             f"model {model!r} is neither a folder nor one of {', '.join(sizes)}."
             + (f" Nearest: {', '.join(near)}." if near else "")
         )
-    return AutoConfig.from_pretrained(model)
+    try:
+        return AutoConfig.from_pretrained(model)
+    except KeyError as error:  # 4.29, of architectures that came later
+        raise ValueError(
+            f"{model} has model_type {error}, which transformers {transformers.__version__} does not know. Give another model."
+        ) from error
+
+
+def check_task(model: str, config: Any, mapping: Any, task: str) -> None:
+    """Raises ValueError for an architecture without a model for the task; mapping: configuration classes to models."""
+    if type(config) not in mapping:
+        raise ValueError(
+            f"{model} holds a model of model_type {config.model_type}, which has no head for {task}. Give a model that has."
+        )
+
+
+def random_model(auto: Any, config: Any, overrides: Mapping[str, Any]) -> Any:
+    """A model with random weights: float32, whatever type the configuration was saved with, unless overrides name one.
+
+    Raises ValueError for a dtype (torch_dtype) of overrides that is no type of floating-point numbers.
+    """
+    asked = str(overrides.get("dtype", overrides.get("torch_dtype", "float32")))
+    dtype = getattr(torch, asked, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"model_overrides: {DTYPE} {asked} is not one of float32, float16, bfloat16.")
+    setattr(config, DTYPE, dtype)
+    return auto.from_config(config, **{DTYPE: dtype})
 
 
 def is_small(model: str) -> bool:

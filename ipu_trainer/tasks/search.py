@@ -17,7 +17,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 import transformers
 
-from ipu_trainer.atomic import write_json
+from ipu_trainer.atomic import remove_leftovers, write_json
 from ipu_trainer.tasks.flags import flags_given, with_config
 from ipu_trainer.tasks.folders import results
 from ipu_trainer.tasks.search_results import header, row, write_results
@@ -83,6 +83,7 @@ def run(task: str, searched: Callable[[Sequence[str]], Searched], words: Sequenc
         "settings": subject.settings,
     }
     _check_same(folder, plan)
+    remove_leftovers(folder)
     write_json(folder / SEARCH_FILE, plan)
     print(subject.about)
     print("searching   " + "\n            ".join(item.describe() for item in space))

@@ -103,7 +103,7 @@ def test_everything_wrong_is_found_in_one_pass_with_line_and_reason(tmp_path):
         ("missing.png", "Mass", "1"),
         ("twice.png", "Mass", "1"),
         ("twice.png", "Edema", "1"),
-        ("odd.png", "Pleural Thickening", "1"),
+        ("odd.png", "Pleural Thickning", "1"),
         ("empty.png", " ", "1"),
         ("../outside.png", "Mass", "1"),
         ("/etc/passwd.png", "Mass", "1"),

@@ -1,6 +1,5 @@
 import csv
 import io
-import json
 import os
 import shutil
 import signal
@@ -140,11 +139,13 @@ def test_bad_files_stop_everything_unless_skipped(settings, phantoms, tmp_path):
     (folder / names[5]).write_bytes((folder / names[5]).read_bytes()[:200])
     (folder / names[7]).unlink()
     bad = replace(settings, images=folder)
-    summary = prepare(bad, progress=False)
-    assert (summary.finished, summary.rejected) == (False, 3)
-    assert [path.name for path in settings.output.iterdir()] == ["rejected.csv"]
-    with (settings.output / "rejected.csv").open() as file:
-        assert {row["file"] for row in csv.DictReader(file)} == {names[3], names[5], names[7]}
+    for only_present, rejected in ((False, [names[7]]), (True, [names[3], names[5]])):  # the table's, then the images'
+        summary = prepare(replace(bad, only_present=only_present), progress=False)
+        assert (summary.finished, summary.rejected) == (False, len(rejected))
+        assert ("not decoded yet" in summary.describe()) is not only_present
+        assert [path.name for path in settings.output.iterdir()] == ["rejected.csv"]
+        with (settings.output / "rejected.csv").open() as file:
+            assert sorted(row["file"] for row in csv.DictReader(file)) == rejected
     summary = prepare(replace(bad, skip_bad=True), progress=False)
     assert (summary.finished, summary.num_images, summary.rejected) == (True, 117, 3)
     kept = load_prepared(settings.output).split("all")
@@ -204,11 +205,11 @@ def test_a_killed_preparation_goes_on_where_it_was(settings, phantoms, tmp_path,
     program = (
         "import sys, time; from pathlib import Path\n"
         "from ipu_trainer.tasks.chest_xray import images, prepare as p\n"
-        "real = images.decode_gray\n"
+        "real = images.open_image\n"
         "def slow(content):\n"
         "    time.sleep(0.02)\n"
         "    return real(content)\n"
-        "images.decode_gray = slow\n"
+        "images.open_image = slow\n"
         "a, b, c = map(Path, sys.argv[1:])\n"
         "p.prepare(p.PrepareSettings(a, b, c, size=32, workers=1), progress=False)\n"
     )
@@ -228,28 +229,46 @@ def test_a_killed_preparation_goes_on_where_it_was(settings, phantoms, tmp_path,
         load_prepared(settings.output)
 
     decoded = []
-    real = images.decode_gray
-    monkeypatch.setattr(images, "decode_gray", lambda content: decoded.append(1) or real(content))
+    real = images.open_image
+    monkeypatch.setattr(images, "open_image", lambda content: decoded.append(1) or real(content))
     assert prepare(settings, progress=False).finished
     assert 0 < len(decoded) <= 120 - 32
     assert (settings.output / "pixels.u8").read_bytes() == (reference / "pixels.u8").read_bytes()
 
 
-def test_in_place_metadata_is_loaded_by_imagefolder(settings, phantoms, tmp_path):
+SPLIT_FOLDERS = {
+    "flat": lambda name, number: name,
+    "as NIH ships them": lambda name, number: f"images_{number % 3:03d}/images/{name}",
+    "train and test": lambda name, number: f"{('train', 'test')[number % 5 == 0]}/{name}",
+    "deeper": lambda name, number: f"all/{('train', 'valid')[number % 5 == 0]}/x{number % 2}/{name}",
+    "train_images": lambda name, number: f"{('train_images', 'test_images')[number % 5 == 0]}/{name}",
+}
+
+
+@pytest.mark.parametrize("layout", list(SPLIT_FOLDERS))
+@pytest.mark.parametrize("prepared_before", [False, True])
+def test_in_place_metadata_is_loaded_by_imagefolder_for_a_multi_label_loss(
+    settings, phantoms, tmp_path, layout, prepared_before
+):
     import datasets
+    import torch
 
     folder = tmp_path / "images"
-    shutil.copytree(phantoms / "images", folder)
-    prepare(replace(settings, images=folder, in_place=True), progress=False)
-    loaded = datasets.load_dataset(
-        "imagefolder", data_dir=str(folder), split="train", cache_dir=str(tmp_path / "cache")
-    )
-    data = load_prepared(settings.output)
-    by_name = dict(zip(data.split("all").table["file_name"], data.split("all").labels.tolist()))
-    lines = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
-    assert len(loaded) == len(lines) == 120
-    assert sorted(map(tuple, loaded["labels"])) == sorted(tuple(map(int, value)) for value in by_name.values())
-    assert lines[0]["labels"] == by_name[lines[0]["file_name"]]
+    for number, path in enumerate(sorted((phantoms / "images").iterdir())[::4]):
+        target = folder / SPLIT_FOLDERS[layout](path.name, number)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    more = replace(settings, images=folder, only_present=True)
+    if prepared_before:
+        prepare(more, progress=False)
+    prepare(replace(more, in_place=True), progress=False)
+    loaded = datasets.load_dataset("imagefolder", data_dir=str(folder), cache_dir=str(tmp_path / "cache"))
+    assert len(loaded) == (1 if layout in ("flat", "as NIH ships them") else 2)
+    data = load_prepared(settings.output).split("all")
+    found = sorted(tuple(row["labels"]) for part in loaded.values() for row in part)
+    assert found == sorted(map(tuple, data.labels.tolist())) and len(found) == 30
+    labels = torch.tensor([row["labels"] for row in loaded["train"]])
+    torch.nn.BCEWithLogitsLoss()(torch.zeros(labels.shape), labels)
 
 
 def test_a_read_only_image_folder_works(settings, phantoms, tmp_path):

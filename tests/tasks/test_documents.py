@@ -86,3 +86,10 @@ def test_installed_code_comes_by_package_without_site_packages_inside_the_standa
     for document in seen.values():
         assert any(word in document.text for word in ("pandas", "sklearn", "matplotlib", "seaborn"))
         assert "site-packages" not in document.name
+
+
+def test_hidden_files_and_byte_order_marks_are_no_text(tmp_path):
+    for name in ("a/one.txt", "a/._one.txt", "__MACOSX/a/two.txt", ".ipynb_checkpoints/three.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("text", encoding="utf-8-sig")
+    assert [(document.name, document.text) for document in read_folder(tmp_path)] == [("a/one.txt", "text")]

@@ -164,3 +164,9 @@ def test_a_line_without_a_target_is_named(tmp_path):
     file.write_text("")
     with pytest.raises(ValueError, match="is empty"):
         list(read_pairs(file))
+
+
+def test_a_file_of_pairs_may_begin_with_a_byte_order_mark(tmp_path):
+    file = tmp_path / "pairs.jsonl"
+    file.write_text('{"source": "a", "target": "b"}\n', encoding="utf-8-sig")
+    assert [pair.source for pair in read_pairs(file)] == ["a"]

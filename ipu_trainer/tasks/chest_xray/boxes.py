@@ -7,14 +7,15 @@ A box is kept in shares of the picture's sides: preparation resizes whole pictur
 from __future__ import annotations
 
 import csv
-import gzip
-import io
 import math
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
+
+from ipu_trainer.tasks.chest_xray.text_files import open_text, table_rows
 
 # BBox_List_2017.csv is in pixels of the 1024 px images that NIH ships.
 ORIGINAL_SIDE = 1024.0
@@ -42,11 +43,9 @@ class Box:
 def read_table(path: Path) -> List[List[str]]:
     """Lines of a CSV, or of a CSV packed by gzip. Raises ValueError if it is neither."""
     try:
-        content = Path(path).read_bytes()
-        if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
-        return list(csv.reader(io.StringIO(content.decode("utf-8-sig"), newline="")))
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+        with open_text(path) as text:
+            return list(table_rows(text))
+    except (OSError, EOFError, UnicodeError, zlib.error, csv.Error) as error:
         raise ValueError(f"{path} is no readable CSV ({error}). Give NIH's file, plain or .gz.") from error
 
 

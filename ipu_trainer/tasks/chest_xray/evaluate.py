@@ -7,11 +7,12 @@ from typing import Any, Dict, List, Optional
 
 import numpy as np
 import torch
-from transformers import ViTForImageClassification
 
+from ipu_trainer.atomic import remove_leftovers
 from ipu_trainer.tasks.chest_xray import metrics as metric
 from ipu_trainer.tasks.chest_xray import report
 from ipu_trainer.tasks.chest_xray.dataset import load_prepared
+from ipu_trainer.tasks.chest_xray.model import load_finished
 from ipu_trainer.tasks.chest_xray.page import write_report
 from ipu_trainer.tasks.chest_xray.splits import SPLITS
 from ipu_trainer.tasks.chest_xray.trainer import PicturesOnly, sigmoid
@@ -35,7 +36,7 @@ def evaluate(run_dir: Path, data_dir: Path, split: str, output: Path, num_bootst
         raise ValueError(f"the {split} split of {data_dir} is empty. Evaluate another of {', '.join(SPLITS)}, all.")
     findings: List[str] = record["findings"]
     normalisation = load_normalisation(run_dir, data.size, data.manifest["resample"])
-    model = ViTForImageClassification.from_pretrained(str(run_dir))
+    model = load_finished(run_dir)
     precision = choose_precision(record["settings"]["recipe"]["precision"], False)
     args = IPUTrainingArguments(
         output_dir=str(output),
@@ -64,6 +65,7 @@ def evaluate(run_dir: Path, data_dir: Path, split: str, output: Path, num_bootst
             truth, probability, findings, subject.table, thresholds, num_bootstrap, record["seed"]
         ),
     }
+    remove_leftovers(output)
     report.write_evaluation(output, result, truth, probability, findings, subject.table)
     report_or_reason(write_report, output)
     return result

@@ -3,6 +3,10 @@
 The processor resizes with Pillow, so Pillow resizes here; only the inflating of plain 8-bit grayscale PNGs, which is
 most of the time, is done by kornia_rs where it is installed. Both decoders give the same bytes (tested), so the choice
 is about speed alone.
+
+Files of more than 8 bits do not say how many bits their values have: most of them hold the 10 to 14 of a detector in 16. The
+whole data set answers: the smallest of 8, 10, 12, 14 and 16 bits that holds its largest value is white. So no value is cut
+off, and a dark image stays dark beside its neighbours, which a scale for each image would not leave it.
 """
 
 from __future__ import annotations
@@ -10,11 +14,12 @@ from __future__ import annotations
 import io
 import struct
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional, Tuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 try:
     from kornia_rs import io as _kornia_io
@@ -37,14 +42,56 @@ RESAMPLES = {
 }
 # Chest films are at most about 4,300 pixels a side; a file that claims more than this is a decompression bomb.
 MAX_PIXELS = 8192 * 8192
+_BITS = (8, 10, 12, 14, 16)
 
 
 class ImageError(ValueError):
     """A file that is no image, is cut short, or is too large to be one of ours."""
 
 
+@dataclass(frozen=True)
+class GrayRange:
+    """The largest value in images of whole numbers of more than 8 bits, and in images of floating-point numbers."""
+
+    whole: float = 0.0
+    floating: float = 0.0
+
+    @property
+    def whites(self) -> Tuple[int, int]:
+        """The values that become 255, of whole numbers and of floating-point numbers: all ones of so many bits, or 1.0."""
+        return _white(self.whole), 1 if self.floating <= 1.0 else _white(self.floating)
+
+    def scales_alike(self, image: GrayRange) -> bool:
+        """Whether an image of this range alone gets the scale that it has in this data set."""
+        largest = (image.whole, image.floating)
+        return all(not value or own == white for value, own, white in zip(largest, image.whites, self.whites))
+
+    def scaled(self, values: np.ndarray, floating: bool) -> np.ndarray:
+        white = self.whites[floating]
+        return values * 255.0 if white == 1 else values / (white / 255.0)
+
+
+def gray_range(image: Image.Image) -> Optional[GrayRange]:
+    """What an image of more than 8 bits adds to its data set's range; None for all others.
+
+    Raises ImageError for values that no 16 bits hold.
+    """
+    if not _is_wide(image):
+        return None
+    largest = float(np.nan_to_num(np.asarray(image)).max(initial=0.0))
+    if largest >= 2**16:
+        raise ImageError(f"values up to {largest:,.0f}: at most 16 bits are read")
+    return GrayRange(floating=largest) if image.mode == "F" else GrayRange(whole=largest)
+
+
 def decode_gray(content: bytes) -> Image.Image:
-    """The picture in a file's bytes as 8-bit grayscale. Raises ImageError naming what is wrong."""
+    """The image in a file's bytes as 8-bit grayscale, on its own: as `prepare` scales a data set of this image alone."""
+    image = open_image(content)
+    return to_gray(image, gray_range(image))
+
+
+def open_image(content: bytes) -> Image.Image:
+    """The image in a file's bytes, decoded and turned as its orientation tag says. Raises ImageError naming what is wrong."""
     size = _plain_gray_png(content)
     if size is not None:
         _refuse_bomb(size)
@@ -60,6 +107,7 @@ def decode_gray(content: bytes) -> Image.Image:
             image = Image.open(io.BytesIO(content))
             _refuse_bomb(image.size)
             image.load()
+            image = ImageOps.exif_transpose(image)
     except Image.DecompressionBombError as error:
         raise ImageError(f"too large: {error}") from error
     except UnidentifiedImageError as error:
@@ -68,7 +116,7 @@ def decode_gray(content: bytes) -> Image.Image:
         if isinstance(error, ImageError):
             raise
         raise ImageError(f"broken or truncated image: {error}") from error
-    return _to_gray(image)
+    return image
 
 
 def load_gray(path: Path, size: int, resample: str = "bilinear") -> np.ndarray:
@@ -83,16 +131,12 @@ def resize(image: Image.Image, size: int, resample: str) -> np.ndarray:
     return np.asarray(image)
 
 
-def _to_gray(image: Image.Image) -> Image.Image:
+def to_gray(image: Image.Image, scale: Optional[GrayRange]) -> Image.Image:
+    """8-bit grayscale. scale: the range of the data set, for an image that has one (gray_range)."""
     if image.mode == "L":
         return image
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        # Pillow's own conversion clips 16-bit values at 255. Take the high byte, as the processor's rescaling would.
-        values = np.asarray(image).astype(np.float64)
-        if image.mode != "F" or values.max(initial=0.0) > 1.0:
-            values = values / 257.0 if values.max(initial=0.0) > 255.0 else values
-        else:
-            values = values * 255.0
+    if scale is not None and _is_wide(image):  # Pillow's own conversion clips at 255
+        values = scale.scaled(np.nan_to_num(np.asarray(image).astype(np.float64)), image.mode == "F")
         return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
     if image.mode == "P":
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
@@ -100,12 +144,21 @@ def _to_gray(image: Image.Image) -> Image.Image:
     return image.convert("L")
 
 
+def _is_wide(image: Image.Image) -> bool:
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
+
+
+def _white(largest: float) -> int:
+    return next((1 << bits) - 1 for bits in _BITS if largest < 1 << bits)
+
+
 def _plain_gray_png(content: bytes) -> Optional[Tuple[int, int]]:
-    """(width, height) if content is an 8-bit grayscale PNG without transparency or interlacing, else None."""
+    """(width, height) if content is an 8-bit grayscale PNG without transparency, interlacing or orientation, else None."""
     if content[:8] != b"\x89PNG\r\n\x1a\n" or len(content) < 33 or content[12:16] != b"IHDR":
         return None
     width, height, depth, color, _, _, interlace = struct.unpack(">IIBBBBB", content[16:29])
     plain = depth == 8 and color == 0 and interlace == 0 and width > 0 and height > 0
+    plain = plain and not any(mark in content for mark in (b"eXIf", b"Raw profile type"))
     return (width, height) if plain else None
 
 

@@ -7,7 +7,8 @@ among them (15 on the full ChestX-ray14). Spelling is NIH's, as in torchxrayvisi
 from __future__ import annotations
 
 import difflib
-from typing import Collection, List, Sequence, Tuple
+import re
+from typing import Collection, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -37,8 +38,9 @@ class LabelError(ValueError):
 
 
 def parse_findings(cell: str, known: Collection[str] = NIH_FINDINGS) -> Tuple[str, ...]:
-    """The findings of one label cell, sorted. An empty `known` accepts any name."""
-    findings = [name.strip() for name in cell.split("|") if name.strip()]
+    """The findings of one label cell, sorted, spelled as in `known`. An empty `known` accepts any name, as it is."""
+    written = [name.strip() for name in cell.split("|") if name.strip()]
+    findings = [spelled_as_known(name, known) or name for name in written]
     if not findings:
         raise LabelError(f"empty label {cell!r}: write {NO_FINDING!r} for an image without findings")
     for name in findings:
@@ -49,6 +51,19 @@ def parse_findings(cell: str, known: Collection[str] = NIH_FINDINGS) -> Tuple[st
     if NO_FINDING in findings and len(set(findings)) > 1:
         raise LabelError(f"{NO_FINDING!r} together with other findings in {cell!r}")
     return tuple(sorted(set(findings)))
+
+
+def plain(name: str) -> str:
+    """A name without case, spaces, underscores and signs: what spellings of one name have in common."""
+    return re.sub(r"[\W_]+", "", name).lower()
+
+
+def spelled_as_known(name: str, known: Collection[str]) -> Optional[str]:
+    """The finding of `known` that `name` is, in whatever case and with spaces or underscores."""
+    if name in known:
+        return name
+    wanted = plain(name)
+    return next((finding for finding in known if plain(finding) == wanted), None)
 
 
 def n_hot(findings: Sequence[Sequence[str]], classes: Sequence[str]) -> np.ndarray:

@@ -1,37 +1,42 @@
 """Reading the label CSV in all its generations, and matching its rows with the images that are there.
 
-NIH's `Data_Entry_2017.csv` says "Patient Gender", the 2020 edition "Patient Sex"; other tables use snake case. Images lie
-flat or spread over `images_001/images ... images_012/images`. Every row or file that cannot be used becomes a Rejection
-that says where and why; nothing is dropped silently.
+NIH's `Data_Entry_2017.csv` says "Patient Gender", the 2020 edition "Patient Sex"; other tables use snake case, or have a
+column of 0 and 1 for each finding (label_columns.py). Images lie flat or spread over `images_001/images ...
+images_012/images`. Every row or file that cannot be used becomes a Rejection that says where and why; nothing is dropped
+silently, but for files that a system or an editor hides.
 """
 
 from __future__ import annotations
 
 import csv
-import gzip
-import io
 import os
+import re
 import sys
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Collection, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
-from ipu_trainer.tasks.chest_xray.labels import NIH_FINDINGS, LabelError, parse_findings
+from ipu_trainer.tasks.chest_xray.label_columns import LabelColumns
+from ipu_trainer.tasks.chest_xray.labels import NIH_FINDINGS, NO_FINDING, LabelError, parse_findings, plain
+from ipu_trainer.tasks.chest_xray.text_files import open_text, table_rows
+from ipu_trainer.tasks.folders import is_hidden
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 # A year count above this is a typing error; the 2017 edition has ages up to 414.
 OLDEST_YEARS = 120
 
 _COLUMNS: Dict[str, Tuple[str, ...]] = {
-    "file_name": ("image index", "file_name", "image_index", "image", "filename"),
-    "labels": ("finding labels", "labels", "finding_labels"),
-    "patient_id": ("patient id", "patient_id", "patientid"),
-    "age": ("patient age", "patient_age", "age", "age_years"),
-    "sex": ("patient sex", "patient gender", "patient_sex", "patient_gender", "sex", "gender"),
-    "view": ("view position", "view_position", "view"),
-    "follow_up": ("follow-up #", "follow_up", "follow-up", "followup"),
+    "file_name": ("Image Index", "file_name", "Image", "Image Name", "Image File", "Image ID", "Image Path", "Path"),
+    "labels": ("Finding Labels", "labels", "Finding Label", "label", "findings"),
+    "patient_id": ("Patient ID", "patient_id", "Patient", "Subject ID"),
+    "age": ("Patient Age", "age", "Age Years"),
+    "sex": ("Patient Sex", "Patient Gender", "sex", "gender"),
+    "view": ("View Position", "view"),
+    "follow_up": ("Follow-up #", "follow_up"),
 }
-_REQUIRED = ("file_name", "labels", "patient_id")
+_REQUIRED = ("file_name", "patient_id")
+_PLAIN_COLUMNS = {name: tuple(plain(spelling) for spelling in spellings) for name, spellings in _COLUMNS.items()}
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ class Metadata:
     rejections: Tuple[Rejection, ...]
     num_rows_without_image: int
     num_unknown_ages: int
+    num_repeated_rows: int = 0
 
 
 def read_metadata(
@@ -73,7 +79,8 @@ def read_metadata(
 ) -> Metadata:
     """Match the rows of csv_path with the files below images. Rows come sorted by path.
 
-    only_present drops rows whose image is not there (a partial download) and counts them.
+    only_present drops rows whose image is not there (a partial download) and counts them. A row that says once more what
+    another said of the same image is counted too.
     Raises ValueError if the file is no table with image, label and patient columns.
     """
     root = images.resolve()
@@ -85,10 +92,10 @@ def read_metadata(
 
     rows: List[Row] = []
     rejections: List[Rejection] = []
-    first_line: Dict[str, int] = {}
+    first: Dict[str, Tuple[int, str, str]] = {}  # of each image: line, labels and patient of the row that came first
     shared: Dict[Tuple[str, ...], Tuple[str, ...]] = {}  # findings that many rows have, once
-    absent = unknown_ages = 0
-    for line, record in _read_records(csv_path):
+    absent = unknown_ages = repeated = 0
+    for line, record in _read_records(csv_path, known):
         name = record["file_name"].strip()
         try:
             located = _locate(name, root, files, by_name)
@@ -97,11 +104,17 @@ def read_metadata(
                     absent += 1
                     continue
                 raise ValueError("row without image: no such file below the image folder")
-            if located in first_line:
-                raise ValueError(f"duplicate row: line {first_line[located]} already describes this image")
-            first_line[located] = line
-            findings = parse_findings(record["labels"], known)
-            patient = record["patient_id"].strip()
+            patient = _patient(record["patient_id"])
+            before, *said = first.setdefault(located, (line, record["labels"], patient))
+            if before != line and said == [record["labels"], patient]:
+                repeated += 1
+                continue
+            if before != line:
+                raise ValueError(f"duplicate row: line {before} already describes this image, otherwise")
+            if record.get("unreadable"):
+                raise LabelError(record["unreadable"])
+            by_column = "unreadable" in record and known
+            findings = parse_findings(record["labels"], (*known, NO_FINDING) if by_column else known)
             if not patient:
                 raise ValueError("no patient id: splits are made by patient")
         except (ValueError, LabelError) as error:
@@ -115,7 +128,7 @@ def read_metadata(
                 file_name=located if name == located else name,
                 path=located,
                 findings=shared.setdefault(findings, findings),
-                patient_id=sys.intern(_patient(patient)),
+                patient_id=sys.intern(patient),
                 age=age,
                 sex=record.get("sex", "").strip().upper()[:1],
                 view=sys.intern(record.get("view", "").strip().upper()),
@@ -124,47 +137,39 @@ def read_metadata(
             )
         )
     rejections += [
-        Rejection(path, 0, f"image without row in {csv_path.name}") for path in sorted(files) if path not in first_line
+        Rejection(path, 0, f"image without row in {csv_path.name}") for path in sorted(files) if path not in first
     ]
     rows.sort(key=lambda row: row.path)
-    return Metadata(tuple(rows), tuple(rejections), absent, unknown_ages)
+    return Metadata(tuple(rows), tuple(rejections), absent, unknown_ages, repeated)
 
 
-def read_split_list(path: Path) -> Set[str]:
-    """The file names of one of NIH's split lists."""
-    names = {line.strip() for line in path.read_text(encoding="utf-8").splitlines()}
-    return names - {""}
-
-
-def _read_records(csv_path: Path) -> Iterator[Tuple[int, Dict[str, str]]]:
+def _read_records(csv_path: Path, known: Collection[str]) -> Iterator[Tuple[int, Dict[str, str]]]:
     """Line number and cells by our names, one row at a time: a table may have a hundred thousand."""
-    opener = gzip.open if csv_path.suffix == ".gz" else open
     try:
-        with opener(csv_path, "rb") as raw:
-            text = io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
-            reader = csv.reader(text)
+        with open_text(csv_path) as text:
+            reader = table_rows(text)
             header = next(reader, None)
             if not header:
                 raise ValueError(f"{csv_path} is empty. Give NIH's Data_Entry_2017_v2020.csv or a table like it.")
             columns = _match_columns(csv_path, header)
+            labels = None if "labels" in columns else LabelColumns.find(csv_path, header, set(columns.values()), known)
             for cells in reader:
                 if cells and any(cell.strip() for cell in cells):
                     cells += [""] * (len(header) - len(cells))
-                    yield reader.line_num, {name: cells[position] for name, position in columns.items()}
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, csv.Error) as error:
-        raise ValueError(
-            f"{csv_path} cannot be read as CSV{' in gzip' if csv_path.suffix == '.gz' else ''}: {error}"
-        ) from error
+                    record = {name: cells[position] for name, position in columns.items()}
+                    yield reader.line_num, record if labels is None else {**record, **labels.read(cells)}
+    except (UnicodeError, OSError, EOFError, zlib.error, csv.Error) as error:
+        raise ValueError(f"{csv_path} cannot be read as CSV, plain or in gzip: {error}") from error
 
 
 def _match_columns(csv_path: Path, header: Sequence[str]) -> Dict[str, int]:
-    present = {name.strip().lower(): position for position, name in reversed(list(enumerate(header)))}
+    """Positions of the columns by our names; of the same name twice, the first counts."""
+    present = {plain(name): position for position, name in reversed(list(enumerate(header)))}
     columns = {}
-    for name, spellings in _COLUMNS.items():
-        for spelling in spellings:
-            if spelling in present:
-                columns[name] = present[spelling]
-                break
+    for name, spellings in _PLAIN_COLUMNS.items():
+        spelling = next((spelling for spelling in spellings if spelling in present), None)
+        if spelling is not None:
+            columns[name] = present[spelling]
     missing = [f"{name} ({' / '.join(_COLUMNS[name][:2])})" for name in _REQUIRED if name not in columns]
     if missing:
         raise ValueError(f"{csv_path} has no column for {', '.join(missing)}. Its columns: {', '.join(header)}.")
@@ -172,11 +177,13 @@ def _match_columns(csv_path: Path, header: Sequence[str]) -> Dict[str, int]:
 
 
 def _list_images(images: Path) -> Set[str]:
+    """Paths of image files, without what a system or an editor leaves beside them: .ipynb_checkpoints, __MACOSX, ._name."""
     found = set()
-    for folder, _, names in os.walk(images, followlinks=False):
+    for folder, below, names in os.walk(images, followlinks=False):
+        below[:] = [name for name in below if not is_hidden(name)]
         prefix = os.path.relpath(folder, images)
         for name in names:
-            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not is_hidden(name):
                 found.add(name if prefix == "." else f"{prefix}/{name}".replace(os.sep, "/"))
     return found
 
@@ -219,5 +226,7 @@ def _whole(text: str) -> Optional[int]:
 
 
 def _patient(text: str) -> str:
-    """ "00000013" and "13" are one patient."""
-    return str(int(text)) if text.isdigit() else text
+    """ "00000013", "13" and "13.0" (a number column that pandas has seen) are one patient."""
+    text = text.strip()
+    number = re.fullmatch(r"([0-9]+)(\.0*)?", text)
+    return str(int(number.group(1))) if number else text

@@ -2,31 +2,78 @@
 
 from __future__ import annotations
 
-from typing import Any, Sequence
+from pathlib import Path
+from typing import Any, Optional, Sequence, Union
 
 import numpy as np
 import torch
-from transformers import AutoImageProcessor, ViTForImageClassification
+from torch import nn
+from transformers import AutoImageProcessor, PretrainedConfig, ViTConfig, ViTForImageClassification
+
+from ipu_trainer.tasks.pretrained import load_pretrained
+
+_NEXT_MOVE = "Give --model a ViT with its weights, such as google/vit-base-patch16-224-in21k."
+
+
+def read_config(source: Union[str, Path]) -> ViTConfig:
+    """config.json of a ViT's folder or Hub repository. Raises ValueError for every other architecture."""
+    try:
+        values, _ = PretrainedConfig.get_config_dict(str(source))
+    except (OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise ValueError(f"{source} has no readable config.json ({reason}) {_NEXT_MOVE}") from error
+    kind = values.get("model_type")
+    if kind != "vit":
+        architectures = ", ".join(values.get("architectures") or []) or "no architecture named"
+        raise ValueError(
+            f"{source} holds a model of model_type {kind} ({architectures}), and chest-xray trains ViTs (model_type vit): its "
+            f"weights would not be read, and training would start from random ones. {_NEXT_MOVE}"
+        )
+    config: ViTConfig = ViTConfig.from_dict(values)
+    if config.num_channels not in (1, 3):
+        raise ValueError(
+            f"{source}: num_channels is {config.num_channels} in its config.json, but X-rays have one channel of gray, which "
+            f"models of 1 or 3 channels read. {_NEXT_MOVE}"
+        )
+    return config
 
 
 def load_model(source: str, findings: Sequence[str], prevalence: np.ndarray) -> Any:
-    """A ViT with one output a finding; a new head starts at each finding's prevalence."""
+    """A ViT with one output a finding, float32; a new head starts at each finding's prevalence.
+
+    The checkpoint's own head is kept where its outputs are these findings in this order. Raises ValueError for a model that
+    is no ViT, or whose weights are not all there.
+    """
+    before = read_config(source).id2label
     names = dict(enumerate(findings))
-    model, loading = ViTForImageClassification.from_pretrained(
+    model, new = load_pretrained(
+        ViTForImageClassification,
         source,
+        _NEXT_MOVE,
         num_labels=len(findings),
         id2label=names,
         label2id={name: position for position, name in names.items()},
         problem_type="multi_label_classification",
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
     )
-    model = model.float()
-    fresh = set(loading["missing_keys"]) | {str(item[0]) for item in loading["mismatched_keys"]}
-    if "classifier.bias" in fresh:
+    if "classifier.weight" not in new and [before[key] for key in sorted(before)] != list(findings):
+        nn.init.trunc_normal_(
+            model.classifier.weight, std=model.config.initializer_range
+        )  # as many outputs, of other names
+        new = {"classifier.weight", "classifier.bias"}
+    if "classifier.bias" in new:
         rate = torch.as_tensor(np.clip(prevalence, 0.005, 0.99), dtype=torch.float32)
         with torch.no_grad():
             model.classifier.bias.copy_(torch.logit(rate))
+    return model
+
+
+def load_finished(run_dir: Path, config: Optional[ViTConfig] = None) -> Any:
+    """The model of a run's folder, whole: head and all. Raises ValueError where tensors are missing."""
+    next_move = "Train the run again into another folder."
+    config = config or read_config(run_dir)
+    model, new = load_pretrained(ViTForImageClassification, str(run_dir), next_move, config=config)
+    if new:
+        raise ValueError(f"{run_dir}: its weights lack {', '.join(sorted(new))}. {next_move}")
     return model
 
 

@@ -17,7 +17,7 @@ from PIL import Image, ImageFilter
 from scipy import ndimage
 from tqdm import tqdm
 
-from ipu_trainer.atomic import atomic_path, write_text
+from ipu_trainer.atomic import atomic_path, remove_leftovers, write_text
 from ipu_trainer.tasks.chest_xray.labels import NIH_FINDINGS, NO_FINDING, pathologies
 
 Box = Tuple[float, float, float, float]  # left, top, width, height in shares of the picture's side
@@ -47,6 +47,7 @@ class PhantomSettings:
 
 def write_phantoms(folder: Path, settings: PhantomSettings, progress: bool = True) -> Path:
     """Write images/, boxes.csv and phantoms.csv in NIH's layout; returns the last one's path, which is written last."""
+    remove_leftovers(folder)
     generator = np.random.default_rng(settings.seed)
     rows: List[List[object]] = []
     boxes: List[List[object]] = []

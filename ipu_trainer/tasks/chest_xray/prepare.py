@@ -27,21 +27,29 @@ from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Sequenc
 import numpy as np
 from tqdm import tqdm
 
-from ipu_trainer.atomic import atomic_path, write_json, write_text
+from ipu_trainer.atomic import remove_leftovers, write_json, write_text
 from ipu_trainer.tasks.chest_xray import images as image_files
+from ipu_trainer.tasks.chest_xray.image_folder import (
+    METADATA,
+    read_records,
+    records,
+    write_beside_images,
+    write_records,
+)
+from ipu_trainer.tasks.chest_xray.images import GrayRange
 from ipu_trainer.tasks.chest_xray.labels import NIH_FINDINGS, n_hot
-from ipu_trainer.tasks.chest_xray.metadata import Rejection, Row, read_metadata, read_split_list
+from ipu_trainer.tasks.chest_xray.metadata import Rejection, Row, read_metadata
+from ipu_trainer.tasks.chest_xray.split_lists import SplitList, listed_rows, read_split_list
 from ipu_trainer.tasks.chest_xray.splits import (
     METHODS,
     SPLITS,
-    SplitError,
     official_split,
     refuse_empty_training,
     shared_patients,
     split_by_patient,
     split_random_images,
 )
-from ipu_trainer.tasks.chest_xray.store import STORE_FILE, StoreWriter, file_digest, writable_rows
+from ipu_trainer.tasks.chest_xray.store import STORE_FILE, StoreWriter, discard_journal, file_digest, writable_rows
 
 FORMAT_VERSION = 1
 MANIFEST = "prepared.json"
@@ -116,9 +124,10 @@ class PreparedSummary:
 
     def describe(self) -> str:
         if not self.finished:
+            before = "" if self.manifest["decoded"] else " (images were not decoded yet)"
             return (
-                f"Nothing was written: {self.rejected} lines or files cannot be used. {self.output / 'rejected.csv'} "
-                "names each with its reason. Mend them, or leave them out with --skip-bad."
+                f"Nothing was written: {self.rejected} lines or files cannot be used{before}. {self.output / 'rejected.csv'} "
+                "names each with its reason. Correct them, or leave them out with --skip-bad."
             )
         counts = self.manifest["counts"]
         width = max(len(name) for name in self.manifest["findings"])
@@ -132,7 +141,20 @@ class PreparedSummary:
         left_out = f", {self.rejected} rejected (rejected.csv)" if self.rejected else ""
         absent, ages = self.manifest["rows_without_image"], self.manifest["unknown_ages"]
         left_out += f", {absent} rows without image left out" if absent else ""
+        repeated = self.manifest.get("repeated_rows")
+        left_out += f", {repeated} repeated rows" if repeated else ""
         left_out += f", {ages} unknown ages" if ages else ""
+        wide = self.manifest.get("wide_images")
+        if wide:
+            largest = max(wide["whole"], wide["floating"])
+            lines.append(
+                f"{wide['count']:,} images of more than 8 bits: the largest value is {largest:,g}, so {wide['white']:,} is white"
+            )
+        if wide and wide["darker"]:
+            lines.append(
+                f"{wide['darker']:,} of these have much smaller values. That is right if they are dark; if they are of another "
+                "scale, prepare them apart."
+            )
         return f"{self.output}: {head}, {self.num_images:,} images{left_out}\n" + "\n".join(lines)
 
 
@@ -146,16 +168,24 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> PreparedSummary
             raise ValueError(
                 f"{settings.output} was prepared with other settings or another CSV. Give another --output, or remove it."
             )
+        discard_journal(settings.output / STORE_FILE)  # of a run that was killed after its manifest
+        if settings.in_place:
+            write_beside_images(settings.images, read_records(settings.output / METADATA))
         return PreparedSummary(settings.output, True, True, manifest["num_images"], manifest["rejected"], manifest)
 
+    remove_leftovers(settings.output)
     found = read_metadata(settings.csv, settings.images, settings.findings, settings.only_present)
     rejections = list(found.rejections)
     rows = list(found.rows)
-    if settings.split_method == "official":
-        rows, strays = _known_to_lists(rows, settings)
+    lists = _read_lists(settings)
+    if lists is not None:
+        rows, strays = listed_rows(rows, *lists)
         rejections += strays
     if not rows and not rejections:
         raise ValueError(f"{settings.csv} and {settings.images} have no image in common. Are they one data set?")
+    if rejections and not settings.skip_bad:  # before anything is decoded
+        return _refused(settings.output, rejections, decoded=False)
+    splits = _split(rows, settings, lists)
 
     plan = hashlib.blake2b(digest_size=16)
     for part in (settings.size, settings.resample, settings.images.resolve(), *(row.path for row in rows)):
@@ -163,17 +193,20 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> PreparedSummary
     writer = StoreWriter(
         settings.output / STORE_FILE, len(rows), settings.size, settings.resample, image_files.DECODER, plan.hexdigest()
     )
-    failures = _decode_all(writer, rows, settings, progress)
+    failures, wide = _decode_all(writer, rows, settings, progress)
     rejections += [Rejection(rows[position].path, rows[position].line, reason) for position, reason in failures.items()]
-    rejections.sort(key=lambda item: (item.line, item.file))
     if rejections and not settings.skip_bad:
         writer.discard()
-        _write_rejections(settings.output, rejections)
-        return PreparedSummary(settings.output, False, False, 0, len(rejections), {})
+        return _refused(settings.output, rejections, decoded=True)
 
     pixel_rows = np.delete(np.arange(len(rows)), sorted(failures))
-    rows = [row for position, row in enumerate(rows) if position not in failures]
-    splits = _split(rows, settings)
+    splits = [splits[position] for position in pixel_rows]
+    rows = [rows[position] for position in pixel_rows]
+    try:
+        refuse_empty_training(splits, settings.split_method, len({row.patient_id for row in rows}))
+    except ValueError:
+        writer.discard()
+        raise
     findings = sorted({name for row in rows for name in row.findings})
     fingerprint = hashlib.blake2b(digest_size=16)
     for position, row, split in zip(pixel_rows.tolist(), rows, splits):
@@ -182,8 +215,9 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> PreparedSummary
 
     _write_rejections(settings.output, rejections)
     _write_arrow(settings.output / "metadata", rows, pixel_rows, splits, findings)
-    for folder in (settings.output, *([settings.images] if settings.in_place else [])):
-        _write_jsonl(folder / "metadata.jsonl", rows, findings)
+    write_records(settings.output / METADATA, records(rows, findings))
+    if settings.in_place:
+        write_beside_images(settings.images, records(rows, findings))
     writer.finish(source_hash)
     manifest = {
         "format_version": FORMAT_VERSION,
@@ -205,48 +239,69 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> PreparedSummary
         "rejected": len(rejections),
         "rows_without_image": found.num_rows_without_image,
         "unknown_ages": found.num_unknown_ages,
+        "repeated_rows": found.num_repeated_rows,
+        "wide_images": wide,
         "source": {"csv": str(settings.csv), "images": str(settings.images)},
     }
     write_json(manifest_path, manifest)
+    writer.discard()
     return PreparedSummary(settings.output, True, False, len(rows), len(rejections), manifest)
 
 
 # Decoding -------------------------------------------------------------------------------------------------------
 
 
-def _decode_all(writer: StoreWriter, rows: Sequence[Row], settings: PrepareSettings, progress: bool) -> Dict[int, str]:
-    """Fill the store; returns the reason for each row whose file cannot be decoded."""
-    missing = writer.missing_rows()
-    num_tasks = -(-len(missing) // _CHUNK)
-    if not num_tasks:
-        return {}
+def _decode_all(
+    writer: StoreWriter, rows: Sequence[Row], settings: PrepareSettings, progress: bool
+) -> Tuple[Dict[int, str], Dict[str, Any]]:
+    """Fill the store. Returns the reason for each row whose file cannot be decoded, and what images of more than 8 bits hold.
 
-    def tasks() -> Iterator[List[Tuple[int, str]]]:
-        for start in range(0, len(missing), _CHUNK):
-            yield [(row, rows[row].path) for row in missing[start : start + _CHUNK].tolist()]
-
-    context = (str(writer.partial), len(rows), settings.size, settings.resample, str(settings.images))
+    Those are scaled by the range of all of them: what was stored with another one is decoded once more.
+    """
+    missing = writer.missing_rows().tolist()
     failures: Dict[int, str] = {}
-    num_workers = min(settings.workers or os.cpu_count() or 1, num_tasks)
     with tqdm(
         total=len(rows), initial=len(rows) - len(missing), unit="image", desc="decoding", disable=not progress
     ) as bar:
-        for chunk in _run(tasks(), context, num_workers):
-            for row, digest, reason in chunk:
-                if reason is None:
-                    writer.commit(row, digest)
-                else:
-                    failures[row] = reason
-            bar.update(len(chunk))
-    return failures
+        for row, digest, reason, own in _decoded(missing, None, writer, rows, settings):
+            if reason is not None:
+                failures[row] = reason
+            else:
+                writer.commit(row, digest, (0.0, 0.0) if own is None else (own.whole, own.floating))
+            bar.update()
+    whole = GrayRange(*writer.ranges.max(axis=0).tolist())
+    wide = np.flatnonzero(writer.ranges.max(axis=1)).tolist()
+    again = [row for row in wide if not whole.scales_alike(GrayRange(*writer.ranges[row].tolist()))]
+    failures.update((row, reason) for row, _, reason, _ in _decoded(again, whole, writer, rows, settings) if reason)
+    about = {"count": len(wide), "white": max(whole.whites), "darker": len(again), **asdict(whole)} if wide else {}
+    return failures, about
 
 
-_Result = List[Tuple[int, bytes, Optional[str]]]
+_Result = List[Tuple[int, bytes, Optional[str], Optional[GrayRange]]]
 
 
-def _run(
-    tasks: Iterator[List[Tuple[int, str]]], context: Tuple[str, int, int, str, str], num_workers: int
-) -> Iterator[_Result]:
+def _decoded(
+    wanted: Sequence[int],
+    scale: Optional[GrayRange],
+    writer: StoreWriter,
+    rows: Sequence[Row],
+    settings: PrepareSettings,
+) -> Iterator[Tuple[int, bytes, Optional[str], Optional[GrayRange]]]:
+    """(row, digest, reason, the image's own range) of the wanted rows, whose pixels are in the store, or else have a reason."""
+    num_tasks = -(-len(wanted) // _CHUNK)
+    if not num_tasks:
+        return
+
+    def tasks() -> Iterator[List[Tuple[int, str]]]:
+        for start in range(0, len(wanted), _CHUNK):
+            yield [(row, rows[row].path) for row in wanted[start : start + _CHUNK]]
+
+    context = (str(writer.partial), len(rows), settings.size, settings.resample, str(settings.images), scale)
+    for chunk in _run(tasks(), context, min(settings.workers or os.cpu_count() or 1, num_tasks)):
+        yield from chunk
+
+
+def _run(tasks: Iterator[List[Tuple[int, str]]], context: Tuple[Any, ...], num_workers: int) -> Iterator[_Result]:
     """Results in the order of the tasks, of which only a few for each worker are made ahead."""
     if num_workers == 1:
         decode = _Decoder(*context)
@@ -264,8 +319,12 @@ def _run(
 
 
 class _Decoder:
-    def __init__(self, partial: str, num_rows: int, size: int, resample: str, images: str) -> None:
-        self.size, self.resample, self.images = size, resample, Path(images)
+    """scale: the range of the data set; without it, each image is scaled by its own."""
+
+    def __init__(
+        self, partial: str, num_rows: int, size: int, resample: str, images: str, scale: Optional[GrayRange]
+    ) -> None:
+        self.size, self.resample, self.images, self.scale = size, resample, Path(images), scale
         self.pixels = writable_rows(Path(partial), num_rows, size)
 
     def __call__(self, task: Sequence[Tuple[int, str]]) -> _Result:
@@ -273,11 +332,14 @@ class _Decoder:
         for row, path in task:
             try:
                 content = (self.images / path).read_bytes()
-                self.pixels[row] = image_files.resize(image_files.decode_gray(content), self.size, self.resample)
+                image = image_files.open_image(content)
+                own = image_files.gray_range(image)
+                gray = image_files.to_gray(image, self.scale or own)
+                self.pixels[row] = image_files.resize(gray, self.size, self.resample)
             except (image_files.ImageError, OSError) as error:
-                results.append((row, b"", str(error)))
+                results.append((row, b"", str(error), None))
             else:
-                results.append((row, file_digest(content), None))
+                results.append((row, file_digest(content), None, own))
         return results
 
 
@@ -297,44 +359,33 @@ def _work(task: Sequence[Tuple[int, str]]) -> _Result:
 # Splits and outputs ---------------------------------------------------------------------------------------------
 
 
-def _known_to_lists(rows: Sequence[Row], settings: PrepareSettings) -> Tuple[List[Row], List[Rejection]]:
+def _read_lists(settings: PrepareSettings) -> Optional[Tuple[SplitList, SplitList]]:
+    """(train_val, test), where the split is by them."""
+    if settings.split_method != "official":
+        return None
     assert settings.train_val_list is not None and settings.test_list is not None
-    train_val, test = read_split_list(settings.train_val_list), read_split_list(settings.test_list)
-    kept, strays = [], []
-    for row in rows:
-        name = row.path.rsplit("/", 1)[-1]
-        if (name in train_val) == (name in test):
-            where = "both split lists" if name in test else "neither split list"
-            strays.append(Rejection(row.path, row.line, f"in {where}"))
-        else:
-            kept.append(row)
-    return kept, strays
+    return read_split_list(settings.train_val_list), read_split_list(settings.test_list)
 
 
-def _split(rows: Sequence[Row], settings: PrepareSettings) -> List[str]:
-    names = [row.path.rsplit("/", 1)[-1] for row in rows]
+def _split(rows: Sequence[Row], settings: PrepareSettings, lists: Optional[Tuple[SplitList, SplitList]]) -> List[str]:
+    """The split of each row. Raises SplitError where a patient is in both lists, or nobody is left to train on."""
     patients = [row.patient_id for row in rows]
-    method = settings.split_method
-    if method == "official":
-        assert settings.train_val_list is not None and settings.test_list is not None
-        splits = official_split(
-            names,
-            patients,
-            read_split_list(settings.train_val_list),
-            read_split_list(settings.test_list),
-            settings.validation_fraction,
-            settings.seed,
-        )
+    names = [row.path.rsplit("/", 1)[-1] for row in rows]
+    if lists is not None:
+        paths = [row.path for row in rows]
+        splits = official_split(paths, patients, lists[0], lists[1], settings.validation_fraction, settings.seed)
     else:
-        divide, of = (split_by_patient, patients) if method == "by-patient" else (split_random_images, names)
+        by_patient = settings.split_method == "by-patient"
+        divide, of = (split_by_patient, patients) if by_patient else (split_random_images, names)
         splits = divide(of, settings.validation_fraction, settings.test_fraction, settings.seed)
-    try:
-        refuse_empty_training(splits, method, len(set(patients)))
-    except SplitError:
-        for name in (STORE_FILE + ".partial", STORE_FILE + ".journal", STORE_FILE + ".plan"):
-            (settings.output / name).unlink()
-        raise
+    refuse_empty_training(splits, settings.split_method, len(set(patients)))
     return splits
+
+
+def _refused(output: Path, rejections: Sequence[Rejection], decoded: bool) -> PreparedSummary:
+    """Write the list alone."""
+    _write_rejections(output, rejections)
+    return PreparedSummary(output, False, False, 0, len(rejections), {"decoded": decoded})
 
 
 def _counts(rows: Sequence[Row], splits: Sequence[str], findings: Sequence[str]) -> Dict[str, Any]:
@@ -399,26 +450,11 @@ def _write_arrow(
     os.replace(temporary, folder)
 
 
-def _write_jsonl(target: Path, rows: Sequence[Row], findings: Sequence[str]) -> None:
-    with atomic_path(target) as temporary, temporary.open("w", encoding="utf-8") as out:
-        for row in rows:
-            record = {
-                "file_name": row.path,
-                "labels": n_hot([row.findings], findings)[0].astype(np.uint8).tolist(),
-                "patient_id": row.patient_id,
-                "age": row.age,
-                "sex": row.sex,
-                "view": row.view,
-                "follow_up": row.follow_up,
-            }
-            out.write(json.dumps(record) + "\n")
-
-
 def _write_rejections(folder: Path, rejections: Sequence[Rejection]) -> None:
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")
     table.writerow(["file", "line", "reason"])
-    for item in rejections:
+    for item in sorted(rejections, key=lambda item: (item.line, item.file)):
         table.writerow([item.file, item.line or "", item.reason])
     write_text(folder / "rejected.csv", out.getvalue())
 

@@ -48,12 +48,12 @@ def write_evaluation(
     findings: Sequence[str],
     table: Mapping[str, Sequence[Any]],
 ) -> None:
-    """metrics.json, predictions.csv, metrics.txt and plots of one evaluated split."""
+    """predictions.csv, metrics.txt, plots and, when these are there, metrics.json of one evaluated split."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "metrics.json", metrics)
     write_text(folder / "metrics.txt", metrics_table(metrics) + "\n")
     write_text(folder / "predictions.csv", _predictions(truth, probability, findings, table))
     plot_evaluation(folder / "plots", metrics, truth, probability, findings)
+    write_json(folder / "metrics.json", metrics)
 
 
 def plot_evaluation(

@@ -13,7 +13,8 @@ from typing import Any, List, Sequence
 
 import numpy as np
 import torch
-from transformers import ViTConfig, ViTForImageClassification
+
+from ipu_trainer.tasks.chest_xray.model import load_finished, read_config
 
 _IMAGES_AT_ONCE = 8
 
@@ -28,20 +29,18 @@ class Saliency:
 
 def load_for_saliency(run_dir: Path, findings: Sequence[str]) -> Any:
     """The run's model with attention that can be looked at. Raises ValueError if it is no ViT with these outputs."""
-    config = ViTConfig.from_pretrained(str(run_dir))
-    if config.model_type != "vit":
-        raise ValueError(f"{run_dir} holds a {config.model_type}: saliency reads the attention of a ViT.")
+    config = read_config(run_dir)
     if config.num_labels != len(findings):
         raise ValueError(
             f"the model in {run_dir} has {config.num_labels} outputs for {len(findings)} findings: it is not this run's."
         )
     config._attn_implementation = "eager"  # other implementations never make the probabilities
-    model = ViTForImageClassification.from_pretrained(str(run_dir), config=config)
-    return model.float().eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_finished(run_dir, config)
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def saliency(model: Any, pixel_values: torch.Tensor, columns: Sequence[int]) -> Saliency:
-    """Maps of images float32 (num_images, 3, height, width), each for the output named by its entry of columns."""
+    """Maps of images float32 (num_images, channels, height, width), each for the output named by its entry of columns."""
     size, patch = _pair(model.config.image_size), _pair(model.config.patch_size)
     rows, cols = size[0] // patch[0], size[1] // patch[1]
     rollouts: List[np.ndarray] = []

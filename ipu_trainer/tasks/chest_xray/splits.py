@@ -8,7 +8,7 @@ moves a patient that was there.
 from __future__ import annotations
 
 import hashlib
-from typing import Collection, Dict, List, Optional, Sequence
+from typing import Container, Dict, List, Optional, Sequence
 
 SPLITS = ("train", "validation", "test")
 METHODS = ("official", "by-patient", "random-images")
@@ -21,8 +21,8 @@ class SplitError(ValueError):
 def official_split(
     names: Sequence[str],
     patients: Sequence[str],
-    train_val: Collection[str],
-    test: Collection[str],
+    train_val: Container[str],
+    test: Container[str],
     validation_fraction: float = 0.1,
     seed: int = 0,
 ) -> List[str]:

@@ -8,17 +8,19 @@ File layout (`pixels.u8`), little-endian:
     bytes 4096..    rows x size x size bytes, row-major
 
 While it is being filled the file is called `pixels.u8.partial`, beside a journal with one record a row (done flag and
-digest of the source file), so that a killed run goes on where it was. Memory stays constant: rows are written in place.
+digest of the source file) and the largest value of each image of more than 8 bits, so that a killed run goes on where it was.
+Memory stays constant: rows are written in place.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, Tuple
 
 import numpy as np
 
@@ -94,33 +96,34 @@ class StoreWriter:
         self.path, self.num_rows, self.size = path, num_rows, size
         self.resample, self.decoder = resample, decoder
         self.partial = path.with_name(path.name + ".partial")
-        self._journal_path = path.with_name(path.name + ".journal")
         self._plan_path = path.with_name(path.name + ".plan")
         path.parent.mkdir(parents=True, exist_ok=True)
-        bytes_needed = _HEADER_BYTES + num_rows * size * size
-        record_bytes = 1 + _DIGEST_BYTES
-        resumable = (
-            self._plan_path.is_file()
-            and self._plan_path.read_text() == plan
-            and self.partial.is_file()
-            and self.partial.stat().st_size == bytes_needed
-            and self._journal_path.is_file()
-            and self._journal_path.stat().st_size == max(1, num_rows) * record_bytes
-        )
-        if not resumable:
+        if path.is_file() and self._plan_path.is_file() and not self.partial.exists():
+            os.replace(path, self.partial)  # a run that was killed after finish(), and before its manifest
+        records, record_bytes = max(1, num_rows), 1 + _DIGEST_BYTES
+        journal, ranges = (path.with_name(path.name + ending) for ending in (".journal", ".ranges"))
+        lengths = {
+            self.partial: _HEADER_BYTES + num_rows * size * size,
+            journal: records * record_bytes,
+            ranges: records * 8,
+        }
+        resumable = self._plan_path.is_file() and self._plan_path.read_text() == plan
+        if not resumable or any(not file.is_file() or file.stat().st_size != n for file, n in lengths.items()):
             self.discard()
-            for file, length in ((self.partial, bytes_needed), (self._journal_path, max(1, num_rows) * record_bytes)):
+            for file, length in lengths.items():
                 with file.open("wb") as handle:
                     handle.truncate(length)
             self._plan_path.write_text(plan)
-        self._journal = np.memmap(self._journal_path, dtype=np.uint8, mode="r+", shape=(max(1, num_rows), record_bytes))
+        self._journal = np.memmap(journal, dtype=np.uint8, mode="r+", shape=(records, record_bytes))
+        self.ranges = np.memmap(ranges, dtype=np.float32, mode="r+", shape=(records, 2))
 
     def missing_rows(self) -> np.ndarray:
         """Rows that no earlier run has finished."""
         return np.flatnonzero(self._journal[: self.num_rows, 0] == 0)
 
-    def commit(self, row: int, digest: bytes) -> None:
-        """Say that row's pixels are in the file, and what its source file was."""
+    def commit(self, row: int, digest: bytes, largest: Tuple[float, float] = (0.0, 0.0)) -> None:
+        """Say that row's pixels are in the file, what its source file was, and its entry of `ranges`."""
+        self.ranges[row] = largest
         self._journal[row, 1:] = np.frombuffer(digest, dtype=np.uint8)
         self._journal[row, 0] = 1
 
@@ -128,19 +131,24 @@ class StoreWriter:
         return bytes(self._journal[row, 1:])
 
     def finish(self, source_hash: str) -> StoreHeader:
+        """Give the store its name. The journal stays until discard(), when nothing else is to be written."""
         header = StoreHeader(self.num_rows, self.size, self.resample, self.decoder, source_hash)
         with self.partial.open("r+b") as file:
             file.write(header.to_bytes())
             file.flush()
             os.fsync(file.fileno())
         os.replace(self.partial, self.path)
-        self.discard()
         return header
 
     def discard(self) -> None:
-        for file in (self.partial, self._journal_path, self._plan_path):
-            if file.exists():
-                file.unlink()
+        discard_journal(self.path)
+
+
+def discard_journal(path: Path) -> None:
+    """Remove what is beside a store while it is being filled."""
+    for ending in (".partial", ".journal", ".ranges", ".plan"):
+        with contextlib.suppress(FileNotFoundError):
+            path.with_name(path.name + ending).unlink()
 
 
 def writable_rows(partial: Path, num_rows: int, size: int) -> np.ndarray:

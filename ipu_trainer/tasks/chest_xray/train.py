@@ -9,13 +9,14 @@ by patient-disjoint five-fold cross-validation on 1,050 NIH images (docs/chest_x
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any, Dict, Sequence
 
 import numpy as np
 import transformers
 
-from ipu_trainer.atomic import write_json, write_text
+from ipu_trainer.atomic import write_text
 from ipu_trainer.config.ipu_config import IPUConfig
 from ipu_trainer.config.profiles import load_profile
 from ipu_trainer.tasks.chest_xray import metrics as metric
@@ -23,7 +24,7 @@ from ipu_trainer.tasks.chest_xray import report
 from ipu_trainer.tasks.chest_xray.arguments import ChestXrayArguments, finding_loss, parse_arguments
 from ipu_trainer.tasks.chest_xray.dataset import ChestXrayDataset, PreparedChestXrays, load_prepared
 from ipu_trainer.tasks.chest_xray.losses import FindingLoss
-from ipu_trainer.tasks.chest_xray.model import load_model, load_processor
+from ipu_trainer.tasks.chest_xray.model import load_finished, load_model, load_processor, read_config
 from ipu_trainer.tasks.chest_xray.page import write_report
 from ipu_trainer.tasks.chest_xray.record import resolved_settings
 from ipu_trainer.tasks.chest_xray.trainer import ChestXrayTrainer, sigmoid
@@ -31,7 +32,16 @@ from ipu_trainer.tasks.chest_xray.transforms import ChestXrayCollator, Normalisa
 from ipu_trainer.tasks.curves import plot_training
 from ipu_trainer.tasks.fit_warning import feasibility_check, fit_warning, warn
 from ipu_trainer.tasks.pages.run import REPORT_FILE, report_or_reason
-from ipu_trainer.tasks.record import RUN_FILE, resumable_checkpoint, versions, write_history
+from ipu_trainer.tasks.record import (
+    RUNNING,
+    begin_run,
+    finish_run,
+    resumable_checkpoint,
+    train_or_restore,
+    trained_record,
+    versions,
+    write_history,
+)
 from ipu_trainer.tasks.search import Searched
 from ipu_trainer.training.arguments import IPUTrainingArguments
 from ipu_trainer.training.monitor import watch
@@ -57,12 +67,13 @@ def train(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Dict[str, A
     job = prepare_job(recipe, args)
     data, validation_set = job.data, job.validation_set
     checkpoint = resumable_checkpoint(run_dir, args, job.settings)
-    model = job.new_model()
+    trained = trained_record(run_dir, args)
+    model = job.new_model() if trained is None else load_finished(run_dir)
     trainer = job.trainer(model=model)
     watch(trainer)
     table = trainer.batch_table(trainer.epoch_plan)
-    record = {
-        "status": "running",
+    record = trained or {
+        "status": RUNNING,
         **job.settings,
         "backend": {**trainer.backend.describe(), "torch_device": str(args.device)},
         "precision": dataclasses.asdict(used_precision(recipe.precision, args)),
@@ -77,14 +88,13 @@ def train(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Dict[str, A
         print(f"speed      {told_speed(args, trainer.backend.has_executors, trainer.model)}")
         print(f"loss       {job.loss.describe()}")
         print(f"live view  {live_view(args.report_to, args.output_dir)}")
-        if checkpoint:
-            print(f"resuming from {checkpoint}")
-        write_json(run_dir / RUN_FILE, record)
+        if trained or checkpoint:
+            print(f"resuming from {'the trained weights' if trained else checkpoint}")
+        begin_run(run_dir, record)
         if recipe.ipu_config:
             warn(fit_warning(model, job.ipu_config, args))
 
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
+    train_or_restore(trainer, record, checkpoint)
     validation = trainer.probabilities(validation_set)
     thresholds = metric.choose_thresholds(validation_set.labels, validation, data.findings)
     test_set = data.split("test")
@@ -109,11 +119,10 @@ def train(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Dict[str, A
         "eval_mean_auroc_14",
         "validation AUROC, macro mean",
     )
-    record.update(status="finished", thresholds=thresholds, evaluated_split=evaluated)
-    write_text(run_dir / "README.md", report.model_card(record, result))
-    write_json(run_dir / RUN_FILE, record)
-    if recipe.report:
-        report_or_reason(write_report, run_dir)
+    results = {"thresholds": thresholds, "evaluated_split": evaluated}
+    write_text(run_dir / "README.md", report.model_card({**record, **results}, result))
+    page = functools.partial(report_or_reason, write_report) if recipe.report else None
+    finish_run(run_dir, record, page, **results)
     return result
 
 
@@ -164,7 +173,8 @@ class Job:
 
 
 def prepare_job(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Job:
-    """Data, normalisation and loss. Raises ValueError for what does not go together."""
+    """Model, data, normalisation and loss. Raises ValueError for what does not go together."""
+    read_config(recipe.model)
     data = load_prepared(recipe.data)
     train_set, validation_set = data.split("train"), data.split("validation")
     if not len(validation_set):

@@ -100,7 +100,8 @@ class ChestXrayTrainer(IPUTrainer):
     def floating_point_ops(self, inputs: Any) -> int:
         if "pixels" in inputs:  # the shape is what counts
             number, height, width = inputs["pixels"].shape
-            inputs = {"pixel_values": torch.empty((number, 3, height, width), device="meta")}
+            channels = self._collator_on_gpu.normalisation.num_channels if self._collator_on_gpu else 3
+            inputs = {"pixel_values": torch.empty((number, channels, height, width), device="meta")}
         return super().floating_point_ops(inputs)
 
     def _new_sampler(self) -> FindingBatchSampler:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as functional
 
+from ipu_trainer.tasks.chest_xray.model import read_config
 from ipu_trainer.training.feeding import constant, sent
 
 # Pillow's numbers, as preprocessor configs hold them.
@@ -23,20 +24,25 @@ _RESAMPLE_NAMES = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 @dataclass(frozen=True)
 class Normalisation:
-    """(pixel / 255 - mean) / std for each of three channels."""
+    """(pixel / 255 - mean) / std for each channel that the model reads: three alike, or one."""
 
     mean: Tuple[float, ...]
     std: Tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise ValueError(f"mean {self.mean} and std {self.std} must be three numbers each, std above 0.")
+        if len(self.mean) not in (1, 3) or len(self.std) != len(self.mean) or min(self.std) <= 0:
+            raise ValueError(f"mean {self.mean} and std {self.std} must be three numbers each, or one, std above 0.")
+
+    @property
+    def num_channels(self) -> int:
+        return len(self.mean)
 
     @classmethod
-    def from_processor(cls, processor: Any, size: int, resample: str) -> Normalisation:
-        """Mean and std of a model's image processor.
+    def from_processor(cls, processor: Any, size: int, resample: str, num_channels: int = 3) -> Normalisation:
+        """Mean and std of the image processor of a model with num_channels.
 
-        Raises ValueError if the processor wants other pixels than those stored: another size, filter or scale.
+        Raises ValueError if the processor wants other pixels than those stored: another size, filter or scale; or has means
+        for another number of channels.
         """
         wanted = _processor_size(processor)
         if wanted is not None and wanted != (size, size):
@@ -57,13 +63,12 @@ class Normalisation:
                 f"the model's preprocessor rescales by {factor}, not by 1/255: such a model is not supported."
             )
         if not getattr(processor, "do_normalize", True):
-            return cls((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-        mean, std = processor.image_mean, processor.image_std
-        return cls(_three(mean), _three(std))
+            return cls((0.0,) * num_channels, (1.0,) * num_channels)
+        return cls(*(_by_channel(processor, name, num_channels) for name in ("image_mean", "image_std")))
 
     def __call__(self, gray: torch.Tensor) -> torch.Tensor:
-        """float32 (micro_batch, 3, height, width) of gray values in [0, 1], (micro_batch, height, width)."""
-        mean, std = constant([self.mean, self.std], gray).view(2, 1, 3, 1, 1)
+        """float32 (micro_batch, channels, height, width) of gray values in [0, 1], (micro_batch, height, width)."""
+        mean, std = constant([self.mean, self.std], gray).view(2, 1, self.num_channels, 1, 1)
         normalised: torch.Tensor = (gray[:, None] - mean) / std
         return normalised
 
@@ -199,7 +204,10 @@ class ChestXrayCollator:
 
 
 def load_normalisation(model: Union[str, Path], size: int, resample: str) -> Normalisation:
-    """The normalisation of the model folder's or Hub repository's own preprocessor config."""
+    """The normalisation of the model folder's or Hub repository's own preprocessor config, for the channels that it reads.
+
+    Raises ValueError if the model is no ViT, or wants other pixels than those stored.
+    """
     from transformers import AutoImageProcessor
 
     try:
@@ -209,7 +217,19 @@ def load_normalisation(model: Union[str, Path], size: int, resample: str) -> Nor
             f"{model} has no usable preprocessor_config.json ({error}). Mean and std are never assumed: "
             "add the file that the model was trained with."
         ) from error
-    return Normalisation.from_processor(processor, size, resample)
+    config = read_config(model)
+    normalisation = Normalisation.from_processor(processor, size, resample, config.num_channels)
+    wanted = _pair(config.image_size)
+    if wanted != (size, size):
+        raise ValueError(
+            f"{model} reads images of {wanted[0]} x {wanted[1]} pixels (image_size in its config.json), the data is prepared at "
+            f"{size} x {size}. Prepare it again with --size {wanted[0]}, and see that preprocessor_config.json has that size too."
+        )
+    return normalisation
+
+
+def _pair(size: Union[int, Sequence[int]]) -> Tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
 _SIGNED = ("angle", "scale", "aspect", "x", "y", "brightness", "contrast", "gamma")
@@ -261,8 +281,15 @@ def _processor_size(processor: Any) -> Optional[Tuple[int, int]]:
     return None if edge is None else (int(edge), int(edge))
 
 
-def _three(values: Union[float, Sequence[float]]) -> Tuple[float, ...]:
-    numbers: List[float] = (
-        [float(values)] * 3 if isinstance(values, (int, float)) else [float(value) for value in values]
-    )
+def _by_channel(processor: Any, name: str, num_channels: int) -> Tuple[float, ...]:
+    """image_mean or image_std for each channel. Three equal numbers serve a model of one channel."""
+    values = getattr(processor, name)
+    numbers: List[float] = [float(values)] if isinstance(values, (int, float)) else [float(value) for value in values]
+    if isinstance(values, (int, float)) or (num_channels == 1 and len(set(numbers)) == 1):
+        return (numbers[0],) * num_channels
+    if len(numbers) != num_channels:
+        raise ValueError(
+            f"the model's preprocessor has {name} {numbers}, but the model reads {num_channels} channel"
+            f"{'s' * (num_channels > 1)} (num_channels in its config.json). Give the numbers that it was trained with there."
+        )
     return tuple(numbers)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from typing import Any, Dict, Mapping, Tuple
 
-import torch
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+)
 
-from ipu_trainer.tasks.models import set_vocabulary
+from ipu_trainer.tasks.models import check_task, random_model, set_vocabulary
+from ipu_trainer.tasks.pretrained import load_pretrained
 
 # tasks/models.py says what these are. GPT-2's sizes are the published ones.
 SIZES: Dict[str, Tuple[str, Dict[str, Any]]] = {
@@ -54,6 +59,12 @@ def is_masked(config: Any, objective: str) -> bool:
     return config.model_type in _MASKED_TYPES
 
 
+def check_architecture(model: str, config: Any, masked: bool) -> None:
+    """Raises ValueError for a model_type without a language model of this objective."""
+    mapping = MODEL_FOR_MASKED_LM_MAPPING if masked else MODEL_FOR_CAUSAL_LM_MAPPING
+    check_task(model, config, mapping, f"{'masked' if masked else 'causal'} language modelling")
+
+
 def build_model(
     model: str,
     config: Any,
@@ -63,20 +74,27 @@ def build_model(
     scratch: bool,
     overrides: Mapping[str, Any],
 ) -> Any:
-    """The model, float32. From scratch its vocabulary is len(tokenizer), with the tokenizer's bos, eos and pad ids;
-    a vocab_size that the configuration was given counts instead.
+    """The model, float32: also where weights or configuration were saved in another type, unless overrides name a dtype.
+    From scratch its vocabulary is len(tokenizer), with the tokenizer's bos, eos and pad ids; a vocab_size of overrides, which
+    the configuration has already, counts instead.
 
-    Raises ValueError where the tokenizer has more tokens than the model, or rows are longer than its positions.
+    Raises ValueError where the tokenizer has more tokens than the model, rows are longer than its positions, or weights are
+    missing.
     """
-    auto = AutoModelForMaskedLM if masked else AutoModelForCausalLM
-    if scratch:
-        set_vocabulary(config, tokenizer, overrides)
-        if not masked and config.model_type in _MASKED_TYPES:
-            config.is_decoder = True
+    if not scratch:
         check_shapes(config, len(tokenizer), sequence_length)
-        return auto.from_config(config)
+        return load_model(model, masked)
+    set_vocabulary(config, tokenizer, overrides)
+    if not masked and config.model_type in _MASKED_TYPES:
+        config.is_decoder = True
     check_shapes(config, len(tokenizer), sequence_length)
-    return auto.from_pretrained(model, torch_dtype=torch.float32)
+    return random_model(AutoModelForMaskedLM if masked else AutoModelForCausalLM, config, overrides)
+
+
+def load_model(model: str, masked: bool) -> Any:
+    """The model with its weights, float32. Raises ValueError where tensors are missing but for a new head."""
+    auto = AutoModelForMaskedLM if masked else AutoModelForCausalLM
+    return load_pretrained(auto, model, "Give another --model, or add --from_scratch true.")[0]
 
 
 def check_shapes(config: Any, num_tokens: int, sequence_length: int) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import math
 from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, Optional, Sequence
 
 import transformers
 
@@ -23,7 +24,15 @@ from ipu_trainer.tasks.fit_warning import feasibility_check, fit_warning, warn
 from ipu_trainer.tasks.language_modeling.arguments import LanguageModelingArguments, parse_arguments
 from ipu_trainer.tasks.language_modeling.corpus import Corpus, prepare_corpus
 from ipu_trainer.tasks.language_modeling.metrics import perplexity, token_losses
-from ipu_trainer.tasks.language_modeling.model import NO_DROPOUT, SIZES, build_model, check_shapes, is_masked
+from ipu_trainer.tasks.language_modeling.model import (
+    NO_DROPOUT,
+    SIZES,
+    build_model,
+    check_architecture,
+    check_shapes,
+    is_masked,
+    load_model,
+)
 from ipu_trainer.tasks.language_modeling.packing import PackedRows, RowCollator, unigram_perplexity
 from ipu_trainer.tasks.language_modeling.page import write_report
 from ipu_trainer.tasks.language_modeling.samples import PrintSamples, continuations, fillings
@@ -37,7 +46,17 @@ from ipu_trainer.tasks.models import (
     parse_overrides,
 )
 from ipu_trainer.tasks.pages.run import report_or_reason
-from ipu_trainer.tasks.record import RUN_FILE, resumable_checkpoint, training_settings, versions, write_history
+from ipu_trainer.tasks.record import (
+    RUNNING,
+    begin_run,
+    finish_run,
+    resumable_checkpoint,
+    train_or_restore,
+    trained_record,
+    training_settings,
+    versions,
+    write_history,
+)
 from ipu_trainer.tasks.search import Searched
 from ipu_trainer.tasks.tokenizers import has_tokenizer, save_tokenizer
 from ipu_trainer.training.arguments import IPUTrainingArguments
@@ -63,7 +82,8 @@ def train(recipe: LanguageModelingArguments, args: IPUTrainingArguments) -> Dict
     masked, corpus = job.masked, job.corpus
     settings = _settings(recipe, args, job)
     checkpoint = resumable_checkpoint(run_dir, args, settings)
-    model = job.new_model()
+    trained = trained_record(run_dir, args)
+    model = job.new_model() if trained is None else load_model(str(run_dir), masked)
     trainer = job.trainer(model=model)
     watch(trainer, tokens_per_sample=job.sequence_length)
     prompts = list(recipe.sample_prompts)
@@ -76,8 +96,8 @@ def train(recipe: LanguageModelingArguments, args: IPUTrainingArguments) -> Dict
     if prompts:
         trainer.add_callback(PrintSamples(trainer.model_on_host, write))
     baseline, _ = unigram_perplexity(corpus.train, corpus.validation, len(corpus.tokenizer))
-    record = {
-        "status": "running",
+    record = trained or {
+        "status": RUNNING,
         **settings,
         "num_parameters": model.num_parameters(),
         "backend": {**trainer.backend.describe(), "torch_device": str(args.device)},
@@ -96,14 +116,13 @@ def train(recipe: LanguageModelingArguments, args: IPUTrainingArguments) -> Dict
         print(f"speed       {told_speed(args, trainer.backend.has_executors, trainer.model)}")
         print(f"live view   {live_view(args.report_to, args.output_dir)}")
         print(f"baseline    unigram perplexity on validation {baseline:,.1f}")
-        if checkpoint:
-            print(f"resuming from {checkpoint}")
-        write_json(run_dir / RUN_FILE, record)
+        if trained or checkpoint:
+            print(f"resuming from {'the trained weights' if trained else checkpoint}")
+        begin_run(run_dir, record)
         if recipe.ipu_config:
             warn(fit_warning(model, job.ipu_config, args, job.sequence_length))
 
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
+    train_or_restore(trainer, record, checkpoint)
     final = trainer.evaluate()
     if not trainer.is_world_process_zero():
         return {}
@@ -115,9 +134,7 @@ def train(recipe: LanguageModelingArguments, args: IPUTrainingArguments) -> Dict
     write_history(run_dir, history)
     plot_training(run_dir / "plots" / "training.png", history, "eval_perplexity", "validation perplexity", True)
     write_text(run_dir / "README.md", model_card(record, result))
-    record["status"] = "finished"
-    write_json(run_dir / RUN_FILE, record)
-    report_or_reason(write_report, run_dir)
+    finish_run(run_dir, record, functools.partial(report_or_reason, write_report))
     return result
 
 
@@ -145,18 +162,21 @@ class Job:
     masked: bool
     scratch: bool
     overrides: Dict[str, Any]
+    loaded: Optional[Any] = None  # the model with its weights, for new_model() to give away once
 
     def new_model(self) -> Any:
         transformers.set_seed(self.args.seed)
-        model = build_model(
-            self.recipe.model,
-            copy.deepcopy(self.config),
-            self.corpus.tokenizer,
-            self.sequence_length,
-            self.masked,
-            self.scratch,
-            self.overrides,
-        )
+        model, self.loaded = self.loaded, None
+        if model is None:
+            model = build_model(
+                self.recipe.model,
+                copy.deepcopy(self.config),
+                self.corpus.tokenizer,
+                self.sequence_length,
+                self.masked,
+                self.scratch,
+                self.overrides,
+            )
         transformers.set_seed(self.args.seed)  # a trial then draws as a run, whose trainer begins with this seed
         return model
 
@@ -179,6 +199,7 @@ def prepare_job(recipe: LanguageModelingArguments, args: IPUTrainingArguments) -
     """Model configuration, tokenizer and corpus. Raises ValueError for what does not go together."""
     config = find_config(recipe.model, SIZES, NO_DROPOUT)
     masked = is_masked(config, recipe.objective)
+    check_architecture(recipe.model, config, masked)
     scratch = from_scratch(recipe.model, SIZES, recipe.from_scratch)
     own = own_tokenizer(recipe.model, SIZES)
     source = recipe.tokenizer or (own if own and has_tokenizer(own) else "")
@@ -186,11 +207,14 @@ def prepare_job(recipe: LanguageModelingArguments, args: IPUTrainingArguments) -
     check_overrides(overrides, scratch)
     change_config(config, overrides)
     sequence_length = recipe.sequence_length or _default_length(recipe.model, config)
-    check_shapes(config, 0, sequence_length)  # before the corpus is read
+    check_shapes(config, 0, sequence_length)
+    transformers.set_seed(args.seed)
+    loaded = None if scratch else load_model(recipe.model, masked)  # refused before the corpus is read
     with args.main_process_first(local=False, desc="corpus"):
         corpus = prepare_corpus(recipe, source, masked, Path(args.output_dir) / "data", args.seed)
+    check_shapes(config, 0 if scratch else len(corpus.tokenizer), sequence_length)
     ipu_config = load_profile(recipe.ipu_config).config if recipe.ipu_config else IPUConfig(output_mode="sum")
-    return Job(recipe, args, config, ipu_config, corpus, sequence_length, masked, scratch, overrides)
+    return Job(recipe, args, config, ipu_config, corpus, sequence_length, masked, scratch, overrides, loaded)
 
 
 def table(metrics: Dict[str, Any]) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Dict, Mapping, Tuple
 
-import torch
-from transformers import AutoModelForSeq2SeqLM
+from transformers import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, AutoModelForSeq2SeqLM
 
-from ipu_trainer.tasks.models import set_vocabulary
+from ipu_trainer.tasks.models import check_task, random_model, set_vocabulary
+from ipu_trainer.tasks.pretrained import load_pretrained
 
 # tasks/models.py says what these are.
 SIZES: Dict[str, Tuple[str, Dict[str, Any]]] = {
@@ -46,23 +46,29 @@ NO_DROPOUT: Dict[str, Dict[str, Any]] = {"t5": {"dropout_rate": 0.0}, "bart": {"
 def build_model(
     model: str, config: Any, tokenizer: Any, lengths: Tuple[int, int], scratch: bool, overrides: Mapping[str, Any]
 ) -> Any:
-    """The model, float32. From scratch its vocabulary is len(tokenizer), with the tokenizer's ids; values of overrides,
-    which the configuration has already, count instead.
+    """The model, float32: also where weights or configuration were saved in another type, unless overrides name a dtype.
+    From scratch its vocabulary is len(tokenizer), with the tokenizer's ids; values of overrides, which the configuration has
+    already, count instead.
 
-    lengths: tokens of sources and targets. Raises ValueError for a model that is no encoder-decoder, a tokenizer with more
-    tokens than it has, or lengths beyond its positions.
+    lengths: tokens of sources and targets. Raises ValueError for a tokenizer with more tokens than the vocabulary has, lengths
+    beyond the model's positions, or weights that are missing.
     """
-    if scratch:
-        set_vocabulary(config, tokenizer, overrides)
-        # T5 begins with padding, the others with the end of text.
-        begin = tokenizer.pad_token_id if config.model_type == "t5" else tokenizer.eos_token_id
-        config.decoder_start_token_id = begin
-        if getattr(config, "forced_eos_token_id", None) is not None:
-            config.forced_eos_token_id = tokenizer.eos_token_id
+    if not scratch:
         check_shapes(config, len(tokenizer), lengths)
-        return AutoModelForSeq2SeqLM.from_config(config)
+        return load_model(model)
+    set_vocabulary(config, tokenizer, overrides)
+    # T5 begins with padding, the others with the end of text.
+    begin = tokenizer.pad_token_id if config.model_type == "t5" else tokenizer.eos_token_id
+    config.decoder_start_token_id = begin
+    if getattr(config, "forced_eos_token_id", None) is not None:
+        config.forced_eos_token_id = tokenizer.eos_token_id
     check_shapes(config, len(tokenizer), lengths)
-    return AutoModelForSeq2SeqLM.from_pretrained(model, torch_dtype=torch.float32)
+    return random_model(AutoModelForSeq2SeqLM, config, overrides)
+
+
+def load_model(model: str) -> Any:
+    """The model with its weights, float32. Raises ValueError where tensors are missing but for a new head."""
+    return load_pretrained(AutoModelForSeq2SeqLM, model, "Give another --model, or add --from_scratch true.")[0]
 
 
 def check_encoder_decoder(model: str, config: Any) -> None:
@@ -71,6 +77,7 @@ def check_encoder_decoder(model: str, config: Any) -> None:
             f"{model} is a {config.model_type}, not an encoder-decoder. Use T5 or BART ({', '.join(SIZES)}), or "
             "`ipu-trainer train language-modeling`."
         )
+    check_task(model, config, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, "text to text")
 
 
 def check_shapes(config: Any, num_tokens: int, lengths: Tuple[int, int]) -> None:

@@ -44,7 +44,7 @@ def read_pairs(path: Path) -> Iterator[Pair]:
     if not path.is_file():
         raise ValueError(f'{path} is not a file. Give a .jsonl file with {{"source": "...", "target": "..."}} a line.')
     found = False
-    with path.open(encoding="utf-8", errors="replace") as opened:
+    with path.open(encoding="utf-8-sig", errors="replace") as opened:
         for number, line in enumerate(opened, start=1):
             if not line.strip():
                 continue

@@ -10,10 +10,11 @@ from __future__ import annotations
 import copy
 import csv
 import dataclasses
+import functools
 import io
 import itertools
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import transformers
 
@@ -33,11 +34,28 @@ from ipu_trainer.tasks.models import (
 )
 from ipu_trainer.tasks.pages.run import report_or_reason
 from ipu_trainer.tasks.python_code import installed_python
-from ipu_trainer.tasks.record import RUN_FILE, resumable_checkpoint, training_settings, versions, write_history
+from ipu_trainer.tasks.record import (
+    RUNNING,
+    begin_run,
+    finish_run,
+    resumable_checkpoint,
+    train_or_restore,
+    trained_record,
+    training_settings,
+    versions,
+    write_history,
+)
 from ipu_trainer.tasks.search import Searched
 from ipu_trainer.tasks.seq2seq.arguments import Seq2SeqArguments, parse_arguments
 from ipu_trainer.tasks.seq2seq.metrics import baseline_texts, decoded, generation_metrics, text_scores
-from ipu_trainer.tasks.seq2seq.model import NO_DROPOUT, SIZES, build_model, check_encoder_decoder, check_shapes
+from ipu_trainer.tasks.seq2seq.model import (
+    NO_DROPOUT,
+    SIZES,
+    build_model,
+    check_encoder_decoder,
+    check_shapes,
+    load_model,
+)
 from ipu_trainer.tasks.seq2seq.page import write_report
 from ipu_trainer.tasks.seq2seq.pairs import FixedShapePairs, Pair, docstring_pairs, read_pairs
 from ipu_trainer.tasks.tokenizers import has_tokenizer, load_tokenizer, save_tokenizer, train_tokenizer
@@ -63,14 +81,15 @@ def train(recipe: Seq2SeqArguments, args: IPUSeq2SeqTrainingArguments) -> Dict[s
     tokenizer, validation_pairs = job.tokenizer, job.validation_pairs
     settings = _settings(recipe, args, job)
     checkpoint = resumable_checkpoint(run_dir, args, settings)
-    model = job.new_model()
+    trained = trained_record(run_dir, args)
+    model = job.new_model() if trained is None else load_model(str(run_dir))
     trainer = job.trainer(model=model)
     watch(trainer, tokens_per_sample=recipe.source_length + recipe.target_length)
     train_set, validation_set = trainer.train_dataset, trainer.eval_dataset
     references = [pair.target for pair in validation_pairs]
     baseline = text_scores(baseline_texts(validation_pairs), references)
-    record = {
-        "status": "running",
+    record = trained or {
+        "status": RUNNING,
         **settings,
         "num_parameters": model.num_parameters(),
         "backend": {**trainer.backend.describe(), "torch_device": str(args.device)},
@@ -90,14 +109,13 @@ def train(recipe: Seq2SeqArguments, args: IPUSeq2SeqTrainingArguments) -> Dict[s
         print(f"speed       {told_speed(args, trainer.backend.has_executors, trainer.model)}")
         print(f"live view   {live_view(args.report_to, args.output_dir)}")
         print(f"baseline    words of the name: BLEU {baseline['bleu']:.1f}, chrF {baseline['chrf']:.1f}")
-        if checkpoint:
-            print(f"resuming from {checkpoint}")
-        write_json(run_dir / RUN_FILE, record)
+        if trained or checkpoint:
+            print(f"resuming from {'the trained weights' if trained else checkpoint}")
+        begin_run(run_dir, record)
         if recipe.ipu_config:
             warn(fit_warning(model, job.ipu_config, args, *job.lengths))
 
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
+    train_or_restore(trainer, record, checkpoint)
     predicted = trainer.predict(validation_set, metric_key_prefix="validation")
     if not trainer.is_world_process_zero():
         return {}
@@ -119,9 +137,7 @@ def train(recipe: Seq2SeqArguments, args: IPUSeq2SeqTrainingArguments) -> Dict[s
     write_history(run_dir, trainer.state.log_history)
     plot_training(run_dir / "plots" / "training.png", trainer.state.log_history, "eval_chrf", "validation chrF")
     write_text(run_dir / "README.md", model_card(record, result))
-    record["status"] = "finished"
-    write_json(run_dir / RUN_FILE, record)
-    report_or_reason(write_report, run_dir)
+    finish_run(run_dir, record, functools.partial(report_or_reason, write_report))
     return result
 
 
@@ -149,11 +165,14 @@ class Job:
     lengths: Tuple[int, int]
     scratch: bool
     overrides: Dict[str, Any]
+    loaded: Optional[Any] = None  # the model with its weights, for new_model() to give away once
 
     def new_model(self) -> Any:
         transformers.set_seed(self.args.seed)
-        config = copy.deepcopy(self.config)
-        model = build_model(self.recipe.model, config, self.tokenizer, self.lengths, self.scratch, self.overrides)
+        model, self.loaded = self.loaded, None
+        if model is None:
+            config = copy.deepcopy(self.config)
+            model = build_model(self.recipe.model, config, self.tokenizer, self.lengths, self.scratch, self.overrides)
         transformers.set_seed(self.args.seed)  # a trial then draws as a run, whose trainer begins with this seed
         return model
 
@@ -181,6 +200,8 @@ def prepare_job(recipe: Seq2SeqArguments, args: IPUSeq2SeqTrainingArguments) -> 
     change_config(config, overrides)
     lengths = (recipe.source_length, recipe.target_length)
     check_shapes(config, 0, lengths)
+    transformers.set_seed(args.seed)
+    loaded = None if scratch else load_model(recipe.model)  # refused before pairs are read
     train_pairs, validation_pairs = split_pairs(recipe, args.seed)
     own = own_tokenizer(recipe.model, SIZES)
     source = recipe.tokenizer or (own if own and has_tokenizer(own) else "")
@@ -189,8 +210,10 @@ def prepare_job(recipe: Seq2SeqArguments, args: IPUSeq2SeqTrainingArguments) -> 
     else:
         texts = (text for pair in train_pairs for text in (pair.source, pair.target))
         tokenizer = train_tokenizer(texts, recipe.vocab_size, "RobertaTokenizer")
+    check_shapes(config, 0 if scratch else len(tokenizer), lengths)
     ipu_config = load_profile(recipe.ipu_config).config if recipe.ipu_config else IPUConfig(output_mode="sum")
-    return Job(recipe, args, config, ipu_config, tokenizer, train_pairs, validation_pairs, lengths, scratch, overrides)
+    pairs = (train_pairs, validation_pairs)
+    return Job(recipe, args, config, ipu_config, tokenizer, *pairs, lengths, scratch, overrides, loaded)
 
 
 def split_pairs(recipe: Seq2SeqArguments, seed: int) -> Tuple[List[Pair], List[Pair]]:

@@ -1,0 +1,71 @@
+"""A checkpoint is loaded or refused: what from_pretrained would leave at random values, outside a new head, is an error.
+
+from_pretrained itself warns and goes on. A model of another family then has nothing of its checkpoint but the name.
+"""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any, Collection, List, Set, Tuple
+
+import torch
+from safetensors import SafetensorError
+from transformers import PretrainedConfig
+
+# What from_pretrained and configurations call the type of weights: 4.29 torch_dtype, 5.x dtype.
+DTYPE = "dtype" if hasattr(PretrainedConfig(), "dtype") else "torch_dtype"
+
+
+def load_pretrained(auto_class: Any, source: str, next_move: str, **options: Any) -> Tuple[Any, Set[str]]:
+    """(the model in float32 whatever the file holds, names of the tensors that are new). options: for from_pretrained.
+
+    New are tensors of the head alone, which lies outside the base model. Raises ValueError where another tensor is missing or
+    has another shape, and for files of weights that cannot be read; next_move ends these messages.
+    """
+    try:
+        model, report = auto_class.from_pretrained(
+            source, **{DTYPE: torch.float32}, ignore_mismatched_sizes=True, output_loading_info=True, **options
+        )
+    except (RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError) as error:
+        raise ValueError(
+            f"the weights in {source} cannot be read ({_first_line(error)}). Are the files whole, and no pointers of git lfs?"
+        ) from error
+    missing = _missing(model, report["missing_keys"])
+    mismatched = {str(item[0]) for item in report["mismatched_keys"]}
+    is_head = _head(model)
+    lost = sorted(name for name in missing if not is_head(name))
+    reshaped = sorted(name for name in mismatched if not is_head(name))
+    if lost or reshaped:
+        total = len(model.state_dict())
+        found = [f"{len(lost)} of its {total} tensors are not there, such as {lost[0]}"] if lost else []
+        if reshaped:
+            found.append(f"{len(reshaped)} of {total} have another shape, such as {reshaped[0]}")
+        raise ValueError(
+            f"{source} (model_type {model.config.model_type}) does not hold the weights of a {type(model).__name__}: "
+            f"{', and '.join(found)}. They would be random. {next_move}"
+        )
+    return model, missing | mismatched
+
+
+def _missing(model: Any, names: Collection[str]) -> Set[str]:
+    """Without those that share the memory of a tensor that was loaded (tied embeddings), and without tables of positions."""
+    state = model.state_dict(keep_vars=True)
+    loaded = {tensor.data_ptr() for name, tensor in state.items() if name not in names}
+    tables = {name for name, tensor in state.items() if not tensor.is_floating_point()}
+    return {
+        name for name in names if name not in tables and (name not in state or state[name].data_ptr() not in loaded)
+    }
+
+
+def _head(model: Any) -> Any:
+    """Whether a tensor is the head's: outside the base model, or where there is none, of the output embeddings."""
+    prefix = model.base_model_prefix
+    if isinstance(getattr(model, prefix, None), torch.nn.Module):
+        return lambda name: not name.startswith(prefix + ".")
+    output = model.get_output_embeddings()
+    heads: List[str] = [name for name, part in model.named_modules() if part is output and name]
+    return lambda name: any(name.startswith(head + ".") for head in heads)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
