@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -12,12 +13,14 @@ from transformers import TrainingArguments
 from ipu_trainer.backends import check_name, choose_backend
 from ipu_trainer.pipelining.pipeline import PIPELININGS
 from ipu_trainer.training import compat
+from ipu_trainer.training.renamed import TakesRenamed, show_renamed
 from ipu_trainer.training.speed import COMPILES, choose_kernels
 
 
+@show_renamed
 @dataclass
-class IPUTrainingArguments(TrainingArguments):
-    """TrainingArguments with a backend and fine-tuning options.
+class IPUTrainingArguments(TrainingArguments, metaclass=TakesRenamed):
+    """TrainingArguments with a backend and fine-tuning options, under the names of any release of transformers (renamed.py).
 
     `per_device_train_batch_size` is the micro-batch. `gradient_accumulation_steps` above 1 takes the place of the
     IPUConfig's, as in optimum-graphcore; left at 1, the IPUConfig's counts.
@@ -137,6 +140,12 @@ class IPUTrainingArguments(TrainingArguments):
             value = getattr(self, name)
             if not 0.0 <= value < 1.0:
                 raise ValueError(f"{name} {value} must be at least 0 (off) and below 1.")
+
+    def get_warmup_steps(self, num_training_steps: int) -> int:
+        if 0 < self.warmup_steps < 1:  # a share, as 5.x reads it
+            return int(math.ceil(num_training_steps * self.warmup_steps))
+        steps: int = super().get_warmup_steps(num_training_steps)
+        return steps
 
     def _settle_compile(self, on_device: bool) -> None:
         """Hold `compile` against torch_compile and the backend, and switch TF32 on where a GPU has it and nobody spoke."""
