@@ -143,7 +143,8 @@ class IPUTrainingArguments(TrainingArguments, metaclass=TakesRenamed):
 
     def get_warmup_steps(self, num_training_steps: int) -> int:
         if 0 < self.warmup_steps < 1:  # a share, as 5.x reads it
-            return int(math.ceil(num_training_steps * self.warmup_steps))
+            num_training_steps = math.ceil(num_training_steps * self.warmup_steps)
+            return num_training_steps
         steps: int = super().get_warmup_steps(num_training_steps)
         return steps
 
