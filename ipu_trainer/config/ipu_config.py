@@ -2,8 +2,9 @@
 
 It reads and writes optimum-graphcore's `ipu_config.json` with all fields and defaults of its release 0.7.1
 (https://github.com/huggingface/optimum-graphcore/blob/v0.7.1/optimum/graphcore/ipu_configuration.py), so a file travels
-both ways; files of earlier releases are read too (older_files.py). Unlike that class it is a value: frozen, hashable, validated at construction. Instead of a mode that switches
-what its attributes mean, `for_inference()` returns another IPUConfig.
+both ways; files of earlier releases are read too (older_files.py). Unlike that class it is a value: frozen, hashable,
+validated at construction. Instead of a mode that switches what its attributes mean, `for_inference()` returns another
+IPUConfig.
 """
 
 from __future__ import annotations

@@ -6,11 +6,12 @@ import argparse
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Collection, Dict, List, Mapping, Sequence, Tuple
+from typing import Any, Collection, Dict, List, Mapping, NoReturn, Sequence, Tuple
 
 from transformers import HfArgumentParser
 
 from ipu_trainer.backends import choose_backend
+from ipu_trainer.tasks.flag_table import check_flags
 from ipu_trainer.tasks.folders import results
 from ipu_trainer.training import compat, renamed
 from ipu_trainer.training.arguments import IPUTrainingArguments
@@ -41,14 +42,21 @@ def parse_flags(
     words, kept = _by_todays_names([_field_flag(word) for word in with_config(task, argv)], taken)
     if not any(word.split("=")[0] == "--output_dir" for word in words) and not {"-h", "--help"} & set(argv):
         words += ["--output_dir", str(results("--output", task))]
+    parser.error = _refuse  # type: ignore[assignment,method-assign]  # one line, instead of all flags first
     namespace, unknown = parser.parse_known_args(words)
     if unknown:
         raise ValueError(f"unknown flags {' '.join(unknown)}. `ipu-trainer {command} {task} --help` lists them.")
     values = {**vars(namespace), **kept}
     check_reporters(values["report_to"])
+    defaults_of_all = {name: parser.get_default(name) for name in values}
+    check_flags(task, values, defaults_of_all, flags_given(words))
     names = {item.name for item in dataclasses.fields(recipe_class)}
     recipe = recipe_class(**{name: value for name, value in values.items() if name in names})
     return recipe, {name: value for name, value in values.items() if name in taken or name in kept}
+
+
+def _refuse(message: str) -> NoReturn:
+    raise ValueError(f"{message.rstrip('.')}.")
 
 
 def _by_todays_names(words: Sequence[str], fields: Collection[str]) -> Tuple[List[str], Dict[str, Any]]:
@@ -134,6 +142,18 @@ def flags_given(argv: Sequence[str]) -> Dict[str, Any]:
         name, equals, value = word[2:].partition("=")
         values = [value] if equals else []
     return given
+
+
+def check_fraction(validation_fraction: float) -> None:
+    if not 0.0 < validation_fraction < 1.0:
+        raise ValueError(f"validation_fraction {validation_fraction} must be above 0 and below 1 (0.1 is usual).")
+
+
+def check_read(recipe: Any, name: str, is_read: bool, why: str) -> None:
+    """Raise ValueError for a recipe's flag that has not its default and is not read."""
+    value, default = getattr(recipe, name), type(recipe).__dataclass_fields__[name].default
+    if value != default and not is_read:
+        raise ValueError(f"--{name} {value} would not be read: {why}. Leave it out.")
 
 
 def _is_flag_value(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 from dataclasses import dataclass, field
@@ -117,8 +118,15 @@ class IPUTrainingArguments(TrainingArguments, metaclass=TakesRenamed):
                 "off."
             )
         self._settle_compile(on_device)
+        for name, package in _PACKAGES.items():
+            if getattr(self, name, None) and importlib.util.find_spec(package.replace("-", "_")) is None:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} needs a package that is not installed: pip install {package}."
+                )
         chosen = _says_how_to_copy(getattr(self, "accelerator_config", None))
         super().__post_init__()
+        if self.fp16 and not on_device and self.device.type == "cpu":  # 5.x would compute in float32 and say nothing
+            raise ValueError("fp16=True is for a GPU, and this run is on a CPU. Use bf16=True, or leave it off.")
         config: Any = getattr(self, "accelerator_config", None)
         on_gpu = self.device.type == "cuda" and self.dataloader_pin_memory
         if on_gpu and not chosen and hasattr(config, "non_blocking"):
@@ -142,10 +150,10 @@ class IPUTrainingArguments(TrainingArguments, metaclass=TakesRenamed):
                 raise ValueError(f"{name} {value} must be at least 0 (off) and below 1.")
 
     def get_warmup_steps(self, num_training_steps: int) -> int:
-        if 0 < self.warmup_steps < 1:  # a share, as 5.x reads it
-            num_training_steps = math.ceil(num_training_steps * self.warmup_steps)
-            return num_training_steps
-        steps: int = super().get_warmup_steps(num_training_steps)
+        share = 0 < self.warmup_steps < 1  # as 5.x reads it
+        steps: int = (
+            math.ceil(num_training_steps * self.warmup_steps) if share else super().get_warmup_steps(num_training_steps)
+        )
         return steps
 
     def _settle_compile(self, on_device: bool) -> None:
@@ -161,6 +169,11 @@ class IPUTrainingArguments(TrainingArguments, metaclass=TakesRenamed):
             )
         if self.fuse_projections and (on_device or named or self.compile == "model"):
             raise ValueError("fuse_projections is for the host, with compile=layers or off. Leave it off.")
+        if named and self.torch_compile_mode is not None:
+            try:
+                torch.compile(torch.nn.Identity(), mode=self.torch_compile_mode)
+            except RuntimeError as error:
+                raise ValueError(f"torch_compile_mode={self.torch_compile_mode}: {error}") from None
         if named:
             self.compile = "model"
         elif self.compile == "model":
@@ -169,6 +182,9 @@ class IPUTrainingArguments(TrainingArguments, metaclass=TakesRenamed):
         tf32: Optional[bool] = self.__dict__["tf32"]
         if on_gpu and tf32 is None and torch.cuda.get_device_capability()[0] >= 8:
             self.tf32 = True
+
+
+_PACKAGES = {"use_liger_kernel": "liger-kernel", "deepspeed": "deepspeed"}
 
 
 def _says_how_to_copy(config: Any) -> bool:

@@ -31,6 +31,8 @@ SAME = (
     ("xpu_backend", "ddp_backend"),
 )
 _OTHER = {**dict(SAME), **{new: old for old, new in SAME}}
+# 4.29 has these, and what reads their newer names in this package does not: always by the newer.
+SUPERSEDED = ("per_gpu_train_batch_size", "per_gpu_eval_batch_size", "torchdynamo")
 # A script may read and set these. No release's Trainer reads the first; TensorBoard's callback is given the second.
 KEPT = {"overwrite_output_dir": False, "logging_dir": None}
 
@@ -222,7 +224,7 @@ def answer(name: str, value: Any) -> Optional[Dict[str, Any]]:
 
     None for a name that no release has. Raises ValueError for a value without a counterpart.
     """
-    if name in INSTALLED and not name.startswith("per_gpu_"):  # 4.29 has these, and what reads batch sizes does not
+    if name in INSTALLED and name not in SUPERSEDED:
         return None
     other = _OTHER.get(name, "")
     if other in INSTALLED:
@@ -247,7 +249,7 @@ def today(named: Mapping[str, Any], known: Any = INSTALLED) -> Dict[str, Any]:
 
     Raises ValueError for a value without a counterpart, and where two names of one setting contradict each other.
     """
-    result = {name: value for name, value in named.items() if name in known and not name.startswith("per_gpu_")}
+    result = {name: value for name, value in named.items() if name in known and name not in SUPERSEDED}
     for name, value in named.items():
         if name in result or (value is None and name in _OTHER):
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from typing import Any, Dict, Mapping, Tuple
 
 import transformers
@@ -102,11 +103,24 @@ class AnyRelease(Trainer):  # type: ignore[misc]  # transformers is not typed
     """Trainer, with what other releases call its attributes and methods."""
 
     def __init__(self, *positional: Any, **named: Any) -> None:
-        super().__init__(*positional, **named)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Label smoothing is not compatible")  # said below, where it is so
+            super().__init__(*positional, **named)
+        self._check_smoothing()
         folder = getattr(self.args, "logging_dir", None)  # in 5.x no argument, but TensorBoard's callback has it
         for callback in self.callback_handler.callbacks if folder else ():
             if hasattr(callback, "logging_dir"):
                 callback.logging_dir = folder
+
+    def _check_smoothing(self) -> None:
+        """Trainer's smoothing is of one class a sample; 5.x leaves it out for several, with a warning, and 4.29 fails later."""
+        several = getattr(getattr(self.model, "config", None), "problem_type", None) == "multi_label_classification"
+        own_loss = not type(self).compute_loss.__module__.startswith(("transformers.", "ipu_trainer.training."))
+        if self.args.label_smoothing_factor and several and not own_loss:
+            raise ValueError(
+                f"label_smoothing_factor={self.args.label_smoothing_factor} is for one class a sample, and the model's "
+                "problem_type is multi_label_classification. Override compute_loss to smooth the targets, or leave it at 0."
+            )
 
     def __getattr__(self, name: str) -> Any:  # what is not there
         other = _SAME.get(name) or RENAMED_METHODS.get(name)
