@@ -203,6 +203,14 @@ _HOST_ONLY = {
     "fsdp": "replicated_tensor_sharding in the IPUConfig",
     "ema_decay": "ema_decay=0: a weight average would copy all weights from the device at every step",
     "use_liger_kernel": "nothing: its kernels are for GPUs",
+    "use_ipex": "nothing: it is for CPUs",
+    "torch_compile": "nothing: poptorch compiles",
+    "jit_mode_eval": "nothing: poptorch compiles",
+    "debug": "a callback that reads the losses: hooks of layers see no numbers on a device",
+    "activation_checkpointing_kwargs": "activation_checkpointing=True alone: the device recomputes",
+    "gradient_checkpointing_kwargs": "gradient_checkpointing=True alone: the device recomputes",
+    "parallelism_config": "replication_factor and layers_per_ipu in the IPUConfig",
+    "sharded_ddp": "replicated_tensor_sharding in the IPUConfig",
 }
 
 
@@ -212,6 +220,8 @@ def refuse_on_device(args: Any) -> None:
         value = getattr(args, name, None)
         if value:
             raise ValueError(f"{name}={value} is for the host, and this run is on a device. Instead: {instead}.")
+    if getattr(args, "past_index", -1) >= 0:
+        raise ValueError(f"past_index={args.past_index}: a device keeps no hidden state from batch to batch. Use -1.")
     if args.n_gpu > 1:
         raise ValueError(
             f"{args.n_gpu} GPUs of one process cannot share a device run. Set CUDA_VISIBLE_DEVICES to one of them, or "
