@@ -67,6 +67,8 @@ def make_options(
     folder = executable_cache(used)
     if folder is not None:
         options.enableExecutableCaching(str(folder))
+    elif used.executable_cache_dir == "disabled":  # POPTORCH_CACHE_DIR may have switched it on
+        options.enableExecutableCaching(None)
     options._Popart.set("saveInitializersToFile", _initializers_file())
     options.Precision.enableStochasticRounding(not for_inference)
     if used.enable_half_partials:

@@ -2,8 +2,9 @@
 
 It reads and writes optimum-graphcore's `ipu_config.json` with all fields and defaults of its release 0.7.1
 (https://github.com/huggingface/optimum-graphcore/blob/v0.7.1/optimum/graphcore/ipu_configuration.py), so a file travels
-both ways. Unlike that class it is a value: frozen, hashable, validated at construction. Instead of a mode that switches
-what its attributes mean, `for_inference()` returns another IPUConfig.
+both ways; files of earlier releases are read too (older_files.py). Unlike that class it is a value: frozen, hashable,
+validated at construction. Instead of a mode that switches what its attributes mean, `for_inference()` returns another
+IPUConfig.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from ipu_trainer.atomic import write_text
+from ipu_trainer.config.older_files import todays
 from ipu_trainer.machine.placement import resolve_wildcards
 
 CONFIG_FILE = "ipu_config.json"
@@ -182,8 +184,13 @@ class IPUConfig:
     # Files ------------------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> IPUConfig:
+    def from_dict(cls, values: Mapping[str, Any], pod: Optional[str] = None) -> IPUConfig:
+        """From what `ipu_config.json` holds. pod: "pod16", "default", ... where an older file has a count for each size."""
         kept = {name: value for name, value in values.items() if name not in _IGNORED_KEYS}
+        try:
+            kept = todays(kept, pod)
+        except ValueError as error:
+            raise IPUConfigError(str(error)) from None
         _refuse_unknown(kept)
         # JSON has lists; this value is hashable.
         fields: Dict[str, Any] = {
@@ -202,7 +209,7 @@ class IPUConfig:
         return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
 
     @classmethod
-    def from_json_file(cls, file: Union[str, os.PathLike[str]]) -> IPUConfig:
+    def from_json_file(cls, file: Union[str, os.PathLike[str]], pod: Optional[str] = None) -> IPUConfig:
         path = Path(file)
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
@@ -210,13 +217,19 @@ class IPUConfig:
             raise IPUConfigError(f"{path} is not JSON ({error}). Write it with IPUConfig.save_pretrained().") from error
         if not isinstance(values, dict):
             raise IPUConfigError(f"{path} holds a {type(values).__name__}, not a JSON object of IPUConfig fields.")
-        return cls.from_dict(values)
+        try:
+            return cls.from_dict(values, pod)
+        except IPUConfigError as error:
+            raise IPUConfigError(f"{path}: {error}") from None
 
     @classmethod
-    def from_pretrained(cls, source: Union[str, os.PathLike[str]], **options: Any) -> IPUConfig:
+    def from_pretrained(
+        cls, source: Union[str, os.PathLike[str]], pod: Optional[str] = None, **options: Any
+    ) -> IPUConfig:
         """Read `ipu_config.json` from a local folder or file, or from a model repository on the Hugging Face Hub.
 
-        options: fields to override, and the Hub's `revision`, `token`, `cache_dir`, `local_files_only`.
+        pod: "pod4", "pod16", "default", ... where an older file has a count for each size. options: fields to override, and the
+        Hub's `revision`, `token`, `cache_dir`, `local_files_only`.
         A local path never touches the network.
         """
         hub_options = {name: options.pop(name) for name in _HUB_OPTIONS if name in options}
@@ -232,7 +245,7 @@ class IPUConfig:
             from huggingface_hub import hf_hub_download
 
             path = Path(hf_hub_download(repo_id=str(source), filename=CONFIG_FILE, **hub_options))
-        config = cls.from_json_file(path)
+        config = cls.from_json_file(path, pod)
         return config.updated(**options) if options else config
 
     def save_pretrained(

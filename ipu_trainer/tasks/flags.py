@@ -6,13 +6,14 @@ import argparse
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Sequence, Tuple
+from typing import Any, Collection, Dict, List, Mapping, NoReturn, Sequence, Tuple
 
 from transformers import HfArgumentParser
 
 from ipu_trainer.backends import choose_backend
+from ipu_trainer.tasks.flag_table import check_flags
 from ipu_trainer.tasks.folders import results
-from ipu_trainer.training import compat
+from ipu_trainer.training import compat, renamed
 from ipu_trainer.training.arguments import IPUTrainingArguments
 from ipu_trainer.training.precision import choose_precision
 from ipu_trainer.training.reporting import check_reporters
@@ -37,18 +38,60 @@ def parse_flags(
         "--config", help="best.json of a search, or one like it; flags on the command line count instead"
     )
     parser.set_defaults(**defaults)
-    renamed = [_field_flag(word) for word in with_config(task, argv)]
-    if not any(word.split("=")[0] == "--output_dir" for word in renamed) and not {"-h", "--help"} & set(argv):
-        renamed += ["--output_dir", str(results("--output", task))]
-    namespace, unknown = parser.parse_known_args(renamed)
+    taken = {item.name for item in dataclasses.fields(arguments_class) if item.init}
+    words, kept = _by_todays_names([_field_flag(word) for word in with_config(task, argv)], taken)
+    if not any(word.split("=")[0] == "--output_dir" for word in words) and not {"-h", "--help"} & set(argv):
+        words += ["--output_dir", str(results("--output", task))]
+    parser.error = _refuse  # type: ignore[assignment,method-assign]  # one line, instead of all flags first
+    namespace, unknown = parser.parse_known_args(words)
     if unknown:
         raise ValueError(f"unknown flags {' '.join(unknown)}. `ipu-trainer {command} {task} --help` lists them.")
-    values = vars(namespace)
+    values = {**vars(namespace), **kept}
     check_reporters(values["report_to"])
+    defaults_of_all = {name: parser.get_default(name) for name in values}
+    check_flags(task, values, defaults_of_all, flags_given(words))
     names = {item.name for item in dataclasses.fields(recipe_class)}
     recipe = recipe_class(**{name: value for name, value in values.items() if name in names})
-    taken = {item.name for item in dataclasses.fields(arguments_class) if item.init}
-    return recipe, {name: value for name, value in values.items() if name in taken}
+    return recipe, {name: value for name, value in values.items() if name in taken or name in kept}
+
+
+def _refuse(message: str) -> NoReturn:
+    raise ValueError(f"{message.rstrip('.')}.")
+
+
+def _by_todays_names(words: Sequence[str], fields: Collection[str]) -> Tuple[List[str], Dict[str, Any]]:
+    """(flags by the installed transformers' names, values of those that only scripts read). Raises ValueError as renamed.today."""
+    given = {name: _value(text) for name, text in flags_given(words).items()}
+    kept = {name: given.pop(name) for name in renamed.KEPT if name in given and name not in fields}
+    current = renamed.today(given, fields)
+    changed = {name: value for name, value in current.items() if name not in given or value is not given[name]}
+    left: List[str] = []
+    keep = True
+    for word in words:
+        if word.startswith("--"):
+            name = word[2:].partition("=")[0]
+            keep = name in current and name not in changed
+        left += [word] if keep else []
+    for name, value in changed.items():
+        text = json.dumps(value) if isinstance(value, dict) else value
+        left += [f"--{name}", *(map(str, text) if isinstance(text, list) else [str(text)])]
+    return left, kept
+
+
+def _value(text: Any) -> Any:
+    """What a flag's text means: true, false, a number, or a text; lists item by item."""
+    if isinstance(text, list):
+        return [_value(item) for item in text]
+    if not isinstance(text, str):
+        return text
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def with_config(task: str, argv: Sequence[str]) -> List[str]:
@@ -99,6 +142,18 @@ def flags_given(argv: Sequence[str]) -> Dict[str, Any]:
         name, equals, value = word[2:].partition("=")
         values = [value] if equals else []
     return given
+
+
+def check_fraction(validation_fraction: float) -> None:
+    if not 0.0 < validation_fraction < 1.0:
+        raise ValueError(f"validation_fraction {validation_fraction} must be above 0 and below 1 (0.1 is usual).")
+
+
+def check_read(recipe: Any, name: str, is_read: bool, why: str) -> None:
+    """Raise ValueError for a recipe's flag that has not its default and is not read."""
+    value, default = getattr(recipe, name), type(recipe).__dataclass_fields__[name].default
+    if value != default and not is_read:
+        raise ValueError(f"--{name} {value} would not be read: {why}. Leave it out.")
 
 
 def _is_flag_value(value: Any) -> bool:

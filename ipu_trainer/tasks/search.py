@@ -18,6 +18,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 import transformers
 
 from ipu_trainer.atomic import remove_leftovers, write_json
+from ipu_trainer.tasks.early_checks import check_metric
 from ipu_trainer.tasks.flags import flags_given, with_config
 from ipu_trainer.tasks.folders import results
 from ipu_trainer.tasks.search_results import header, row, write_results
@@ -30,8 +31,8 @@ STUDY_FILE = "study.db"
 
 @dataclass
 class Searched:
-    """What a task brings: a trainer with model_init, its metric and direction, a line on the data, what defines the run, and
-    what skips a trial that cannot run."""
+    """What a task brings: a trainer with model_init, its metric and direction, a line on the data, what defines the run,
+    what skips a trial that cannot run, and the names of all its metrics."""
 
     trainer: Any
     objective: str
@@ -39,6 +40,7 @@ class Searched:
     about: str
     settings: Dict[str, Any]
     is_feasible: Optional[Callable[[Any, int], Optional[str]]] = None
+    metrics: Sequence[str] = ()
 
 
 def run(task: str, searched: Callable[[Sequence[str]], Searched], words: Sequence[str]) -> None:
@@ -67,6 +69,8 @@ def run(task: str, searched: Callable[[Sequence[str]], Searched], words: Sequenc
     space = space or _default_space(args)
     _check_space(space, subject.trainer)
     objectives = own.objective.split(",") if own.objective else [subject.objective]
+    for name in objectives:
+        check_metric("objective", name, subject.metrics)
     objectives = [name if name.startswith("eval_") else f"eval_{name}" for name in objectives]
     directions = own.direction.split(",") if own.direction else [subject.direction]
     if len(directions) != len(objectives):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -12,12 +14,14 @@ from transformers import TrainingArguments
 from ipu_trainer.backends import check_name, choose_backend
 from ipu_trainer.pipelining.pipeline import PIPELININGS
 from ipu_trainer.training import compat
+from ipu_trainer.training.renamed import TakesRenamed, show_renamed
 from ipu_trainer.training.speed import COMPILES, choose_kernels
 
 
+@show_renamed
 @dataclass
-class IPUTrainingArguments(TrainingArguments):
-    """TrainingArguments with a backend and fine-tuning options.
+class IPUTrainingArguments(TrainingArguments, metaclass=TakesRenamed):
+    """TrainingArguments with a backend and fine-tuning options, under the names of any release of transformers (renamed.py).
 
     `per_device_train_batch_size` is the micro-batch. `gradient_accumulation_steps` above 1 takes the place of the
     IPUConfig's, as in optimum-graphcore; left at 1, the IPUConfig's counts.
@@ -120,8 +124,15 @@ class IPUTrainingArguments(TrainingArguments):
                 "off."
             )
         self._settle_compile(on_device)
+        for name, package in _PACKAGES.items():
+            if getattr(self, name, None) and importlib.util.find_spec(package.replace("-", "_")) is None:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} needs a package that is not installed: pip install {package}."
+                )
         chosen = _says_how_to_copy(getattr(self, "accelerator_config", None))
         super().__post_init__()
+        if self.fp16 and not on_device and self.device.type == "cpu":  # 5.x would compute in float32 and say nothing
+            raise ValueError("fp16=True is for a GPU, and this run is on a CPU. Use bf16=True, or leave it off.")
         config: Any = getattr(self, "accelerator_config", None)
         on_gpu = self.device.type == "cuda" and self.dataloader_pin_memory
         if on_gpu and not chosen and hasattr(config, "non_blocking"):
@@ -144,6 +155,13 @@ class IPUTrainingArguments(TrainingArguments):
             if not 0.0 <= value < 1.0:
                 raise ValueError(f"{name} {value} must be at least 0 (off) and below 1.")
 
+    def get_warmup_steps(self, num_training_steps: int) -> int:
+        share = 0 < self.warmup_steps < 1  # as 5.x reads it
+        steps: int = (
+            math.ceil(num_training_steps * self.warmup_steps) if share else super().get_warmup_steps(num_training_steps)
+        )
+        return steps
+
     def _settle_compile(self, on_device: bool) -> None:
         """Hold `compile` against torch_compile and the backend, and switch TF32 on where a GPU has it and nobody spoke."""
         if self.compile not in COMPILES:
@@ -157,6 +175,11 @@ class IPUTrainingArguments(TrainingArguments):
             )
         if self.fuse_projections and (on_device or named or self.compile == "model"):
             raise ValueError("fuse_projections is for the host, with compile=layers or off. Leave it off.")
+        if named and self.torch_compile_mode is not None:
+            try:
+                torch.compile(torch.nn.Identity(), mode=self.torch_compile_mode)
+            except RuntimeError as error:
+                raise ValueError(f"torch_compile_mode={self.torch_compile_mode}: {error}") from None
         if named:
             self.compile = "model"
         elif self.compile == "model":
@@ -165,6 +188,9 @@ class IPUTrainingArguments(TrainingArguments):
         tf32: Optional[bool] = self.__dict__["tf32"]
         if on_gpu and tf32 is None and torch.cuda.get_device_capability()[0] >= 8:
             self.tf32 = True
+
+
+_PACKAGES = {"use_liger_kernel": "liger-kernel", "deepspeed": "deepspeed"}
 
 
 def _says_how_to_copy(config: Any) -> bool:
@@ -183,6 +209,14 @@ _HOST_ONLY = {
     "fsdp": "replicated_tensor_sharding in the IPUConfig",
     "ema_decay": "ema_decay=0: a weight average would copy all weights from the device at every step",
     "use_liger_kernel": "nothing: its kernels are for GPUs",
+    "use_ipex": "nothing: it is for CPUs",
+    "torch_compile": "nothing: poptorch compiles",
+    "jit_mode_eval": "nothing: poptorch compiles",
+    "debug": "a callback that reads the losses: hooks of layers see no numbers on a device",
+    "activation_checkpointing_kwargs": "activation_checkpointing=True alone: the device recomputes",
+    "gradient_checkpointing_kwargs": "gradient_checkpointing=True alone: the device recomputes",
+    "parallelism_config": "replication_factor and layers_per_ipu in the IPUConfig",
+    "sharded_ddp": "replicated_tensor_sharding in the IPUConfig",
 }
 
 
@@ -192,6 +226,8 @@ def refuse_on_device(args: Any) -> None:
         value = getattr(args, name, None)
         if value:
             raise ValueError(f"{name}={value} is for the host, and this run is on a device. Instead: {instead}.")
+    if getattr(args, "past_index", -1) >= 0:
+        raise ValueError(f"past_index={args.past_index}: a device keeps no hidden state from batch to batch. Use -1.")
     if args.n_gpu > 1:
         raise ValueError(
             f"{args.n_gpu} GPUs of one process cannot share a device run. Set CUDA_VISIBLE_DEVICES to one of them, or "

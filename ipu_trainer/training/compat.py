@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, Union
 
 import torch
+import transformers
 from safetensors import safe_open
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -88,19 +89,16 @@ def wants_gradient_checkpointing(args: TrainingArguments) -> bool:
     return bool(getattr(args, name))
 
 
-def renamed_arguments(named: Dict[str, Any]) -> Dict[str, Any]:
-    """Trainer's keyword arguments by the installed version's names: `tokenizer` became `processing_class` in 5.0."""
-    known = inspect.signature(Trainer.__init__).parameters
-    new, old = "processing_class", "tokenizer"
-    renamed = dict(named)
-    for given, wanted in ((old, new), (new, old)):
-        if given in renamed and given not in known and wanted in known and wanted not in renamed:
-            renamed[wanted] = renamed.pop(given)
-    return renamed
-
-
 # Methods that got arguments since 4.29, which overrides of that time do not take: name -> positions that they had.
-_GREW = {"compute_loss": 3, "training_step": 2, "log": 1, "get_batch_samples": 2}
+_GREW = {
+    "compute_loss": 3,
+    "training_step": 2,
+    "log": 1,
+    "get_batch_samples": 2,
+    "create_optimizer": 0,
+    "get_optimizer_cls_and_kwargs": 1,
+    "_get_train_sampler": 0,
+}
 
 
 def adapt_old_overrides(trainer: Any, base: type) -> None:
@@ -113,14 +111,48 @@ def adapt_old_overrides(trainer: Any, base: type) -> None:
         method = getattr(type(trainer), name, None)
         if method is None or method is getattr(base, name, None):
             continue
-        parameters = list(inspect.signature(method).parameters.values())[1:]
-        kinds = {parameter.kind for parameter in parameters}
-        if inspect.Parameter.VAR_POSITIONAL in kinds or inspect.Parameter.VAR_KEYWORD in kinds:
+        parameters = _own_parameters(trainer, name)
+        if parameters is None:
             continue
         if len(parameters) <= positions:
             setattr(trainer, name, _without_new_arguments(getattr(trainer, name), parameters))
             if name == "compute_loss":
                 trainer.model_accepts_loss_kwargs = False
+
+
+def refuse_old_overrides(trainer: Any, base: type) -> None:
+    """Raise ValueError for a method that a subclass of `base` overrode, and that cannot take what today's loop gives it.
+
+    Those of adapt_old_overrides apart: what other methods got did not come last, and means something.
+    """
+    overridden = {name for cls in type(trainer).__mro__ if cls not in base.__mro__ for name in vars(cls)}
+    for name in sorted(overridden - set(_GREW) - {"__init__"}):
+        stock, parameters = getattr(Trainer, name, None), None
+        if inspect.isfunction(stock):
+            parameters = _own_parameters(trainer, name)
+        if parameters is None:
+            continue
+        needed = [
+            item.name
+            for item in list(inspect.signature(stock).parameters.values())[1:]  # type: ignore[arg-type]  # it is one
+            if item.default is inspect.Parameter.empty and item.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+        ]
+        if len(parameters) < len(needed):
+            raise ValueError(
+                f"{type(trainer).__name__}.{name} takes {', '.join(item.name for item in parameters) or 'nothing'}, but "
+                f"transformers {transformers.__version__} calls it with {', '.join(needed)}. Give it these parameters."
+            )
+
+
+def _own_parameters(trainer: Any, name: str) -> Any:
+    """Parameters of a trainer's method; None where it takes any, or is no method."""
+    method = getattr(trainer, name, None)
+    if not inspect.isroutine(method):
+        return None
+    parameters = list(inspect.signature(method).parameters.values())
+    kinds = {parameter.kind for parameter in parameters}
+    takes_any = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD} & kinds
+    return None if takes_any else parameters
 
 
 def _without_new_arguments(method: Any, parameters: Any) -> Any:

@@ -31,6 +31,7 @@ from ipu_trainer.training.gpu_waits import padding_told_later, rows_not_packed
 from ipu_trainer.training.kernels.rewrite import own_kernels
 from ipu_trainer.training.passes import by_micro_batches, folded_step
 from ipu_trainer.training.random_state import generator_states, restore_generators
+from ipu_trainer.training.renamed_trainer import AnyRelease
 from ipu_trainer.training.residual_stream import bfloat16_residual_stream
 from ipu_trainer.training.speed import choose_compile, choose_kernels
 from ipu_trainer.training.unread_outputs import loss_alone_in_float32, reads_loss_alone
@@ -40,7 +41,7 @@ logger = logging.get_logger(__name__)
 _LOADER_BOUND = 0.5
 
 
-class HostLoop(AccumulatedLoss):
+class HostLoop(AnyRelease, AccumulatedLoss):
     """Trainer with folded micro-batches and compiled layers; IPUTrainer says of what batch geometry, and on which backend."""
 
     backend: Backend

@@ -59,6 +59,7 @@ from ipu_trainer.training.hyperparameter_search import check_search, search_back
 from ipu_trainer.training.loss_reduction import PER_ITEM, LossReduction
 from ipu_trainer.training.named_optimizer import apply_settings, is_named, with_named_optimizer
 from ipu_trainer.training.optimizer import groups_by_depth
+from ipu_trainer.training.renamed_trainer import renamed_arguments
 from ipu_trainer.training.streams import WholeHostSteps
 from ipu_trainer.training.weight_average import WeightAverage
 
@@ -120,9 +121,10 @@ class IPUTrainer(HostLoop):
         if getattr(args, "ema_decay", 0.0):
             self.weight_average = WeightAverage(args.ema_decay)
         self._batch_geometry_in_loop: Optional[BatchGeometry] = None
-        super().__init__(model, args, *positional, **compat.renamed_arguments(named))
+        super().__init__(model, args, *positional, **renamed_arguments((model, args, *positional), named))
         self._accelerate_state = OwnAccelerateState()  # of 4.29 too, which makes no accelerator
         compat.adapt_old_overrides(self, IPUTrainer)
+        compat.refuse_old_overrides(self, IPUTrainer)
         if self.model_init is None:
             add_drop_path(self.model, getattr(args, "drop_path", 0.0))
         if self.optimizer is not None and self._scales_by_depth():

@@ -128,6 +128,17 @@ def test_the_executable_cache_is_the_configurations_or_the_environments(monkeypa
     assert str(tmp_path / "environment") in str(options.toDict())
 
 
+@pytest.mark.parametrize("for_inference", [False, True])
+def test_a_disabled_executable_cache_stays_so_whatever_the_environment_says(monkeypatch, for_inference):
+    monkeypatch.delenv("POPLAR_EXECUTABLE_CACHE_DIR", raising=False)
+    monkeypatch.setenv("POPTORCH_CACHE_DIR", "/somewhere")
+    for named, caches in (("disabled", False), ("", True), ("/else", True)):
+        config = IPUConfig(executable_cache_dir=named)
+        popart = make_options(config, choose_backend("simulated"), for_inference)._Popart.options
+        assert popart["enableEngineCaching"] is caches
+        assert not caches or popart["cachePath"] == (named or "/somewhere")
+
+
 def test_processes_without_a_launcher_for_ipus_are_refused(monkeypatch):
     from ipu_trainer.backends.base import Backend
     from ipu_trainer.simulator import popart_enums

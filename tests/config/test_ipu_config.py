@@ -201,3 +201,64 @@ def test_pushing_to_the_hub_uploads_the_file(monkeypatch):
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     assert IPUConfig(replication_factor=4).push_to_hub("vit") == "address"
     assert calls == [("create", "vit", True), ("someone/vit", CONFIG_FILE, 4)]
+
+
+# As shipped by optimum-graphcore 0.1 to 0.5 (examples/question-answering, examples/audio-classification), shortened.
+OLDER = {
+    "ipus_per_replica": 4, "layers_per_ipu": [0, 4, 4, 4], "replication_factor": 2, "gradient_accumulation_steps": 16,
+    "embedding_serialization_factor": 0, "recompute_checkpoint_every_layer": True, "enable_half_partials": True,
+    "enable_half_first_order_momentum": False, "executable_cache_dir": None, "matmul_proportion": [0.25], "random_seed": 42,
+    "profile_dir": "", "use_popdist": False, "compile_only": False, "synthetic_data": False, "decompose_grad_sum": False,
+    "sharded_execution_for_inference": False, "dataloader_workers": 64, "async_dataloader": True, "optimizer": "AdamW",
+    "weight_decay": 0.01, "layer_norm_eps": 0.001, "transformers_version": "4.18.0",
+}  # fmt: skip
+
+
+def written(folder, values):
+    (folder / "ipu_config.json").write_text(json.dumps(values))
+    return folder
+
+
+def test_a_file_of_an_earlier_release_is_read_by_todays_names(tmp_path, caplog):
+    config = IPUConfig.from_pretrained(written(tmp_path, OLDER))
+    expected = IPUConfig(
+        ipus_per_replica=4, layers_per_ipu=(0, 4, 4, 4), replication_factor=2, gradient_accumulation_steps=16,
+        recompute_checkpoint_every_layer=True, matmul_proportion=0.25, seed=42,
+    )  # fmt: skip
+    assert config == expected
+    for name in ("dataloader_workers=64 (the training (dataloader_num_workers))", "async_dataloader", "layer_norm_eps"):
+        assert name in caplog.text  # what no release read is not silently left out
+    assert IPUConfig.from_dict({"layers_per_ipu": 6, "ipus_per_replica": 1}).layers_per_ipu == (6,)  # 0.1's form
+
+
+def test_a_count_for_each_pod_size_has_to_be_chosen(tmp_path):
+    sizes = {"pod4": 1, "pod16": 4, "default": 1}
+    folder = written(tmp_path, {**OLDER, "replication_factor": sizes, "inference_replication_factor": sizes})
+    with pytest.raises(
+        IPUConfigError, match=r"replication_factor and inference_.*pod4: 1, pod16: 4.*pod='pod4'"
+    ) as error:
+        IPUConfig.from_pretrained(folder)
+    assert "ipu_config.json" in str(error.value)
+    config = IPUConfig.from_pretrained(folder, pod="pod16")
+    assert (config.replication_factor, config.inference_replication_factor) == (4, 4)
+    assert IPUConfig.from_pretrained(folder, pod="default", device_iterations=2).device_iterations == 2
+    with pytest.raises(IPUConfigError, match="pod='pod64': replication_factor has numbers for pod4: 1, pod16: 4"):
+        IPUConfig.from_pretrained(folder, pod="pod64")
+    config.save_pretrained(folder)  # as the message says
+    assert IPUConfig.from_pretrained(folder) == config
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"profile_dir": "profile"}, "POPLAR_ENGINE_OPTIONS"),
+        ({"compile_only": True}, "--compile_only"),
+        ({"synthetic_data": True}, "random samples"),
+        ({"decompose_grad_sum": True}, "remove it"),
+        ({"random_seed": 1, "seed": 2}, "keep seed"),
+        ({"matmul_proportion": [0.1, 0.2]}, "4 entries, or one number for all"),
+    ],
+)
+def test_what_an_earlier_release_set_and_this_one_cannot_is_refused(values, message):
+    with pytest.raises(IPUConfigError, match=message):
+        IPUConfig.from_dict({**OLDER, **({"random_seed": 42} if "random_seed" not in values else {}), **values})

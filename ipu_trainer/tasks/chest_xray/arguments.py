@@ -11,6 +11,7 @@ import torch
 from ipu_trainer.config.profiles import Profile, load_profile
 from ipu_trainer.tasks.chest_xray.dataset import ChestXrayDataset, load_prepared
 from ipu_trainer.tasks.chest_xray.losses import FindingLoss, inverse_frequency
+from ipu_trainer.tasks.chest_xray.metrics import check_replicates
 from ipu_trainer.tasks.chest_xray.transforms import NO_AUGMENTATION, Augmentation
 from ipu_trainer.tasks.flags import parse_flags, takes_bf16
 from ipu_trainer.tasks.folders import data_to_read
@@ -77,6 +78,14 @@ class ChestXrayArguments:
     report: bool = field(default=True, metadata={"help": "Write report.html at the end."})
     num_bootstrap: int = field(default=1000, metadata={"help": "Patient-bootstrap replicates for intervals."})
 
+    def __post_init__(self) -> None:
+        check_replicates(self.num_bootstrap)
+        changed = [item.name for item in dataclasses.fields(Augmentation) if getattr(self, item.name) != item.default]
+        if changed and not self.augment:
+            raise ValueError(
+                f"--{changed[0]} {getattr(self, changed[0])} is of the augmentation, and --augment is False."
+            )
+
     @property
     def augmentation(self) -> Augmentation:
         if not self.augment:
@@ -110,7 +119,7 @@ def finding_loss(recipe: ChestXrayArguments, args: IPUTrainingArguments, train_s
             "Use --ranking_weight 0, or a --per_device_train_batch_size of at least 2 (8 works well)."
         )
     pos_weight = inverse_frequency(train_set.labels) if recipe.pos_weight else None
-    return FindingLoss(recipe.loss, weight, pos_weight)
+    return FindingLoss(recipe.loss, weight, pos_weight, label_smoothing=args.label_smoothing_factor)
 
 
 def _default_micro_batch(recipe: ChestXrayArguments) -> int:

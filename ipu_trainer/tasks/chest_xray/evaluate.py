@@ -29,6 +29,7 @@ def evaluate(run_dir: Path, data_dir: Path, split: str, output: Path, num_bootst
 
     Findings that the model does not know are named in the result; those that the data never shows are undefined.
     """
+    metric.check_replicates(num_bootstrap)
     record = read_run(run_dir)
     data = load_prepared(data_dir)
     subject = data.split(split)

@@ -25,7 +25,8 @@ class FindingLoss:
 
     ranking_weight w mixes (1 - w) x kind + w x ranking. pos_weight, one number a finding, weighs positives (bce only).
     asymmetric: Ridnik et al., "Asymmetric loss for multi-label classification", ICCV 2021, focusing exponent gamma on
-    negatives whose probability was shifted down by margin.
+    negatives whose probability was shifted down by margin. label_smoothing s: kind's targets are s / 2 and 1 - s / 2; an order
+    has none.
     """
 
     kind: str = "bce"
@@ -33,6 +34,7 @@ class FindingLoss:
     pos_weight: Optional[Tuple[float, ...]] = None
     gamma: float = 2.0
     margin: float = 0.05
+    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -41,16 +43,19 @@ class FindingLoss:
             raise ValueError(f"ranking_weight {self.ranking_weight} must be at least 0 (off) and below 1.")
         if self.pos_weight is not None and self.kind != "bce":
             raise ValueError("pos_weight weighs the positives of bce; asymmetric has gamma for that. Use --loss bce.")
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise ValueError(f"label_smoothing {self.label_smoothing} must be at least 0 (off) and below 1.")
         if self.gamma < 0 or not 0.0 <= self.margin < 1.0:
             raise ValueError(f"gamma {self.gamma} must be at least 0 and margin {self.margin} from 0 to below 1.")
 
     def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         logits, labels = logits.float(), labels.float()
+        targets = labels * (1.0 - self.label_smoothing) + 0.5 * self.label_smoothing if self.label_smoothing else labels
         if self.kind == "bce":
             weight = None if self.pos_weight is None else constant(self.pos_weight, logits)
-            loss = functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=weight)
+            loss = functional.binary_cross_entropy_with_logits(logits, targets, pos_weight=weight)
         else:
-            loss = self._asymmetric(logits, labels)
+            loss = self._asymmetric(logits, targets)
         if self.ranking_weight:
             loss = (1.0 - self.ranking_weight) * loss + self.ranking_weight * ranking_loss(logits, labels)
         return loss
@@ -58,7 +63,9 @@ class FindingLoss:
     def describe(self) -> str:
         parts = [f"{1.0 - self.ranking_weight:g} x {self.kind}"]
         parts += [f"{self.ranking_weight:g} x pairwise ranking"] if self.ranking_weight else []
-        return " + ".join(parts) + (", positives weighted" if self.pos_weight is not None else "")
+        weighted = ", positives weighted" if self.pos_weight is not None else ""
+        smoothed = f", targets smoothed by {self.label_smoothing:g}" if self.label_smoothing else ""
+        return " + ".join(parts) + weighted + smoothed
 
     def _asymmetric(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         probability = torch.sigmoid(logits)

@@ -157,6 +157,12 @@ def _operating_point(y: np.ndarray, score: np.ndarray, threshold: float) -> Dict
     }
 
 
+def check_replicates(num_bootstrap: int) -> None:
+    """Raise ValueError for a number of bootstrap replicates that gives no interval, or that memory would not hold."""
+    if not 2 <= num_bootstrap <= 100_000:
+        raise ValueError(f"num_bootstrap {num_bootstrap} must be at least 2 and at most 100000. 1000 is usual.")
+
+
 def patient_bootstrap(
     truth: np.ndarray, probability: np.ndarray, patients: Sequence[Any], num_bootstrap: int, seed: int
 ) -> Dict[str, np.ndarray]:

@@ -30,6 +30,7 @@ from ipu_trainer.tasks.chest_xray.record import resolved_settings
 from ipu_trainer.tasks.chest_xray.trainer import ChestXrayTrainer, sigmoid
 from ipu_trainer.tasks.chest_xray.transforms import ChestXrayCollator, Normalisation, load_normalisation
 from ipu_trainer.tasks.curves import plot_training
+from ipu_trainer.tasks.early_checks import checked
 from ipu_trainer.tasks.fit_warning import feasibility_check, fit_warning, warn
 from ipu_trainer.tasks.pages.run import REPORT_FILE, report_or_reason
 from ipu_trainer.tasks.record import (
@@ -48,6 +49,8 @@ from ipu_trainer.training.monitor import watch
 from ipu_trainer.training.precision import used_precision
 from ipu_trainer.training.reporting import live_view
 from ipu_trainer.training.speed import told_speed
+
+METRICS = ("mean_auroc_14",)  # of _watch
 
 
 def run(words: Sequence[str]) -> None:
@@ -132,7 +135,7 @@ def searched(words: Sequence[str]) -> Searched:
     job = prepare_job(recipe, args)
     trainer = job.trainer(model_init=job.new_model)
     told = f"{len(job.train_set):,} training and {len(job.validation_set):,} validation images of {recipe.data}"
-    return Searched(trainer, "eval_mean_auroc_14", "maximize", told, job.settings, feasibility_check(trainer))
+    return Searched(trainer, "eval_mean_auroc_14", "maximize", told, job.settings, feasibility_check(trainer), METRICS)
 
 
 @dataclasses.dataclass
@@ -158,7 +161,7 @@ class Job:
     def trainer(self, **model: Any) -> ChestXrayTrainer:
         """model: model= or model_init=."""
         recipe = self.recipe
-        return ChestXrayTrainer(
+        trainer = ChestXrayTrainer(
             **model,
             args=self.args,
             ipu_config=self.ipu_config,
@@ -170,6 +173,7 @@ class Job:
             balance=recipe.balance,
             tail=recipe.tail,
         )
+        return checked(trainer, METRICS)  # type: ignore[no-any-return]  # what it was given
 
 
 def prepare_job(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Job:

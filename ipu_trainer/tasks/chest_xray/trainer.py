@@ -111,6 +111,7 @@ class ChestXrayTrainer(IPUTrainer):
             self._loader_geometry(),
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             balance=self._balance,
+            shuffle=getattr(self.args, "train_sampling_strategy", "random") != "sequential",
             tail=self._tail,
             process_index=self.args.process_index,
             num_processes=self.args.world_size,
@@ -161,6 +162,9 @@ class ChestXrayTrainer(IPUTrainer):
         if args.dataloader_num_workers:
             workers["persistent_workers"] = getattr(args, "dataloader_persistent_workers", False)
             workers["prefetch_factor"] = getattr(args, "dataloader_prefetch_factor", None) or 2
+            workers["multiprocessing_context"] = getattr(args, "dataloader_multiprocessing_context", None)
+            if not getattr(args, "dataloader_in_order", True):  # torch 2.0 has no such choice
+                workers["in_order"] = False
         return DataLoader(
             self.train_dataset,
             batch_sampler=self.train_sampler,

@@ -8,7 +8,7 @@ from typing import Optional, Sequence, Tuple
 import torch
 
 from ipu_trainer.config.profiles import load_profile
-from ipu_trainer.tasks.flags import parse_flags, takes_bf16
+from ipu_trainer.tasks.flags import check_fraction, parse_flags, takes_bf16
 from ipu_trainer.training import compat
 from ipu_trainer.training.arguments import IPUTrainingArguments
 from ipu_trainer.training.reporting import default_reporters
@@ -80,6 +80,15 @@ class LanguageModelingArguments:
     def __post_init__(self) -> None:
         if self.files not in ("data-science", "all"):
             raise ValueError(f"files {self.files!r} is not one of data-science, all.")
+        if self.corpus and self.files != "data-science":
+            raise ValueError(
+                f"files {self.files!r} is of the installed Python code, and corpus {self.corpus} is read. Give one."
+            )
+        if self.sample_tokens < 1:
+            raise ValueError(f'sample_tokens {self.sample_tokens} must be at least 1; --prompts "" prints no samples.')
+        if self.max_megabytes < 0:
+            raise ValueError(f"max_megabytes {self.max_megabytes} must be above 0, or 0 for all.")
+        check_fraction(self.validation_fraction)
         if not 0.0 < self.mlm_probability < 1.0:
             raise ValueError(f"mlm_probability {self.mlm_probability} must be above 0 and below 1 (0.15 is usual).")
 

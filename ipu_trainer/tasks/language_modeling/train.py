@@ -20,7 +20,9 @@ from ipu_trainer.atomic import write_json, write_text
 from ipu_trainer.config.ipu_config import IPUConfig
 from ipu_trainer.config.profiles import load_profile
 from ipu_trainer.tasks.curves import plot_training
+from ipu_trainer.tasks.early_checks import checked
 from ipu_trainer.tasks.fit_warning import feasibility_check, fit_warning, warn
+from ipu_trainer.tasks.flags import check_read
 from ipu_trainer.tasks.language_modeling.arguments import LanguageModelingArguments, parse_arguments
 from ipu_trainer.tasks.language_modeling.corpus import Corpus, prepare_corpus
 from ipu_trainer.tasks.language_modeling.metrics import perplexity, token_losses
@@ -65,6 +67,8 @@ from ipu_trainer.training.precision import used_precision
 from ipu_trainer.training.reporting import live_view
 from ipu_trainer.training.speed import told_speed
 from ipu_trainer.training.trainer import IPUTrainer
+
+METRICS = ("perplexity", "nats_per_token", "num_tokens")  # of perplexity()
 
 
 def run(words: Sequence[str]) -> None:
@@ -145,7 +149,7 @@ def searched(words: Sequence[str]) -> Searched:
     trainer = job.trainer(model_init=job.new_model)
     check = feasibility_check(trainer, job.sequence_length)
     return Searched(
-        trainer, "eval_nats_per_token", "minimize", job.corpus.describe(), _settings(recipe, args, job), check
+        trainer, "eval_nats_per_token", "minimize", job.corpus.describe(), _settings(recipe, args, job), check, METRICS
     )
 
 
@@ -183,7 +187,7 @@ class Job:
     def trainer(self, **model: Any) -> IPUTrainer:
         """model: model= or model_init=."""
         corpus, length, causal = self.corpus, self.sequence_length, not self.masked
-        return IPUTrainer(
+        trainer = IPUTrainer(
             **model,
             args=self.args,
             ipu_config=self.ipu_config,
@@ -193,6 +197,7 @@ class Job:
             compute_metrics=perplexity,
             preprocess_logits_for_metrics=token_losses(causal=causal),
         )
+        return checked(trainer, METRICS)  # type: ignore[no-any-return]  # what it was given
 
 
 def prepare_job(recipe: LanguageModelingArguments, args: IPUTrainingArguments) -> Job:
@@ -203,6 +208,8 @@ def prepare_job(recipe: LanguageModelingArguments, args: IPUTrainingArguments) -
     scratch = from_scratch(recipe.model, SIZES, recipe.from_scratch)
     own = own_tokenizer(recipe.model, SIZES)
     source = recipe.tokenizer or (own if own and has_tokenizer(own) else "")
+    check_read(recipe, "mlm_probability", masked, f"{recipe.model} is causal, and masks no tokens")
+    check_read(recipe, "vocab_size", not recipe.tokenizer, f"the tokenizer of {recipe.tokenizer} is there")
     overrides = parse_overrides(recipe.model_overrides)
     check_overrides(overrides, scratch)
     change_config(config, overrides)

@@ -8,7 +8,7 @@ from typing import Optional, Sequence, Tuple
 import torch
 
 from ipu_trainer.config.profiles import load_profile
-from ipu_trainer.tasks.flags import parse_flags, takes_bf16
+from ipu_trainer.tasks.flags import check_fraction, parse_flags, takes_bf16
 from ipu_trainer.training import compat
 from ipu_trainer.training.reporting import default_reporters
 from ipu_trainer.training.seq2seq import IPUSeq2SeqTrainingArguments
@@ -68,6 +68,12 @@ class Seq2SeqArguments:
         default="auto", metadata={"help": "auto, bf16 or fp32; auto takes bf16 on a GPU that has it."}
     )
     ipu_config: Optional[str] = field(default=None, metadata={"help": "Profile name, ipu_config.json or folder."})
+
+    def __post_init__(self) -> None:
+        for name, least in (("source_length", 1), ("target_length", 1), ("max_pairs", 0), ("max_validation_pairs", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} {getattr(self, name)} must be at least {least}.")
+        check_fraction(self.validation_fraction)
 
 
 def parse_arguments(argv: Sequence[str]) -> Tuple[Seq2SeqArguments, IPUSeq2SeqTrainingArguments]:

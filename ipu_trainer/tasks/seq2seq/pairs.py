@@ -131,6 +131,17 @@ class FixedShapePairs(Dataset):  # type: ignore[type-arg]
         return f"{len(self):,} pairs ({cut} tokens)"
 
 
+class WithDecoderInputs:
+    """A trainer's collator that gives the decoder's inputs too, for losses that are made of logits and labels."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.collator, self.shifted = trainer.data_collator, trainer.model.prepare_decoder_input_ids_from_labels
+
+    def __call__(self, samples: Any) -> Dict[str, Any]:
+        batch: Dict[str, Any] = dict(self.collator(samples))
+        return {**batch, "decoder_input_ids": self.shifted(labels=batch["labels"])}
+
+
 def _padded(rows: List[List[int]], length: int, filler: int) -> np.ndarray:
     """Rows cut or filled up to one length, int64; a row that is cut keeps its last token, which ends the text."""
     table = np.full((len(rows), length), filler, dtype=np.int64)

@@ -23,7 +23,9 @@ from ipu_trainer.config.ipu_config import IPUConfig
 from ipu_trainer.config.profiles import load_profile
 from ipu_trainer.tasks.curves import plot_training
 from ipu_trainer.tasks.documents import drawn, fingerprint, shuffled, split_by_group, unique
+from ipu_trainer.tasks.early_checks import checked
 from ipu_trainer.tasks.fit_warning import feasibility_check, fit_warning, warn
+from ipu_trainer.tasks.flags import check_read
 from ipu_trainer.tasks.models import (
     change_config,
     check_overrides,
@@ -57,13 +59,15 @@ from ipu_trainer.tasks.seq2seq.model import (
     load_model,
 )
 from ipu_trainer.tasks.seq2seq.page import write_report
-from ipu_trainer.tasks.seq2seq.pairs import FixedShapePairs, Pair, docstring_pairs, read_pairs
+from ipu_trainer.tasks.seq2seq.pairs import FixedShapePairs, Pair, WithDecoderInputs, docstring_pairs, read_pairs
 from ipu_trainer.tasks.tokenizers import has_tokenizer, load_tokenizer, save_tokenizer, train_tokenizer
 from ipu_trainer.training.monitor import watch
 from ipu_trainer.training.precision import used_precision
 from ipu_trainer.training.reporting import live_view
 from ipu_trainer.training.seq2seq import IPUSeq2SeqTrainer, IPUSeq2SeqTrainingArguments
 from ipu_trainer.training.speed import told_speed
+
+METRICS = ("bleu", "chrf", "exact_match", "generated_tokens")  # of generation_metrics()
 
 
 def run(words: Sequence[str]) -> None:
@@ -148,7 +152,7 @@ def searched(words: Sequence[str]) -> Searched:
     trainer = job.trainer(model_init=job.new_model)
     told = f"training    {trainer.train_dataset.describe()}\nvalidation  {trainer.eval_dataset.describe()}"
     check = feasibility_check(trainer, *job.lengths)
-    return Searched(trainer, "eval_loss", "minimize", told, _settings(recipe, args, job), check)
+    return Searched(trainer, "eval_loss", "minimize", told, _settings(recipe, args, job), check, job.metrics)
 
 
 @dataclasses.dataclass
@@ -179,7 +183,7 @@ class Job:
     def trainer(self, **model: Any) -> IPUSeq2SeqTrainer:
         """model: model= or model_init=."""
         prefix = self.recipe.source_prefix
-        return IPUSeq2SeqTrainer(
+        trainer = IPUSeq2SeqTrainer(
             **model,
             args=self.args,
             ipu_config=self.ipu_config,
@@ -188,6 +192,13 @@ class Job:
             processing_class=self.tokenizer,
             compute_metrics=generation_metrics(self.tokenizer) if self.args.predict_with_generate else None,
         )
+        if self.args.label_smoothing_factor:  # the smoothed loss takes the labels out of what the model gets
+            trainer.data_collator = WithDecoderInputs(trainer)
+        return checked(trainer, self.metrics)  # type: ignore[no-any-return]  # what it was given
+
+    @property
+    def metrics(self) -> Tuple[str, ...]:
+        return METRICS if self.args.predict_with_generate else ()
 
 
 def prepare_job(recipe: Seq2SeqArguments, args: IPUSeq2SeqTrainingArguments) -> Job:
@@ -205,6 +216,7 @@ def prepare_job(recipe: Seq2SeqArguments, args: IPUSeq2SeqTrainingArguments) -> 
     train_pairs, validation_pairs = split_pairs(recipe, args.seed)
     own = own_tokenizer(recipe.model, SIZES)
     source = recipe.tokenizer or (own if own and has_tokenizer(own) else "")
+    check_read(recipe, "vocab_size", not recipe.tokenizer, f"the tokenizer of {recipe.tokenizer} is there")
     if source:
         tokenizer = load_tokenizer(source)
     else:

@@ -1,0 +1,346 @@
+"""Names of Trainer and its arguments between transformers 4.29 and 5.x: what each is called in the installed release.
+
+A script may use the names of either end, or of a release between: IPUTrainingArguments and IPUTrainer take and show both.
+Where there is no counterpart, the value that says "as usual" is taken and any other is refused, with the reason.
+tests/training/test_renamed_arguments.py compares the releases' own names with these tables.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional, Tuple
+
+import transformers
+from transformers import TrainingArguments
+
+INSTALLED = frozenset(item.name for item in dataclasses.fields(TrainingArguments))
+
+# Either name means the same value; the second one is the newer.
+SAME = (
+    ("evaluation_strategy", "eval_strategy"),
+    ("no_cuda", "use_cpu"),
+    ("gradient_checkpointing", "activation_checkpointing"),
+    ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"),
+    ("per_gpu_train_batch_size", "per_device_train_batch_size"),
+    ("per_gpu_eval_batch_size", "per_device_eval_batch_size"),
+    ("push_to_hub_token", "hub_token"),
+    ("push_to_hub_model_id", "hub_model_id"),
+    ("torchdynamo", "torch_compile_backend"),
+    ("xpu_backend", "ddp_backend"),
+)
+_OTHER = {**dict(SAME), **{new: old for old, new in SAME}}
+# 4.29 has these, and what reads their newer names in this package does not: always by the newer.
+SUPERSEDED = ("per_gpu_train_batch_size", "per_gpu_eval_batch_size", "torchdynamo")
+# A script may read and set these. No release's Trainer reads the first; TensorBoard's callback is given the second.
+KEPT = {"overwrite_output_dir": False, "logging_dir": None}
+
+
+class Turned(NamedTuple):
+    """A value that has another form under today's name."""
+
+    default: Any
+    today: Tuple[str, ...]
+    turn: Callable[[Any], Dict[str, Any]]
+    read: Callable[[Any], Any]
+
+
+def _ratio(value: float) -> Dict[str, Any]:
+    # 5.x takes 1 for one step; the whole training is the largest number below it.
+    return {"warmup_steps": min(float(value), 1.0 - 2.0**-53)}
+
+
+def _accelerator(name: str, default: Any) -> Turned:
+    def read(args: Any) -> Any:
+        return getattr(args.accelerator_config, name, default)
+
+    return Turned(default, ("accelerator_config",), lambda value: {"accelerator_config": {name: value}}, read)
+
+
+def _sampling(value: Any) -> Dict[str, Any]:
+    if value not in ("random", "group_by_length"):
+        raise ValueError(f"train_sampling_strategy={value!r}: transformers 4.29 draws at random, or groups by length.")
+    return {"group_by_length": value == "group_by_length"}
+
+
+def _inputs_for_metrics(value: Any) -> Dict[str, Any]:
+    if set([value] if isinstance(value, str) else value) - {"inputs"}:
+        raise ValueError(f"include_for_metrics={value!r}: transformers 4.29 can give metrics the inputs alone.")
+    return {"include_inputs_for_metrics": "inputs" in value}
+
+
+TURNED: Dict[str, Turned] = {
+    "warmup_ratio": Turned(
+        0.0, ("warmup_steps",), _ratio, lambda args: float(args.warmup_steps) if args.warmup_steps < 1 else 0.0
+    ),
+    "adafactor": Turned(
+        False,
+        ("optim",),
+        lambda value: {"optim": "adafactor" if value else "adamw_torch"},
+        lambda args: args.optim == "adafactor",
+    ),
+    "group_by_length": Turned(
+        False,
+        ("train_sampling_strategy",),
+        lambda value: {"train_sampling_strategy": "group_by_length" if value else "random"},
+        lambda args: args.train_sampling_strategy == "group_by_length",
+    ),
+    "include_inputs_for_metrics": Turned(
+        False,
+        ("include_for_metrics",),
+        lambda value: {"include_for_metrics": ["inputs"] if value else []},
+        lambda args: "inputs" in args.include_for_metrics,
+    ),
+    "include_tokens_per_second": Turned(
+        False,
+        ("include_num_input_tokens_seen",),
+        lambda value: {"include_num_input_tokens_seen": "all" if value else "no"},
+        lambda args: args.include_num_input_tokens_seen != "no",
+    ),
+    "dispatch_batches": _accelerator("dispatch_batches", None),
+    "split_batches": _accelerator("split_batches", False),
+    "train_sampling_strategy": Turned(
+        "random",
+        ("group_by_length",),
+        _sampling,
+        lambda args: "group_by_length" if args.group_by_length else "random",
+    ),
+    "include_for_metrics": Turned(
+        [],
+        ("include_inputs_for_metrics",),
+        _inputs_for_metrics,
+        lambda args: ["inputs"] if args.include_inputs_for_metrics else [],
+    ),
+}
+
+
+class Gone(NamedTuple):
+    """Values that say "as usual", the first being the default, and why there is no other."""
+
+    usual: Tuple[Any, ...]
+    reason: str
+
+
+_APEX = Gone(
+    ("auto", "cuda_amp", "cpu_amp"), "NVIDIA's apex is supported no more, and PyTorch's autocast is what there is"
+)
+_TPU = "settings of TPUs are torch_xla's own"
+GONE: Dict[str, Gone] = {
+    "fp16_backend": _APEX,
+    "half_precision_backend": _APEX,
+    "fp16_opt_level": Gone(("O1",), "it was a setting of NVIDIA's apex, which is supported no more"),
+    "fsdp_min_num_params": Gone((0,), "it is min_num_params of fsdp_config"),
+    "fsdp_transformer_layer_cls_to_wrap": Gone((None,), "it is transformer_layer_cls_to_wrap of fsdp_config"),
+    "sharded_ddp": Gone(("", [], None, False), "it was fairscale's; fsdp does its work"),
+    "jit_mode_eval": Gone((False,), "TorchScript is deprecated; torch_compile=True compiles"),
+    "use_ipex": Gone((False,), "Intel's extension became part of PyTorch; bf16=True and torch_compile=True are what it did"),
+    "mp_parameters": Gone(("",), "SageMaker's launcher sets its own environment variables"),
+    "past_index": Gone((-1,), "models keep no hidden state from batch to batch"),
+    "push_to_hub_organization": Gone((None,), "it is the first part of hub_model_id='ORGANIZATION/NAME'"),
+    "ray_scope": Gone(("last",), "the best trial is the best by its last value; read the others from run_summary"),
+    "save_safetensors": Gone((True, None), "models are saved as safetensors; torch.save(model.state_dict(), ...) writes .bin"),
+    "tp_size": Gone((0, 1, None), "it is tp_size of a ParallelismConfig, given as parallelism_config"),
+    "tpu_metrics_debug": Gone((False,), _TPU),
+    "tpu_num_cores": Gone((None,), _TPU),
+    "use_legacy_prediction_loop": Gone((False,), "evaluation_loop is the only loop"),
+    "use_mps_device": Gone((False, True), "Apple's GPU is used where there is one"),
+}  # fmt: skip
+
+# On 4.29: what came after it, with the values that are as 4.29 does it.
+CAME: Dict[str, Tuple[Any, ...]] = {
+    "accelerator_config": (None,),
+    "average_tokens_across_devices": (True, False),  # one process has nothing to average
+    "batch_eval_metrics": (False,),
+    "dataloader_in_order": (True,),
+    "dataloader_multiprocessing_context": (None,),
+    "dataloader_persistent_workers": (False,),
+    "dataloader_prefetch_factor": (None, 2),
+    "ddp_broadcast_buffers": (None,),
+    "ddp_static_graph": (None, False),
+    "enable_jit_checkpoint": (False,),
+    "eval_do_concat_batches": (True,),
+    "eval_on_start": (False,),
+    "eval_use_gather_object": (False,),
+    "hub_always_push": (False,),
+    "hub_revision": (None,),
+    "include_num_input_tokens_seen": (False, "no"),
+    "liger_kernel_config": (None,),
+    "lr_scheduler_kwargs": (None, {}),
+    "neftune_noise_alpha": (None,),
+    "optim_target_modules": (None,),
+    "parallelism_config": (None,),
+    "project": ("huggingface",),
+    "restore_callback_states_from_checkpoint": (False,),
+    "save_only_model": (False,),
+    "torch_empty_cache_steps": (None,),
+    "trackio_bucket_id": (None,),
+    "trackio_space_id": (None,),
+    "trackio_static_space_id": (None,),
+    "use_cache": (False,),
+    "use_liger_kernel": (False,),
+}
+# Arguments of optimum-graphcore's IPUTrainingArguments.
+OPTIMUM: Dict[str, Gone] = {
+    "fp32": Gone((True,), "computing is in float32 unless half=True"),
+    "lamb": Gone((False,), "give optimizers=(poptorch.optim.LAMB(...), None)"),
+    "lamb_no_bias_correction": Gone(
+        (False,), "give optimizers=(poptorch.optim.LAMB(..., bias_correction=False), None)"
+    ),
+    "n_ipu": Gone((None,), "the IPUConfig says it: replication_factor x ipus_per_replica"),
+    "pod_type": Gone((None,), "the IPUConfig says how many IPUs: replication_factor x ipus_per_replica"),
+    "ipu_config_name": Gone((None,), "give the trainer ipu_config=NAME, or ipu-trainer --ipu-config NAME"),
+    "auto_loss_scaling": Gone((False, None), "it is auto_loss_scaling of the IPUConfig"),
+    "dataloader_mode": Gone(("sync", "async", "async_rebatched"), "dataloader_num_workers processes load"),
+    "pad_on_batch_axis": Gone((False, True), "a last batch is filled up, and what fills it weighs nothing"),
+}
+_USUAL: Dict[str, Gone] = {
+    **{name: Gone(usual, "it came in a later release") for name, usual in CAME.items()},
+    "gradient_checkpointing_kwargs": Gone((None,), "it came in a later release"),
+    "activation_checkpointing_kwargs": Gone((None,), "it came in a later release"),
+    **GONE,
+}
+
+
+# Parameters of the set_...() methods that some release has, with the field that each sets.
+METHOD_PARAMETERS: Dict[str, Dict[str, str]] = {
+    "set_lr_scheduler": {"warmup_ratio": "warmup_ratio"},
+    "set_training": {
+        "activation_checkpointing": "activation_checkpointing",
+        "gradient_checkpointing": "gradient_checkpointing",
+    },
+    "set_evaluate": {"jit_mode": "jit_mode_eval"},
+    "set_testing": {"jit_mode": "jit_mode_eval"},
+    "set_dataloader": {
+        name: f"dataloader_{name}"
+        for name in ("persistent_workers", "prefetch_factor", "multiprocessing_context", "in_order")
+    },
+    "set_push_to_hub": {"always_push": "hub_always_push", "revision": "hub_revision"},
+}
+
+
+def answer(name: str, value: Any) -> Optional[Dict[str, Any]]:
+    """{today's name: value} for a name that the installed release does not know; {} where that is as usual.
+
+    None for a name that no release has. Raises ValueError for a value without a counterpart.
+    """
+    if name in INSTALLED and name not in SUPERSEDED:
+        return None
+    other = _OTHER.get(name, "")
+    if other in INSTALLED:
+        return {other: value}
+    turned = TURNED.get(name)
+    if turned is not None and set(turned.today) <= INSTALLED:
+        return turned.turn(value)
+    usual = _USUAL.get(name, OPTIMUM.get(name))
+    if usual is None and turned is not None:
+        usual = Gone((turned.default,), "it came and went between two releases")
+    if usual is None:
+        return None
+    if not any(value == item and type(value) is type(item) for item in usual.usual):
+        raise ValueError(
+            f"{name}={value!r}: transformers {transformers.__version__} has no {name}; {usual.reason}. Leave it out."
+        )
+    return {}
+
+
+def today(named: Mapping[str, Any], known: Any = INSTALLED) -> Dict[str, Any]:
+    """Keyword arguments by the installed release's names, those in `known` and those that no release has as they are.
+
+    Raises ValueError for a value without a counterpart, and where two names of one setting contradict each other.
+    """
+    result = {name: value for name, value in named.items() if name in known and name not in SUPERSEDED}
+    for name, value in named.items():
+        if name in result or (value is None and name in _OTHER):
+            continue
+        found = None if name in KEPT else answer(name, value)
+        for other, turned in {name: value}.items() if found is None else found.items():
+            _put(result, other, turned, name, value)
+    return _by_value(result)
+
+
+def _put(result: Dict[str, Any], name: str, value: Any, given: str, given_value: Any) -> None:
+    if name not in result or result[name] == value:
+        result[name] = value
+    elif given in TURNED and given_value == TURNED[given].default:
+        pass  # the old name says nothing, the new one counts
+    elif isinstance(value, dict) and isinstance(result[name], dict):
+        result[name] = {**value, **result[name]}
+    elif name == "warmup_steps" and result[name] >= 1:
+        pass  # in every release a number of steps counts before a ratio
+    elif name == "warmup_steps" and not result[name]:
+        result[name] = value
+    else:
+        raise ValueError(
+            f"{given}={given_value!r} and {name}={result[name]!r} are one setting under two names. Give {name} alone."
+        )
+
+
+def _by_value(named: Dict[str, Any]) -> Dict[str, Any]:
+    """Values that a release takes otherwise under the same name."""
+    steps = named.get("warmup_steps")
+    if "warmup_ratio" in INSTALLED and isinstance(steps, float) and 0 < steps < 1:
+        named["warmup_ratio"] = named.pop("warmup_steps")
+    if "report_to" in named and named["report_to"] is None and "evaluation_strategy" not in INSTALLED:
+        named["report_to"] = "none"
+    if named.get("optim") == "adamw_hf" and "evaluation_strategy" not in INSTALLED:
+        raise ValueError(
+            "optim='adamw_hf' was an AdamW of transformers' own, which decayed weights after the update; it is gone. Use "
+            "optim='adamw_torch'."
+        )
+    return named
+
+
+class TakesRenamed(type):
+    """Metaclass of training arguments: whoever makes some, a subclass too, may use the names of any release."""
+
+    def __call__(cls, *positional: Any, **named: Any) -> Any:
+        known = {item.name for item in dataclasses.fields(cls) if item.init}  # type: ignore[arg-type]  # they are dataclasses
+        kept = {name: named.pop(name) for name in KEPT if name in named and name not in known}
+        made = super().__call__(*positional, **today(named, known))
+        for name, value in kept.items():
+            setattr(made, name, value)
+        return made
+
+
+def show_renamed(arguments: Any) -> Any:
+    """Class decorator: attributes under the names of other releases, to read and to set."""
+    for name in {*_OTHER, *TURNED, *_USUAL}:
+        if name not in INSTALLED and not hasattr(arguments, name):
+            setattr(arguments, name, _attribute(name))
+    for name, value in KEPT.items():
+        if name not in INSTALLED:
+            setattr(arguments, name, value)
+    for name, parameters in METHOD_PARAMETERS.items():
+        setattr(arguments, name, _setting(getattr(arguments, name), parameters))
+    return arguments
+
+
+def _setting(stock: Any, parameters: Mapping[str, str]) -> Any:
+    known = inspect.signature(stock).parameters
+
+    @functools.wraps(stock)
+    def method(self: Any, *positional: Any, **named: Any) -> Any:
+        elsewhere = {parameters[name]: named.pop(name) for name in parameters if name in named and name not in known}
+        stock(self, *positional, **named)
+        for name, value in elsewhere.items():
+            setattr(self, name, value)
+        return self
+
+    return method
+
+
+def _attribute(name: str) -> property:
+    def read(args: Any) -> Any:
+        other, turned = _OTHER.get(name, ""), TURNED.get(name)
+        if other in INSTALLED:
+            return getattr(args, other)
+        if turned is not None and set(turned.today) <= INSTALLED:
+            return turned.read(args)
+        return _USUAL[name].usual[0] if name in _USUAL else turned and turned.default
+
+    def write(args: Any, value: Any) -> None:
+        for other, turned in (answer(name, value) or {}).items():
+            setattr(args, other, turned)
+
+    return property(read, write, doc=f"As other releases of transformers call it; see {__name__}.")

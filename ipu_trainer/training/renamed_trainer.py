@@ -1,0 +1,159 @@
+"""Trainer under the names and signatures of all releases: what a subclass calls, overrides and reads (renamed.py has arguments)."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from typing import Any, Dict, Mapping, Tuple
+
+import transformers
+from transformers import Trainer
+
+_PARAMETERS = tuple(inspect.signature(Trainer.__init__).parameters)
+# Keyword arguments of __init__: either name means the same; and what came later, with the version and what does its work in 4.29.
+_SAME = {"tokenizer": "processing_class", "processing_class": "tokenizer"}
+_CAME = {
+    "compute_loss_func": ("4.46", "override compute_loss"),
+    "optimizer_cls_and_kwargs": ("4.47", "give optimizers=, or override create_optimizer"),
+}
+# So many arguments have the same places in all releases: model, args, data_collator, train_dataset, eval_dataset, tokenizer
+# (processing_class), model_init. The next one is compute_metrics, or since 4.46 compute_loss_func.
+_SAME_PLACES = 7
+
+# Attributes and methods of Trainer that some release has, and what does their work in the others.
+ELSEWHERE: Dict[str, str] = {
+    **dict.fromkeys(
+        ("use_apex", "use_cpu_amp", "use_cuda_amp", "amp_dtype", "do_grad_scaling"), "args.bf16 and args.fp16 say it"
+    ),
+    "scaler": "accelerator.scaler",
+    "accelerator": "transformers 4.29 works without Accelerate; args.device and args.world_size say where and how many",
+    "sharded_ddp": "fairscale is supported no more; is_fsdp_enabled",
+    **dict.fromkeys(("backward_prefetch", "forward_prefetch", "limit_all_gathers"), "args.fsdp_config"),
+    "jit_compilation_time": "nothing is traced for evaluation any more",
+    "repo": "hub_model_id; nothing is cloned any more",
+    "use_tune_checkpoints": "Ray's checkpoints are those of output_dir",
+    "ipex_optimize_model": "Intel's extension became part of PyTorch",
+    "torch_jit_model_eval": "TorchScript is deprecated; args.torch_compile",
+    "compare_trainer_and_checkpoint_args": "state.json of the checkpoint, read by yourself",
+    "get_learning_rates": "[group['lr'] for group in optimizer.param_groups]",
+    "get_num_trainable_parameters": "sum(p.numel() for p in model.parameters() if p.requires_grad)",
+    "get_optimizer_group": "optimizer.param_groups",
+    "num_tokens": "args.include_num_input_tokens_seen and state.num_input_tokens_seen",
+    "propagate_args_to_deepspeed": "it is done while the arguments are made",
+    "initial_num_input_tokens_seen_for_session": "state.num_input_tokens_seen",
+    "is_tp_enabled": "args.parallelism_config",
+    "compute_loss_func": "override compute_loss",
+    "optimizer_cls_and_kwargs": "override create_optimizer",
+    "current_gradient_accumulation_steps": "args.gradient_accumulation_steps",
+    "gather_function": "_nested_gather",
+    "hub_model_id": "args.hub_model_id",
+    "is_deepspeed_enabled": "args.deepspeed",
+    **dict.fromkeys(
+        ("is_fsdp_enabled", "is_fsdp_xla_enabled", "is_fsdp_xla_v1_enabled", "is_fsdp_xla_v2_enabled"), "args.fsdp"
+    ),
+    "fsdp": "is_fsdp_enabled",
+    "is_distributed_loading_by_transformers": "nothing is loaded so in 4.29",
+    "model_accepts_loss_kwargs": "no loss counts labels in 4.29",
+    "loss_is_scaled_for_ga": "no loss counts labels in 4.29",
+    "model_preparation_time": "time.perf_counter() around it",
+    **dict.fromkeys(("neftune_hook_handle", "neftune_noise_alpha"), "a forward hook on model.get_input_embeddings()"),
+    "create_accelerator_and_postprocess": "transformers 4.29 works without Accelerate",
+    "end": "nothing is left open after a training",
+    "get_batch_samples": "get_train_dataloader; 4.29 takes one batch at a time",
+    **dict.fromkeys(("get_cp_size", "get_sp_size", "get_tp_size"), "1: there is data parallelism alone"),
+    "get_decay_parameter_names": "transformers.trainer_pt_utils.get_parameter_names",
+    "get_total_train_batch_size": "args.train_batch_size * args.gradient_accumulation_steps * args.world_size",
+    "set_initial_training_values": "state.max_steps, once training has begun",
+}  # fmt: skip
+# Methods that are called otherwise: name -> the other one, with the same arguments.
+RENAMED_METHODS = {
+    "prediction_loop": "evaluation_loop",
+    "init_git_repo": "init_hf_repo",
+    "init_hf_repo": "init_git_repo",
+}
+
+
+def renamed_arguments(positional: Tuple[Any, ...], named: Mapping[str, Any]) -> Dict[str, Any]:
+    """Trainer's keyword arguments by the installed release's names. positional: all but self, to refuse those whose place moved."""
+    if len(positional) > _SAME_PLACES:
+        raise ValueError(
+            f"{len(positional)} arguments without a name: from the {_SAME_PLACES + 1}th on their places differ between "
+            "releases of transformers. Name them: compute_metrics=..., callbacks=..., optimizers=..."
+        )
+    renamed = dict(named)
+    for name, value in named.items():
+        if name in _PARAMETERS:
+            continue
+        other = _SAME.get(name, "")
+        if other in _PARAMETERS:
+            if renamed.get(other) is not None and renamed[other] is not value:
+                raise ValueError(f"{name}= and {other}= are one argument under two names. Give one of them.")
+            renamed[other] = renamed.pop(name)
+        elif name in _CAME:
+            version, instead = _CAME[name]
+            if value is not None:
+                raise ValueError(
+                    f"{name}= came with transformers {version}, and this is {transformers.__version__}. Instead: {instead}."
+                )
+            del renamed[name]
+    return renamed
+
+
+class AnyRelease(Trainer):  # type: ignore[misc]  # transformers is not typed
+    """Trainer, with what other releases call its attributes and methods."""
+
+    def __init__(self, *positional: Any, **named: Any) -> None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Label smoothing is not compatible")  # said below, where it is so
+            super().__init__(*positional, **named)
+        self._check_smoothing()
+        folder = getattr(self.args, "logging_dir", None)  # in 5.x no argument, but TensorBoard's callback has it
+        for callback in self.callback_handler.callbacks if folder else ():
+            if hasattr(callback, "logging_dir"):
+                callback.logging_dir = folder
+
+    def _check_smoothing(self) -> None:
+        """Trainer's smoothing is of one class a sample; 5.x leaves it out for several, with a warning, and 4.29 fails later."""
+        several = getattr(getattr(self.model, "config", None), "problem_type", None) == "multi_label_classification"
+        own_loss = not type(self).compute_loss.__module__.startswith(("transformers.", "ipu_trainer.training."))
+        if self.args.label_smoothing_factor and several and not own_loss:
+            raise ValueError(
+                f"label_smoothing_factor={self.args.label_smoothing_factor} is for one class a sample, and the model's "
+                "problem_type is multi_label_classification. Override compute_loss to smooth the targets, or leave it at 0."
+            )
+
+    def __getattr__(self, name: str) -> Any:  # what is not there
+        other = _SAME.get(name) or RENAMED_METHODS.get(name)
+        if other and (other in vars(self) or hasattr(type(self), other)):
+            return getattr(self, other)
+        if name in ELSEWHERE:
+            raise AttributeError(
+                f"{type(self).__name__} has no {name} with transformers {transformers.__version__}. Instead: {ELSEWHERE[name]}."
+            )
+        return object.__getattribute__(self, name)  # raises what Python does, or what a property raised
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        other = _SAME.get(name)
+        super().__setattr__(other if other in _PARAMETERS else name, value)
+
+
+def _taking_more(name: str) -> Any:
+    """A method that leaves out what this release's does not take: a subclass written for a later one passes it on."""
+    stock = getattr(Trainer, name)
+    parameters = tuple(inspect.signature(stock).parameters)[1:]
+
+    def method(self: Any, *positional: Any, **named: Any) -> Any:
+        known = {key: value for key, value in named.items() if key in parameters}
+        return getattr(super(AnyRelease, self), name)(*positional[: len(parameters)], **known)
+
+    method.__name__ = name
+    return method
+
+
+# Arguments that came after 4.29, which nothing of 4.29 reads: the number of labels, the start time.
+for _name, _argument in (
+    ("compute_loss", "num_items_in_batch"), ("training_step", "num_items_in_batch"), ("log", "start_time"),
+    ("create_optimizer", "model"),
+):  # fmt: skip
+    if _argument not in inspect.signature(getattr(Trainer, _name)).parameters:
+        setattr(AnyRelease, _name, _taking_more(_name))

@@ -1,0 +1,334 @@
+"""No flag is taken and ignored, and none ends a run after its training: each has a row that is held against what happens."""
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from transformers import HfArgumentParser
+
+from ipu_trainer.cli import main
+from ipu_trainer.tasks.chest_xray.arguments import _OWN_RECIPE, ChestXrayArguments
+from ipu_trainer.tasks.chest_xray.arguments import _RECIPE as CHEST_DEFAULTS
+from ipu_trainer.tasks.flag_table import (
+    ALWAYS,
+    CHEST,
+    EFFECTIVE,
+    HARMLESS,
+    NEEDS,
+    PAIRS,
+    RANGES,
+    REFUSED,
+    TEXT,
+    kind_of,
+)
+from ipu_trainer.tasks.flags import parse_flags
+from ipu_trainer.tasks.language_modeling.arguments import _RECIPE as TEXT_DEFAULTS
+from ipu_trainer.tasks.language_modeling.arguments import LanguageModelingArguments
+from ipu_trainer.tasks.seq2seq.arguments import _RECIPE as PAIRS_DEFAULTS
+from ipu_trainer.tasks.seq2seq.arguments import Seq2SeqArguments
+from ipu_trainer.training import compat, renamed
+from ipu_trainer.training.arguments import IPUTrainingArguments
+from ipu_trainer.training.seq2seq import IPUSeq2SeqTrainingArguments
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+RECIPES = {
+    CHEST: (ChestXrayArguments, IPUTrainingArguments, {**CHEST_DEFAULTS, **_OWN_RECIPE}),
+    TEXT: (LanguageModelingArguments, IPUTrainingArguments, TEXT_DEFAULTS),
+    PAIRS: (Seq2SeqArguments, IPUSeq2SeqTrainingArguments, PAIRS_DEFAULTS),
+}
+NEW = "eval_strategy" in renamed.INSTALLED
+
+
+def fields(task):
+    return {item.name: item for item in dataclasses.fields(RECIPES[task][1]) if item.init}
+
+
+def parsed(task, *words):
+    recipe, arguments, defaults = RECIPES[task]
+    needed = ["--model", "m"] if task == CHEST else []
+    return parse_flags(task, recipe, ["--output", "out", *needed, *words], defaults, arguments)[1]
+
+
+EVERY = [(task, name) for task in RECIPES for name in fields(task)]
+
+
+@pytest.mark.parametrize("task", RECIPES)
+def test_every_field_of_the_installed_release_has_a_row_that_says_what_becomes_of_it(task):
+    without = [name for name in fields(task) if kind_of(name, task) is None]
+    assert not without, "find out what the tasks do with it, and add a row to ipu_trainer/tasks/flag_table.py"
+
+
+def written(task, name, value):
+    """A flag with the value as the release's parser takes it; None where it takes no such text (4.29's dictionaries)."""
+    parser = HfArgumentParser([RECIPES[task][1]])
+    action = next(action for action in parser._actions if action.dest == name)
+    try:
+        parser._get_values(action, [value])
+    except (argparse.ArgumentError, ValueError):
+        return None
+    return [f"--{name}", value]
+
+
+@pytest.mark.parametrize("task", RECIPES)
+def test_what_a_task_does_not_read_is_refused_by_name_and_reason(task):
+    for name, row in REFUSED.items():
+        if name not in fields(task) or task not in row.tasks:
+            continue
+        words = written(task, name, row.example)
+        if words is None:  # refused by the parser already
+            with pytest.raises(ValueError, match=name):
+                parsed(task, f"--{name}", row.example)
+            continue
+        with pytest.raises(ValueError, match=f"--{name} ") as error:
+            parsed(task, *words)
+        assert row.why in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("task", RECIPES)
+def test_what_is_read_in_some_circumstances_is_refused_in_others(task, monkeypatch):
+    for name, need in NEEDS.items():
+        words = written(task, name, need.example) if name in fields(task) else None
+        if words is None:
+            continue
+        others = {
+            "eval_steps": ["--" + compat.field_name("eval_strategy"), "epoch"],
+            "save_steps": ["--save_strategy", "epoch"], "logging_steps": ["--logging_strategy", "epoch"],
+            "eval_delay": ["--" + compat.field_name("eval_strategy"), "no"],
+            "generation_max_length": ["--predict_with_generate", "False"],
+            "generation_num_beams": ["--predict_with_generate", "False"],
+        }.get(name, ["--optim", "sgd"] if name.startswith("adam") else ["--optim", "adamw_torch"])  # fmt: skip
+        with pytest.raises(ValueError, match=f"--{name} .*would not be read: ") as error:
+            parsed(task, *words, *others)
+        assert need.rule in str(error.value)
+        if need.rule.startswith("it is for several"):
+            monkeypatch.setenv("WORLD_SIZE", "2")
+            parsed(task, *words)
+            monkeypatch.delenv("WORLD_SIZE")
+        elif "trackio" not in need.rule and "galore" not in need.with_flags:
+            parsed(task, *words, *by_installed_names(need.with_flags.split()))
+
+
+def by_installed_names(words):
+    return [word.replace("eval_strategy", compat.field_name("eval_strategy")) for word in words]
+
+
+@pytest.mark.parametrize("task", RECIPES)
+def test_what_is_read_arrives_in_the_arguments(task):
+    """Or its hardware or package is missing, which is said before work."""
+    plain = parsed(task)
+    for name, example in {**EFFECTIVE, **{name: example for name, (example, _) in HARMLESS.items()}}.items():
+        if name not in fields(task) or kind_of(name, task) == "refused":
+            continue
+        words = written(task, name, example)
+        if words is None:
+            continue
+        values = parsed(task, *words) if name != "report_to" else parsed(task, "--report_to", "none")
+        if name == "output_dir":
+            continue
+        assert name in ("report_to", *HARMLESS, *_SAME_ON_SOME) or values[name] != plain[name], name
+        more = {"save_strategy": "steps", "load_best_model_at_end": True} if name == "load_best_model_at_end" else {}
+        more = {**more, compat.field_name("eval_strategy"): "steps", "eval_steps": 10, "save_steps": 10} if more else {}
+        try:
+            args = arguments(task, {**values, **more, "report_to": []})
+        except (ValueError, OSError) as error:
+            assert name in _MAY_BE_MISSING, f"{name}: {error}"
+            assert "\n" not in str(error)
+            continue
+        if name not in _BECOMES_ANOTHER:
+            assert getattr(getattr(args, name), "value", getattr(args, name)) == getattr(
+                values[name], "value", values[name]
+            )
+
+
+# Defaults differ between GPU and CPU, and between releases.
+_SAME_ON_SOME = ("dataloader_pin_memory", "save_safetensors", "disable_tqdm", "log_level", "optim", "logging_dir")
+_MAY_BE_MISSING = (
+    "fp16", "fp16_full_eval", "tf32", "half", "compile_only", "use_liger_kernel", "deepspeed", "gpu_kernels", "bf16_residual",
+    "bf16", "bf16_full_eval", "torch_compile", "local_rank",
+)  # fmt: skip
+# Parsed from JSON, or settled into other fields.
+_BECOMES_ANOTHER = (
+    "accelerator_config", "lr_scheduler_kwargs", "include_num_input_tokens_seen", "debug", "dataloader_pin_memory", "report_to",
+    "torch_compile_backend", "torch_compile_mode", "push_to_hub_token", "adafactor", "local_rank", "compile",
+)  # fmt: skip
+
+
+def arguments(task, values):
+    return RECIPES[task][1](**{**values, "per_device_train_batch_size": values.get("per_device_train_batch_size") or 8})
+
+
+@pytest.mark.parametrize("task", RECIPES)
+def test_numbers_out_of_range_and_words_that_say_no_are_refused(task):
+    for name, (low, _) in RANGES.items():
+        if name in fields(task):
+            strategy = {
+                "eval_steps": "eval_strategy",
+                "eval_delay": "eval_strategy",
+                "save_steps": "save_strategy",
+            }.get(name)
+            words = [f"--{compat.field_name(strategy)}", "steps"] if strategy else []
+            with pytest.raises(ValueError, match=f"--{name} .* must be (at least|above)"):
+                parsed(task, f"--{name}", "-1" if low <= 1 else "0", *words)
+    for name in ALWAYS:
+        with pytest.raises(ValueError, match=f"--{name} False"):
+            parsed(task, f"--{name}", "False")
+    for steps in ("0", "-2"):
+        with pytest.raises(ValueError, match="max_steps"):
+            parsed(task, "--max_steps", steps)
+    with pytest.raises(ValueError, match="label_smoothing_factor 1.0 must be at least 0 and below 1"):
+        parsed(task, "--label_smoothing_factor", "1.0")
+
+
+def test_what_the_parser_itself_refuses_is_one_line():
+    with pytest.raises(ValueError, match=r"argument --log_level.*invalid choice: 'zzz'") as error:
+        parsed(TEXT, "--log_level", "zzz")
+    assert "\n" not in str(error.value)
+
+
+def test_the_page_of_flags_is_made_of_the_table():
+    spec = importlib.util.spec_from_file_location("flag_table_script", REPOSITORY / "scripts" / "flag_table.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    text = "\n".join(script.page()) + "\n"
+    assert (REPOSITORY / "docs" / "flags.md").read_text() == text, "python scripts/flag_table.py > docs/flags.md"
+
+
+CPU = "--" + compat.field_name("use_cpu")
+QUICK = ["--max_steps", "2", "--disable_tqdm", "True", "--report_to", "none", "--save_strategy", "no", CPU, "True"]
+
+
+def chest(phantoms, prepared, run, *flags):
+    words = ["--data", prepared, "--model", phantoms / "model", "--output", run, "--per_device_train_batch_size", "8"]
+    more = ["--num_bootstrap", "2", "--report", "False", "--precision", "fp32", *QUICK]
+    return main(["train", "chest-xray", *map(str, words), *more, *flags])
+
+
+def weights(run):
+    return load_file(run / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def plain(phantoms, prepared, tmp_path_factory):
+    run = tmp_path_factory.mktemp("plain") / "run"
+    assert chest(phantoms, prepared, run) == 0
+    return weights(run)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--label_smoothing_factor", "0.4"], ["--train_sampling_strategy", "sequential"], ["--data_seed", "7"]],
+    ids=str,
+)
+def test_smoothing_and_order_change_what_a_chest_model_learns(plain, phantoms, prepared, tmp_path, flags):
+    if flags[0] == "--train_sampling_strategy" and not NEW:
+        pytest.skip("transformers 4.29 has no sequential order, and says so")
+    assert chest(phantoms, prepared, tmp_path / "run", *flags) == 0
+    other = weights(tmp_path / "run")
+    assert any(not plain[name].equal(other[name]) for name in plain)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    smoothed = flags[0] == "--label_smoothing_factor"
+    assert ('"label_smoothing": 0.4' in json.dumps(record)) == smoothed
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--metric_for_best_model", "mean_auroc14"], "Did you mean mean_auroc_14?"),
+        (["--optim", "adamw_bnb_8bit"], "--optim adamw_bnb_8bit: "),
+        (["--num_bootstrap", "-1"], "must be at least 2"),
+        (["--num_bootstrap", "1000000000"], "at most 100000"),
+        (["--augment", "False", "--gamma", "0.5"], "--augment is False"),
+        (["--label_names", "zzz"], "--label_names zzz"),
+    ],
+    ids=str,
+)
+def test_what_would_end_a_run_after_its_training_ends_it_before(phantoms, prepared, tmp_path, capsys, flags, message):
+    if "adamw_bnb_8bit" in flags and not NEW:
+        flags, message = ["--optim", "adamw_apex_fused"], "--optim adamw_apex_fused: "
+    assert chest(phantoms, prepared, tmp_path / "run", *flags) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message in error
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+@pytest.mark.skipif(not NEW, reason="transformers 4.29 has no lr_scheduler_kwargs")
+def test_a_schedule_that_cannot_be_made_is_refused_before_work(phantoms, prepared, tmp_path, capsys):
+    flags = ["--lr_scheduler_type", "cosine", "--lr_scheduler_kwargs", '{"zzz": 1}']
+    assert chest(phantoms, prepared, tmp_path / "run", *flags) == 1
+    assert "--lr_scheduler_type cosine --lr_scheduler_kwargs {'zzz': 1}" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A corpus and pairs that tiny models read in no time."""
+    folder = tmp_path_factory.mktemp("small")
+    for package in range(6):
+        (folder / "corpus" / f"package{package}").mkdir(parents=True)
+        lines = [f"def add_{i}(x):\n    return x + {i + package}\n" for i in range(25)]
+        (folder / "corpus" / f"package{package}" / "code.py").write_text("\n".join(lines))
+    pairs = [{"source": f"add {i} to {j}", "target": str(i + j), "group": f"g{j}"} for i in range(10) for j in range(6)]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    return folder
+
+
+def text_task(task, small, run, *flags):
+    own = {
+        TEXT: ["--corpus", small / "corpus", "--model", "gpt2-nano", "--vocab-size", "300", "--model-overrides",
+               "n_embd=16 n_head=2 n_layer=1", "--sequence-length", "32", "--prompts", ""],
+        PAIRS: ["--pairs", small / "pairs.jsonl", "--model", "t5-nano", "--vocab-size", "300", "--model-overrides",
+                "d_model=16 d_ff=16 num_layers=1 num_decoder_layers=1 num_heads=2 d_kv=8", "--source-length", "12",
+                "--target-length", "6"],
+    }[task]  # fmt: skip
+    words = [*map(str, own), "--output", str(run), "--per_device_train_batch_size", "8", *QUICK]
+    return main(["train", task, *words, *flags])
+
+
+@pytest.mark.parametrize("task", [TEXT, PAIRS])
+def test_smoothing_changes_what_a_text_model_learns(task, small, tmp_path):
+    for run, flags in (("plain", []), ("smoothed", ["--label_smoothing_factor", "0.4"])):
+        assert text_task(task, small, tmp_path / run, *flags) == 0
+    one, other = weights(tmp_path / "plain"), weights(tmp_path / "smoothed")
+    assert any(not one[name].equal(other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("task", "flags", "message"),
+    [
+        (TEXT, ["--metric_for_best_model", "perplexty"], "Did you mean perplexity?"),
+        (PAIRS, ["--metric_for_best_model", "eval_zzz"], "an evaluation gives bleu, chrf"),
+        (PAIRS, ["--metric_for_best_model", "bleu", "--predict_with_generate", "False"], "an evaluation gives loss"),
+        (TEXT, ["--mlm_probability", "0.3"], "masks no tokens"),
+        (TEXT, ["--files", "all"], "Give one"),
+        (TEXT, ["--validation_fraction", "1.5"], "below 1"),
+        (PAIRS, ["--target_length", "0"], "at least 1"),
+    ],
+    ids=str,
+)
+def test_what_a_text_task_would_not_read_ends_it_before_work(task, small, tmp_path, capsys, flags, message):
+    assert text_task(task, small, tmp_path / "run", *flags) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_search_for_a_metric_that_nobody_computes_is_refused_before_a_trial(small, tmp_path, capsys):
+    pytest.importorskip("optuna")
+    words = [
+        "--corpus",
+        str(small / "corpus"),
+        "--model",
+        "gpt2-nano",
+        "--vocab-size",
+        "300",
+        "--output",
+        str(tmp_path),
+        "--sequence-length",
+        "32",
+    ]
+    assert main(["search", TEXT, *words, "--objective", "perplexty", "--n-trials", "1", "--max_steps", "1"]) == 1
+    assert "--objective perplexty: an evaluation gives perplexity" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.db"))
