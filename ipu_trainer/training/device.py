@@ -192,8 +192,10 @@ class DeviceRun:
         """One host step. Returns the mean of the losses that output_mode returns, a scalar on the CPU."""
         given = self._enter(inputs)
         self._check_size(given)
-        self._prepare_training(given)
         assert self._optimizer is not None
+        if not self._optimizer.is_started:  # released within a training, to be pickled
+            self._optimizer.start(self.prepare().replaced)
+        self._prepare_training(given)
         self._detach_inference()
         # Attaching sends the optimizer's state, old learning rates included: the new ones come after it.
         if not self._compile_only and not self._trainer.isAttachedToDevice():
