@@ -115,7 +115,7 @@ def the_loss(compute_objective: Any, metrics: Dict[str, float]) -> float:
 
 def check_names(trainer: Any, names: Sequence[str]) -> None:
     """Raises SearchError for names in hp_space that neither the training arguments nor model_init(trial) can take."""
-    unknown = [name for name in names if name not in GEOMETRY and not hasattr(trainer.args, name)]
+    unknown = [name for name in names if name not in GEOMETRY and name not in vars(trainer.args)]
     for name in unknown:
         near = difflib.get_close_matches(name, [*vars(trainer.args), *GEOMETRY], 1, 0.88)
         if near:

@@ -11,7 +11,7 @@ import inspect
 import itertools
 from typing import Any, Dict, Iterator, List, Mapping, Sequence
 
-from transformers.trainer_utils import default_hp_space_ray
+from transformers.trainer_utils import HPSearchBackend, default_hp_space_ray
 
 from ipu_trainer.training.hyperparameter_search import GEOMETRY, check_names, set_geometry, why_not_geometry
 
@@ -60,8 +60,13 @@ def arguments_of_trial(trainer: Any, trial: Dict[str, Any]) -> Dict[str, Any]:
         micro_batch = int(trial.get("micro_batch", trainer.args.per_device_train_batch_size))
         replicas = trial.get("replication_factor")
         copies = None if replicas is None else int(replicas)
+        wrong = why_not_geometry(trainer.batch_geometry, micro_batch, copies or trainer.batch_geometry.replicas)
+        if wrong:  # of a wandb sweep, whose values nobody sees before
+            raise ValueError(f"{wrong}. Give values that all make it up.")
         set_geometry(trainer, trainer.batch_geometry, trainer.ipu_config, micro_batch, copies)
-    return {name: value for name, value in trial.items() if hasattr(trainer.args, name)}
+    is_ray = trainer.hp_search_backend == HPSearchBackend.RAY
+    known = {name: value for name, value in trial.items() if not is_ray or name in vars(trainer.args)}
+    return {name: value for name, value in known.items() if name not in GEOMETRY}
 
 
 def _check_options(trainer: Any, options: Mapping[str, Any]) -> None:

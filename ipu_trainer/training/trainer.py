@@ -43,6 +43,7 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
+from ipu_trainer import openmp
 from ipu_trainer.backends import Backend, choose_backend
 from ipu_trainer.config.batching import BatchGeometry, EpochPlan, batch_table
 from ipu_trainer.config.ipu_config import IPUConfig
@@ -196,6 +197,9 @@ class IPUTrainer(HostLoop):
         self._shrink_micro_batch(batch_size)
         self._batch_geometry_in_loop = geometry = self.batch_geometry
         logger.info("batches:\n%s", self.batch_table(self._epoch_plan()))
+        slow = openmp.why_slow(torch.get_num_threads()) if args.device.type == "cpu" else None
+        if slow:
+            logger.warning(slow)
         resume = named.get("resume_from_checkpoint") or (positional[1] if len(positional) > 1 else None)
         if self.weight_average is not None:
             self.weight_average.start(self.model, resume)

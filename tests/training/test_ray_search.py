@@ -22,6 +22,7 @@ SAMPLES = [{"pixel_values": pixels, "labels": index % 2} for index, pixels in en
 def cluster():
     for module in ("tiny_models", __name__):  # the processes of trials do not find modules of tests
         ray.cloudpickle.register_pickle_by_value(sys.modules[module])
+    ray.shutdown()  # one that another test left
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=80 * 2**20)
     yield
     ray.shutdown()
