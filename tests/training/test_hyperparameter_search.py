@@ -251,6 +251,20 @@ def test_a_trial_that_another_process_has_just_begun_is_left_alone(tmp_path):
     assert states == ["RUNNING", "COMPLETE", "COMPLETE"] and begun.number == 0
 
 
+def test_a_trial_beyond_the_total_is_given_up_before_work(tmp_path, monkeypatch):
+    """Two processes may begin the last one at the same moment: the larger number has nothing to do."""
+    from ipu_trainer.training.hyperparameter_search import _Trials
+
+    monkeypatch.setattr(_Trials, "stop_at_the_last", lambda *_: None)
+    storage, made = f"sqlite:///{tmp_path}/s.db", []
+    study = optuna.create_study(study_name="s", storage=storage)
+    study.ask()
+    trainer = searcher(tmp_path, model_init=lambda: (made.append(1), vit())[1])
+    trainer.hyperparameter_search(rates, n_trials=2, study_name="s", storage=storage)
+    assert [item.state.name for item in study.trials] == ["RUNNING", "COMPLETE", "FAIL"]
+    assert len(made) == 2 and "error" not in study.trials[2].user_attrs  # the trainer's and one trial's
+
+
 def test_a_search_needs_model_init(tmp_path):
     with pytest.raises(ValueError, match="model_init"):
         searcher(tmp_path, model_init=None).hyperparameter_search(rates)
