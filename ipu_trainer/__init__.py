@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ipu_trainer.openmp import wait_asleep
+
 if TYPE_CHECKING:
     from ipu_trainer.config.ipu_config import IPUConfig as IPUConfig
     from ipu_trainer.training.arguments import IPUTrainingArguments as IPUTrainingArguments
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
     from ipu_trainer.training.trainer import IPUTrainer as IPUTrainer
 
 __version__ = "0.1.0"
+
+wait_asleep()  # before torch, which reads it as it is imported
 
 # Imported on first use: `import ipu_trainer` costs nothing, and a part of it never drags in transformers by accident.
 _PUBLIC = {

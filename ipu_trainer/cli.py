@@ -6,7 +6,7 @@ ipu-trainer search   TASK         hyper-parameter search over what `train TASK` 
 ipu-trainer evaluate chest-xray   run and prepared data set -> metrics
 ipu-trainer report   RUN...       a run as one HTML page, or several side by side
 ipu-trainer phantoms chest-xray   synthetic chests to try all of this with
-ipu-trainer simulate [--trace DIR] [--fold] SCRIPT [ARGS...]   a program written for IPUs, on the simulator
+ipu-trainer simulate [--trace DIR] [--fold] SCRIPT | -m MODULE [ARGS...]   a program written for IPUs, on the simulator
 ipu-trainer doctor                                what is there to compute with, and which backend `auto` takes
 ipu-trainer plan --model PATH --system pod4       configurations ranked by predicted throughput
 ipu-trainer profiles list | show NAME | check FILE --model PATH
@@ -144,8 +144,11 @@ def _parser() -> argparse.ArgumentParser:
     simulate.add_argument(
         "--fold", action="store_true", help="compute the micro-batches of an update as one, or refuse where not equal"
     )
-    simulate.add_argument("script", help="Python file")
-    simulate.add_argument("arguments", nargs=argparse.REMAINDER, help="the script's own arguments")
+    simulate.add_argument(
+        "-m", dest="is_module", action="store_true", help="SCRIPT is a module's name, run as `python -m` runs it"
+    )
+    simulate.add_argument("script", metavar="SCRIPT", help="Python file, or after -m a module: package.train")
+    simulate.add_argument("arguments", nargs=argparse.REMAINDER, help="the program's own arguments")
     simulate.set_defaults(run=_simulate)
 
     plan = commands.add_parser("plan", help="predict memory and throughput, and rank configurations")
@@ -293,12 +296,17 @@ def _simulate(namespace: argparse.Namespace) -> int:
     simulator.use_torch_device(namespace.device)
     simulator.fold_micro_batches(namespace.fold)
     simulator.install()
-    if not Path(namespace.script).is_file():
-        raise FileNotFoundError(f"{namespace.script} is not a file; give the Python script to simulate.")
+    if not namespace.is_module and not Path(namespace.script).is_file():
+        raise FileNotFoundError(
+            f"{namespace.script} is not a file; give the Python script to simulate, or -m and a module's name."
+        )
+    run = simulator.run_module if namespace.is_module else simulator.run_script
     with contextlib.ExitStack() as stack:
         recorder = stack.enter_context(trace.recording(namespace.trace)) if namespace.trace else None
         try:
-            simulator.run_script(namespace.script, namespace.arguments)
+            run(namespace.script, namespace.arguments)
+        except simulator.NotRunnableError:
+            raise
         except Exception:  # the script's own, whatever it is: shown in full, as Python would
             traceback.print_exc()
             return 1

@@ -7,6 +7,9 @@ Sentences are made from a grammar, a small BERT is trained from scratch, and com
 minute on 2 cores to an accuracy far above the half that guessing gives. Every TrainingArguments flag works.
 """
 
+import ipu_trainer  # noqa: F401  # before torch, whose threads then sleep while they wait for each other
+
+# isort: split
 import random
 import sys
 import tempfile

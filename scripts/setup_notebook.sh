@@ -23,6 +23,8 @@ export PUBLIC_DATASETS_DIR=${PUBLIC_DATASETS_DIR:-/datasets}
 export DATASETS_DIR=${DATASETS_DIR:-$root/datasets}
 export CHECKPOINT_DIR=${CHECKPOINT_DIR:-$root/checkpoints}
 mkdir -p "$DATASETS_DIR" "$CHECKPOINT_DIR"
+# Kernels that import torch before ipu_trainer: threads sleep while they wait (docs/notebooks.md), unless a policy is set.
+if [ -z "${GOMP_SPINCOUNT:-}${OMP_WAIT_POLICY:-}${KMP_BLOCKTIME:-}${KMP_LIBRARY:-}" ]; then export GOMP_SPINCOUNT=10000; fi
 
 if [ "$#" -gt 0 ]; then
     exec "$@"

@@ -151,7 +151,12 @@ COMMANDS = {
     # docs/simulator.md
     "ipu-trainer simulate train.py --epochs 1": run(alone=True),
     "ipu-trainer simulate --fold train.py": run(alone=True),
+    "ipu-trainer simulate -m package.train --epochs 1": run(alone=True),
     "ipu-trainer simulate --device cuda train.py": parsed("needs a GPU; tests/simulator/test_on_cuda.py runs where there is one"),
+    # docs/search.md
+    "ipu-trainer search chest-xray --output search --data prepared --model vit --storage study.journal --n-trials 40": run(
+        "--n-trials", "2", "--max_steps", "1", "--disable_tqdm", "true"
+    ),
     # docs/tasks.md
     "ipu-trainer train language-modeling --output run": run(*GPT2),
     "ipu-trainer train language-modeling --output run --corpus my_texts --model gpt2-small --tokenizer gpt2": run(*GPT2),
@@ -185,6 +190,19 @@ SETUP = {
     + """
 args = IPUTrainingArguments(output_dir="run", report_to=[], save_strategy="no")
 trainer = IPUTrainer(args=args, model_init=model_init, train_dataset=train_dataset)
+""",
+    "docs/search.md": TINY_BERT
+    + """
+import tempfile
+default_model = model_init
+args = IPUTrainingArguments(output_dir="search", per_device_train_batch_size=2, max_steps=1, report_to=[], save_strategy="no",
+    disable_tqdm=True)
+train_dataset, eval_dataset, results = train_dataset[:8], train_dataset[:4], tempfile.mkdtemp()
+
+def new_model(num_hidden_layers):
+    model = default_model()
+    model.bert.encoder.layer = model.bert.encoder.layer[:num_hidden_layers]
+    return model
 """,
     "docs/tasks.md": TINY_BERT
     + """
@@ -294,12 +312,14 @@ def named_things(tmp_path_factory):
     (folder / "pairs.jsonl").write_text("\n".join(json.dumps(pair) for pair in pairs))
     (folder / "scripts").mkdir()
     shutil.copy(str(REPOSITORY / "scripts" / "simulate_pipeline.py"), str(folder / "scripts"))
-    (folder / "train.py").write_text(
-        "import argparse, poptorch, torch\n"
-        "parser = argparse.ArgumentParser(); parser.add_argument('--epochs', type=int, default=1)\n"
-        "model = poptorch.inferenceModel(torch.nn.Linear(2, 1))\n"
-        "for _ in range(parser.parse_args().epochs): print(model(torch.ones(1, 2)))\n"
-    )
+    for program in ("train.py", "package/train.py"):
+        (folder / program).parent.mkdir(exist_ok=True)
+        (folder / program).write_text(
+            "import argparse, poptorch, torch\n"
+            "parser = argparse.ArgumentParser(); parser.add_argument('--epochs', type=int, default=1)\n"
+            "model = poptorch.inferenceModel(torch.nn.Linear(2, 1))\n"
+            "for _ in range(parser.parse_args().epochs): print(model(torch.ones(1, 2)))\n"
+        )
     return folder
 
 
@@ -325,7 +345,7 @@ def test_the_commands_of_a_page_run(page, named_things, monkeypatch, capsys):
     if not (named_things / "prepared").exists() and "prepared" in page.read_text(encoding="utf-8"):
         first = f"{PREPARE} --images images --output prepared {LISTS}"
         assert execute(first, ["--workers", "1", "--validation-fraction", "0.2"], False, named_things) == 0
-    if name_of(page) == "docs/tasks.md":
+    if name_of(page) in ("docs/tasks.md", "docs/search.md"):
         pytest.importorskip("optuna")
     if name_of(page) == "docs/report.md":  # it speaks of finished runs
         assert execute(PREPARED, TRAIN, False, named_things) == 0
@@ -368,14 +388,16 @@ def test_flags_of_commands_that_are_not_run_exist(command, named_things, monkeyp
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if "python" in dict(fences(page))], ids=name_of)
 def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
-    if name_of(page) == "docs/tasks.md":
-        pytest.importorskip("optuna")
+    for needed in {"docs/tasks.md": ["optuna"], "docs/search.md": ["optuna", "ray"]}.get(name_of(page), []):
+        pytest.importorskip(needed)
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "__main__"}
     exec(SETUP.get(name_of(page), ""), namespace)
     for number, (language, text) in enumerate(fences(page)):
         if language == "python":
             exec(compile(text, f"{page.name}, block {number}", "exec"), namespace)
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
 
 
 @pytest.mark.slow

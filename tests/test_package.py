@@ -1,5 +1,6 @@
 """What a user installs: the wheel holds what it needs, and the documents say commands that exist."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ipu_trainer import openmp
 from ipu_trainer.cli import _parser
 from ipu_trainer.training import compat
 
@@ -38,6 +40,60 @@ def test_the_built_wheel_holds_profiles_and_types(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=tmp_path)
     assert done.stdout.strip() == "4"
+
+
+WAITING = "import sys{}; import ipu_trainer, os; from ipu_trainer import openmp; print(os.environ.get('GOMP_SPINCOUNT'), openmp.describe())"
+
+
+@pytest.mark.parametrize(
+    ("policy", "before", "said"),
+    [
+        ({}, "", "10000 GOMP_SPINCOUNT=10000"),
+        ({"GOMP_SPINCOUNT": "7"}, "", "7 GOMP_SPINCOUNT=7"),
+        ({"OMP_WAIT_POLICY": "active"}, "", "None OMP_WAIT_POLICY=active"),
+        ({"KMP_BLOCKTIME": "0"}, "", "None KMP_BLOCKTIME=0"),
+        # It is set for processes that begin later, and nobody claims that it holds here.
+        ({}, "; sys.modules['torch'] = sys", "10000 threads spin (torch was imported before ipu_trainer"),
+        ({"GOMP_SPINCOUNT": "7"}, "; sys.modules['torch'] = sys", "7 GOMP_SPINCOUNT=7"),
+    ],
+)
+def test_threads_that_wait_sleep_unless_there_is_a_policy(policy, before, said):
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME", "KMP_LIBRARY")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    done = subprocess.run(
+        [sys.executable, "-c", WAITING.format(before)],
+        env={**environment, **policy, "PYTHONPATH": str(REPOSITORY)},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.startswith(said)
+
+
+def test_the_package_sets_it_before_anything_of_it_imports_torch():
+    program = (
+        "import os, sys\nclass Watch:\n    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'torch': print(os.environ.get('GOMP_SPINCOUNT')); raise SystemExit\n"
+        "sys.meta_path.insert(0, Watch())\nfrom ipu_trainer.training.trainer import IPUTrainer"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**environment, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "10000\n", done.stderr
+
+
+def test_a_run_on_busy_cpus_is_warned_where_it_came_too_late(monkeypatch):
+    monkeypatch.setattr(openmp, "_came_too_late", True)
+    monkeypatch.setattr(os, "getloadavg", lambda: (64.0, 0, 0), raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert "load 64.0 on 2" in openmp.why_slow(2) and "import ipu_trainer first" in openmp.why_slow(2)
+    assert openmp.why_slow(1) is None
+    monkeypatch.setattr(openmp, "_came_too_late", False)
+    assert openmp.why_slow(2) is None
 
 
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]

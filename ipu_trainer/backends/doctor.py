@@ -10,6 +10,7 @@ from typing import List, Tuple
 
 import torch
 
+from ipu_trainer import openmp
 from ipu_trainer.backends import sdk
 from ipu_trainer.backends.select import choose_backend
 
@@ -38,6 +39,7 @@ def report() -> str:
         ("torch", torch.__version__),
         *((name, _version(name)) for name in _PACKAGES),
         ("CPU", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()}"),
+        ("OpenMP", openmp.describe()),
         ("GPU", _gpus()),
         ("IPU", found.obstacle or f"hardware version {found.hardware_version}"),
         ("poprun", _poprun()),

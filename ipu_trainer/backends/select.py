@@ -16,6 +16,16 @@ def check_name(requested: str) -> None:
         raise ValueError(f"backend {requested!r} is not one of auto, {', '.join(BACKENDS)}. Use --backend auto.")
 
 
+def same_backend(name: str, reason: str, simulator_device: str) -> Backend:
+    """The backend of a trainer that another process pickled. Raises ValueError if this machine does not have it."""
+    if name == "sdk":
+        found = sdk.probe()
+        if found.poptorch is None:
+            raise ValueError(f"this trainer was pickled on a machine with backend sdk, and here {found.obstacle}.")
+        return sdk.sdk_backend(reason, found)
+    return simulated_backend(reason, simulator_device) if name == "simulated" else host_backend(reason)
+
+
 def choose_backend(requested: str = "auto", simulator_device: str = "", compile_only: bool = False) -> Backend:
     """The backend for `--backend requested`.
 

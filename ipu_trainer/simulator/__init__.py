@@ -57,7 +57,7 @@ from .errors import Error, RecoverableError, UnrecoverableError, createPoptorchE
 from .executor import PoplarExecutor
 from .folded import fold_micro_batches
 from .hooks import registerPostCompileHook, registerPreCompileHook
-from .install import install, run_script
+from .install import NotRunnableError, install, run_module, run_script
 from .logs import setLogLevel
 from .models import inferenceModel, load, trainingModel
 from .multiconv import MultiConv
@@ -123,6 +123,7 @@ __all__ = [
     "MultiConv",
     "MultiConvPlanType",
     "NameScope",
+    "NotRunnableError",
     "Options",
     "OutputMode",
     "OverlapMode",
@@ -178,6 +179,7 @@ __all__ = [
     "registerPreCompileHook",
     "register_custom_op",
     "removeBlocks",
+    "run_module",
     "run_script",
     "serializedMatMul",
     "setLogLevel",

@@ -15,13 +15,19 @@ import os
 import runpy
 import sys
 import types
-from typing import Any, Dict, Iterator, List, Sequence
+from typing import Any, Callable, Dict, Iterator, List, Sequence
+
+from . import optimum_extensions
 
 VERSION = "3.4.0"
 
 
 class AlreadyInstalledError(ValueError):
     """The real poptorch is there, and will not be replaced."""
+
+
+class NotRunnableError(ValueError):
+    """There is no module of that name to run."""
 
 
 _program_asked = False
@@ -53,7 +59,6 @@ def install(for_program: bool = True) -> None:
         logs,
         ops,
         optim,
-        optimum_extensions,
         options,
         popart_enums,
         poptorch_core,
@@ -81,12 +86,12 @@ def install(for_program: bool = True) -> None:
             "popart": _view("popart", popart_enums),
         }
     )
-    for replaced, functions in optimum_extensions.REPLACED.items():
-        module = types.ModuleType(replaced, optimum_extensions.__doc__)
-        module.__dict__.update({function: getattr(optimum_extensions, function) for function in functions})
-        sys.modules[replaced] = module
+    for replaced in optimum_extensions.REPLACED:
+        if replaced in sys.modules:  # imported before: what holds the module gets the functions too
+            _OptimumExtensions().exec_module(sys.modules[replaced])
     for name in ("_impl", "_logging", "_poplar_executor", "_utils"):
         setattr(simulator, name, sys.modules[f"poptorch.{name}"])
+    sys.meta_path.insert(0, _OptimumExtensions())
     sys.meta_path.append(_Metadata())
     multiprocessing.spawn.get_preparation_data = _preparation_data
     logs.console()
@@ -134,6 +139,24 @@ def _view(name: str, *modules: types.ModuleType) -> types.ModuleType:
     return view
 
 
+class _OptimumExtensions(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports the modules of optimum_extensions.REPLACED as any other: below their packages, which hold them as attributes."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
+        compiled = optimum_extensions.COMPILED
+        if fullname == compiled.rpartition(".")[0] and compiled not in sys.modules:
+            # Now: this package goes on to put a compiler of C++ in front of all finders.
+            sys.modules[compiled] = importlib.util.module_from_spec(importlib.machinery.ModuleSpec(compiled, self))
+            self.exec_module(sys.modules[compiled])
+        if fullname not in optimum_extensions.REPLACED:
+            return None
+        return importlib.machinery.ModuleSpec(fullname, self, origin=optimum_extensions.__file__)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        for name in optimum_extensions.REPLACED[module.__name__]:
+            setattr(module, name, getattr(optimum_extensions, name))
+
+
 class _Distribution(importlib.metadata.Distribution):
     def __init__(self, name: str) -> None:
         self._name = name
@@ -165,12 +188,47 @@ def run_script(path: str, arguments: Sequence[str] = ()) -> Dict[str, Any]:
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path} is not a file; give the Python script to simulate")
+    folder = os.path.dirname(os.path.abspath(path))
+    return _as_main([path, *arguments], folder, lambda: runpy.run_path(path, run_name="__main__"))
+
+
+def run_module(name: str, arguments: Sequence[str] = ()) -> Dict[str, Any]:
+    """Run a module as `python -m name` does, with the simulator in place of the SDK. Returns its global names.
+
+    The current folder comes first on the path. Raises NotRunnableError if there is no such module.
+    """
+
+    def run() -> Dict[str, Any]:
+        _check_module(name)
+        return runpy.run_module(name, run_name="__main__", alter_sys=True)
+
+    return _as_main([name, *arguments], os.getcwd(), run)
+
+
+def _check_module(name: str) -> None:
+    """Raises NotRunnableError where `python -m` would say that there is nothing to run. Imports the packages above it."""
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise NotRunnableError(
+            f"-m {name}: not a module's name. Give it as in an import, -m package.train, or the file."
+        )
+    package, is_package = "", True
+    for part in name.split("."):
+        package = f"{package}.{part}" if package else part
+        spec = importlib.util.find_spec(package) if is_package else None
+        if spec is None:
+            raise NotRunnableError(f"-m {name}: there is no module {package} in {os.getcwd()} or on the Python path.")
+        is_package = spec.submodule_search_locations is not None
+    if is_package and importlib.util.find_spec(f"{name}.__main__") is None:
+        raise NotRunnableError(f"-m {name}: a package without __main__.py. Name a module of it: -m {name}.MODULE.")
+
+
+def _as_main(argv: List[str], folder: str, run: Callable[[], Dict[str, Any]]) -> Dict[str, Any]:
     install()
     before: List[str] = sys.argv
-    sys.argv = [path, *arguments]
-    sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
+    sys.argv = argv
+    sys.path.insert(0, folder)
     try:
-        return runpy.run_path(path, run_name="__main__")
+        return run()
     finally:
         sys.argv = before
-        sys.path.remove(os.path.dirname(os.path.abspath(path)))
+        sys.path.remove(folder)

@@ -1,6 +1,6 @@
 """What optimum-graphcore 0.7.1 builds from C++ against the SDK, in Python.
 
-Importing its quantization, or asking it for the SDK's hash, runs a C++ compiler with Poplar's headers. install() puts
+Importing its quantization, or asking it for the SDK's hash, runs a C++ compiler with Poplar's headers. install() imports
 these functions in the places of the two modules that do, and the operators come from the registry of custom_ops.
 """
 
@@ -14,8 +14,9 @@ import torch
 from .custom_ops import register_custom_op
 
 # module that optimum-graphcore would build or build with -> its functions here
+COMPILED = "optimum.graphcore.custom_ops.sdk_version_hash.sdk_version_hash_lib"
 REPLACED = {
-    "optimum.graphcore.custom_ops.sdk_version_hash.sdk_version_hash_lib": ("sdk_version_hash",),
+    COMPILED: ("sdk_version_hash",),
     "optimum.graphcore.custom_ops.utils": ("load_lib",),
 }
 

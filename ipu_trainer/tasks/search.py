@@ -72,7 +72,7 @@ def run(task: str, searched: Callable[[Sequence[str]], Searched], words: Sequenc
     for name in objectives:
         check_metric("objective", name, subject.metrics)
     objectives = [name if name.startswith("eval_") else f"eval_{name}" for name in objectives]
-    directions = own.direction.split(",") if own.direction else [subject.direction]
+    directions = own.direction.split(",") if own.direction else _known_directions(objectives, subject)
     if len(directions) != len(objectives):
         raise ValueError(
             f"{len(objectives)} objective(s) ({', '.join(objectives)}) and {len(directions)} direction(s) "
@@ -121,6 +121,18 @@ def run(task: str, searched: Callable[[Sequence[str]], Searched], words: Sequenc
     write_results(folder, storage, study_name, plan, subject.trainer)
 
 
+def _known_directions(objectives: Sequence[str], subject: Searched) -> List[str]:
+    """Of the task's own metric and of the loss; raises ValueError for others, of which only the user knows what is better."""
+    known = {"eval_loss": "minimize", subject.objective: subject.direction}
+    unknown = [name for name in objectives if name not in known]
+    if unknown:
+        raise ValueError(
+            f"--objective {','.join(objectives)}: whether {', '.join(unknown)} is better larger or smaller is not known here. Say "
+            f"--direction maximize or --direction minimize{', one for each objective' if len(objectives) > 1 else ''}."
+        )
+    return [known[name] for name in objectives]
+
+
 def _parser(task: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"ipu-trainer search {task}", add_help=False, allow_abbrev=False)
     parser.add_argument("-h", "--help", action="store_true")
@@ -135,7 +147,10 @@ def _parser(task: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--n-trials", type=int, default=12, help="trials in all, earlier ones included (default 12)")
     parser.add_argument("--objective", help="metric of the evaluation, or several with commas (default: the task's)")
-    parser.add_argument("--direction", help="minimize or maximize, one for each objective (default: the task's)")
+    parser.add_argument(
+        "--direction",
+        help="minimize or maximize, one for each objective (default: of the task's metric and of the loss)",
+    )
     parser.add_argument("--pruner", default="median", help="median (default), hyperband or none: ends hopeless trials")
     parser.add_argument("--timeout", type=float, help="begin no trial after so many seconds")
     parser.add_argument("--study", help="the study's name (default: the task's)")

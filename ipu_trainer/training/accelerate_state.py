@@ -19,6 +19,11 @@ class OwnAccelerateState:
             (kind, dict(kind._shared_state)) for kind in (PartialState, AcceleratorState)
         ]
 
+    @property
+    def is_set(self) -> bool:
+        """Whether Accelerate was in use when this was made."""
+        return any(kept for _, kept in self._kept)
+
     def restore(self) -> None:
         for kind, kept in self._kept:
             kind._shared_state.clear()

@@ -187,8 +187,11 @@ class DeviceRun:
         """One host step. Returns the mean loss of what output_mode returns, a scalar on the CPU."""
         given = self._enter(step.inputs)
         self._check_size(given)
+        assert self._optimizer is not None
+        if not self._optimizer.is_started:  # released within a training, to be pickled
+            self._optimizer.start(self.prepare().replaced)
         self._prepare_training(given)
-        assert self._optimizer is not None and self._fetched_weights is not None
+        assert self._fetched_weights is not None
         self._detach_inference()
         # Attaching sends the optimizer's state, old learning rates included: the new ones come after it.
         if not self._compile_only and not self._trainer.isAttachedToDevice():

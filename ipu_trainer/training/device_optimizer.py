@@ -51,6 +51,13 @@ class DeviceOptimizer(torch.optim.Optimizer):
         self._kind = type(host).__name__ if self._brought is not None else counterpart(host)
         check_clipping(self._kind, max_grad_norm, self._brought is not None)
 
+    def __getstate__(self) -> Dict[str, Any]:
+        """Of an optimizer whose run was released; schedulers put a `step` of their own on the object."""
+        return {name: value for name, value in vars(self).items() if name != "step"}
+
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        vars(self).update(state)
+
     @property
     def param_groups(self) -> List[Dict[str, Any]]:  # type: ignore[override]  # the host's own list
         return self.host.param_groups

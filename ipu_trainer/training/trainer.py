@@ -11,6 +11,7 @@ The training loop is the stock one. What this class changes, and why:
     create_accelerator_and_postprocess, evaluate, predict   each trainer keeps its own device and precision, in training
                            too (accelerate_state.py)
     call_model_init        stochastic depth for the model of every trial
+    __getstate__, __setstate__   pickled after a training too (pickling.py)
     _load_from_checkpoint, _load_best_model    checkpoints with renamed tensors (compat.load_renamed_weights)
     evaluation_loop, _save the weight average, if asked for; weights that are on the device
 
@@ -31,6 +32,7 @@ iterations samples, and steps of the arguments (max_steps, save_steps, ...) coun
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
 from weakref import WeakKeyDictionary
 
@@ -41,6 +43,7 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
+from ipu_trainer import openmp
 from ipu_trainer.backends import Backend, choose_backend
 from ipu_trainer.config.batching import BatchGeometry, EpochPlan, batch_table
 from ipu_trainer.config.ipu_config import IPUConfig
@@ -55,10 +58,12 @@ from ipu_trainer.training.finite_losses import FiniteLosses
 from ipu_trainer.training.folding import Folding
 from ipu_trainer.training.host_loop import HostLoop
 from ipu_trainer.training.host_step import HostStep, host_step, usable_samples
-from ipu_trainer.training.hyperparameter_search import check_search, search_backend, search_with_optuna
+from ipu_trainer.training.hyperparameter_search import check_search, search_backend, search_with_optuna, the_loss
 from ipu_trainer.training.loss_reduction import PER_ITEM, LossReduction
 from ipu_trainer.training.named_optimizer import apply_settings, is_named, with_named_optimizer
 from ipu_trainer.training.optimizer import groups_by_depth
+from ipu_trainer.training.pickling import rebuild, state_to_pickle
+from ipu_trainer.training.ray_search import arguments_of_trial, check_directions_of_stock, prepared_for_ray
 from ipu_trainer.training.renamed_trainer import renamed_arguments
 from ipu_trainer.training.streams import WholeHostSteps
 from ipu_trainer.training.weight_average import WeightAverage
@@ -137,6 +142,14 @@ class IPUTrainer(HostLoop):
         self.batch_geometry.accumulation_per_process(self._num_workers())  # refuses what cannot be spread
         logger.info("backend %s (%s)", self.backend.name, self.backend.reason)
 
+    def __getstate__(self) -> Dict[str, Any]:
+        return state_to_pickle(self)
+
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        self._operations, self._foldings = WeakKeyDictionary(), {}
+        rebuild(self, state)
+        compat.adapt_old_overrides(self, IPUTrainer)
+
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
         self._accelerate_state = OwnAccelerateState()
@@ -186,6 +199,9 @@ class IPUTrainer(HostLoop):
         self._shrink_micro_batch(batch_size)
         self._batch_geometry_in_loop = geometry = self.batch_geometry
         logger.info("batches:\n%s", self.batch_table(self._epoch_plan()))
+        slow = openmp.why_slow(torch.get_num_threads()) if args.device.type == "cpu" else None
+        if slow:
+            logger.warning(slow)
         resume = named.get("resume_from_checkpoint") or (positional[1] if len(positional) > 1 else None)
         if self.weight_average is not None:
             self.weight_average.start(self.model, resume)
@@ -251,7 +267,7 @@ class IPUTrainer(HostLoop):
         hp_space: Any = None,
         compute_objective: Any = None,
         n_trials: int = 20,
-        direction: Any = "minimize",
+        direction: Any = None,
         backend: Any = None,
         hp_name: Any = None,
         is_feasible: Any = None,
@@ -259,19 +275,29 @@ class IPUTrainer(HostLoop):
     ) -> Any:
         """As Trainer's; hyperparameter_search.py has what optuna studies do more. n_trials is the total of a named study.
 
+        direction: where it is left out the objective must be the evaluation's loss, which is minimized.
+
         is_feasible(ipu_config, micro_batch) may return why a trial cannot run, which skips it.
         """
         chosen = search_backend(backend)
         directions = check_search(self, n_trials, direction, compute_objective)
+        if direction is None:
+            compute_objective = functools.partial(the_loss, compute_objective)
         if chosen == "optuna":
             return search_with_optuna(
                 self, n_trials, directions, hp_space, compute_objective, hp_name, is_feasible, **options
             )
         if is_feasible is not None:
             raise ValueError(f"is_feasible= is for backend='optuna': {chosen} runs its trials itself.")
-        return super().hyperparameter_search(
-            hp_space, compute_objective, n_trials, direction, chosen, hp_name, **options
-        )
+        check_directions_of_stock(directions, chosen)
+        with prepared_for_ray(self, hp_space, options) if chosen == "ray" else contextlib.nullcontext():
+            return super().hyperparameter_search(
+                hp_space, compute_objective, n_trials, directions[0], chosen, hp_name, **options
+            )
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        super()._hp_search_setup(arguments_of_trial(self, trial) if isinstance(trial, dict) else trial)
+        self._trial = trial
 
     # On a device ------------------------------------------------------------------------------------------------
 
@@ -558,7 +584,7 @@ class IPUTrainer(HostLoop):
                     "updates of a host step, which a device cannot. Use device_iterations=1, or linear or cosine."
                 )
             held = _of_host_step if on_device else _held
-            scheduler.lr_lambdas = [held(function, updates) for function in scheduler.lr_lambdas]
+            scheduler.lr_lambdas = [functools.partial(held, function, updates) for function in scheduler.lr_lambdas]
         return scheduler
 
     def call_model_init(self, *positional: Any, **named: Any) -> Any:
@@ -621,12 +647,12 @@ class _AverageAfterUpdate(TrainerCallback):  # type: ignore[misc]
         self.average.update(model)
 
 
-def _held(function: Any, updates: int) -> Any:
-    return lambda update: function(update // updates * updates)
+def _held(function: Any, updates: int, update: int) -> Any:
+    return function(update // updates * updates)
 
 
-def _of_host_step(function: Any, updates: int) -> Any:
-    return lambda host_step: function(host_step * updates)
+def _of_host_step(function: Any, updates: int, host_step: int) -> Any:
+    return function(host_step * updates)
 
 
 def _keep_compile_time_out(logs: Dict[str, float], compile_seconds: float) -> None:

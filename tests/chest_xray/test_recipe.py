@@ -19,7 +19,7 @@ from ipu_trainer.cli import main
 from ipu_trainer.tasks.chest_xray.arguments import parse_arguments
 from ipu_trainer.tasks.chest_xray.boxes import read_boxes
 from ipu_trainer.tasks.chest_xray.dataset import load_prepared
-from ipu_trainer.tasks.chest_xray.train import train
+from ipu_trainer.tasks.chest_xray.train import prepare_job, train
 from ipu_trainer.tasks.record import read_run
 from ipu_trainer.training import compat
 
@@ -274,6 +274,23 @@ def test_options_of_the_loss_and_the_sampler_reach_training(prepared, phantoms, 
     assert len(settings["loss"]["pos_weight"]) == len(read_run(run)["findings"])
     assert settings["augmentation"]["horizontal_flip"] is True
     assert "samples padded" in read_run(run)["batch_table"]
+
+
+@pytest.mark.parametrize("balance", [0.0, 0.5])
+def test_balance_decides_what_training_draws(prepared, phantoms, tmp_path, balance):
+    """With it an epoch draws some images several times and leaves others out; without it each comes once."""
+    flags = words(prepared, phantoms, tmp_path, "--balance", str(balance), "--per_device_train_batch_size", "4")[2:]
+    job = prepare_job(*parse_arguments([*flags, "--gradient_accumulation_steps", "1", "--ema_decay", "0"]))
+    trainer = job.trainer(model=job.new_model())
+    seen = []
+    stock = trainer.data_collator
+    trainer.data_collator = lambda samples: (seen.extend(_indices(samples)), stock(samples))[1]
+    assert list(trainer.get_train_dataloader())
+    assert len(seen) == len(trainer.train_dataset) // 4 * 4 and (len(set(seen)) < len(seen)) == bool(balance)
+
+
+def _indices(samples):
+    return [int(index) for index in samples["index"]]
 
 
 def test_the_recipe_on_a_simulated_pod_gives_the_weights_of_the_host(prepared, phantoms, tmp_path, capsys):

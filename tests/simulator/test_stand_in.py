@@ -153,3 +153,68 @@ def test_optimum_graphcore_trains_through_the_simulator_where_it_is_installed(tm
     """
     done = run(tmp_path, program, SIMULATE)
     assert done.returncode == 0 and "trained" in done.stdout, done.stderr[-3000:]
+
+
+MODULE = """
+    import sys
+    import poptorch
+    import torch
+    from .numbers_of_it import WIDTH
+    from multiprocessing import get_context
+
+    def width(_):
+        return WIDTH
+
+    if __name__ == "__main__":
+        model = poptorch.inferenceModel(torch.nn.Linear(WIDTH, 1))
+        with get_context("spawn").Pool(1) as pool:  # what it pickles is found again under the module's name
+            assert pool.map(width, [0]) == [WIDTH]
+        print(tuple(model(torch.ones(2, WIDTH)).shape), sys.argv[1:], sys.argv[0].endswith("train.py"))
+"""
+
+
+def simulate_module(tmp_path, *words):
+    package = tmp_path / "package"
+    package.mkdir(exist_ok=True)
+    (package / "__init__.py").write_text("")
+    (package / "numbers_of_it.py").write_text("WIDTH = 3\n")
+    (package / "train.py").write_text(textwrap.dedent(MODULE))
+    command = [sys.executable, *SIMULATE, *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=str(tmp_path), timeout=180)
+
+
+def test_a_module_runs_as_python_m_runs_it(tmp_path):
+    done = simulate_module(tmp_path, "-m", "package.train", "--epochs", "1", "-m", "x")
+    assert done.returncode == 0 and done.stdout.strip() == "(2, 1) ['--epochs', '1', '-m', 'x'] True", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("package.trian", "there is no module package.trian in"),
+        ("package.train.it", "there is no module package.train.it in"),
+        ("package", "a package without __main__.py"),
+        ("package/train.py", "not a module's name"),
+    ],
+)
+def test_a_module_that_cannot_run_is_refused_in_one_line(tmp_path, name, message):
+    done = simulate_module(tmp_path, "-m", name)
+    assert done.returncode == 1 and done.stderr.startswith(f"ipu-trainer: -m {name}: ") and message in done.stderr
+    assert done.stderr.count("\n") == 1 and not done.stdout
+
+
+def test_the_modules_that_optimum_graphcore_compiles_are_imported_in_every_way(tmp_path):
+    if importlib.util.find_spec("optimum") is None or importlib.util.find_spec("optimum.graphcore") is None:
+        pytest.skip("optimum-graphcore is not installed")
+    program = """
+        import optimum.graphcore.custom_ops.utils as first
+        import optimum.graphcore.custom_ops.sdk_version_hash.sdk_version_hash_lib as compiled
+        import optimum
+        from optimum.graphcore.custom_ops import utils
+        from optimum.graphcore.custom_ops.sdk_version_hash import sdk_version_hash
+
+        assert first is utils is optimum.graphcore.custom_ops.utils
+        print(sdk_version_hash(), compiled.sdk_version_hash(), utils.load_lib.__module__)
+    """
+    done = run(tmp_path, program, SIMULATE)
+    assert done.stdout.split() == ["simulator", "simulator", "ipu_trainer.simulator.optimum_extensions"], done.stderr

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ipu_trainer.cli import main
 from ipu_trainer.tasks.flags import flags_given, with_config
+from ipu_trainer.tasks.search import Searched, _known_directions
 from ipu_trainer.tasks.search_space import Range, parse_range
 from ipu_trainer.training import compat
 
@@ -112,9 +113,11 @@ def test_two_objectives_leave_the_pareto_front(pairs, tmp_path):
         (("--space", "micro_batch=3,4"), "Give divisors of 8"),
         (("--space", "seed=1,2", "--space", "seed=3,4"), "twice"),
         (("--pruner", "axe"), "not one of median, hyperband, none"),
-        (("--objective", "loss,runtime"), "one --direction for each"),
+        (("--objective", "loss,runtime"), "whether eval_runtime is better larger or smaller is not known here"),
+        (("--objective", "loss,runtime", "--direction", "minimize"), "one --direction for each"),
         (("--direction", "up"), "'minimize' or 'maximize'"),
-        (("--objective", "f1"), "there is no metric eval_f1. There are"),
+        (("--objective", "f1"), "Say --direction maximize or --direction minimize"),
+        (("--objective", "f1", "--direction", "maximize"), "there is no metric eval_f1. There are"),
         (("--no-such-flag", "1"), "unknown flags"),
     ],
 )
@@ -203,3 +206,9 @@ def test_on_ipus_a_trial_that_cannot_run_is_skipped_with_the_planners_reason(pai
     trials = {row["micro_batch"]: row for row in rows(tmp_path / "search")}
     assert trials["1"]["state"] == "complete" and trials["4"]["state"] == "skipped"
     assert "gradient_accumulation_steps 2 cannot fill the pipeline of 3 stages. Use 5 or more" in str(trials["4"])
+
+
+def test_the_loss_is_minimized_also_where_the_tasks_metric_is_maximized():
+    """`--objective loss` for chest X-rays, whose AUROC is maximized, once searched for the highest loss."""
+    task = Searched(None, "eval_mean_auroc_14", "maximize", "", {})
+    assert _known_directions(["eval_loss", "eval_mean_auroc_14"], task) == ["minimize", "maximize"]

@@ -125,7 +125,7 @@ def test_geometry_is_searched_at_a_fixed_global_batch_and_what_cannot_be_is_skip
 
     grid = optuna.samplers.GridSampler({"micro_batch": [1, 2, 3, 8]})
     feasible = lambda config, micro_batch: "does not fit" if micro_batch == 8 else None  # noqa: E731
-    trainer.hyperparameter_search(space, objective, n_trials=4, sampler=grid, is_feasible=feasible)
+    trainer.hyperparameter_search(space, objective, 4, "minimize", sampler=grid, is_feasible=feasible)
     assert sorted(seen) == [(1, 8), (2, 8)]
 
 
@@ -156,13 +156,113 @@ def test_simulated_ipus_search_replication(tmp_path):
         ({"direction": ["minimize"] * 2, "compute_objective": lambda metrics: 1.0}, "2 directions for 1 objective"),
         ({"direction": "up"}, "direction='up'"),
         ({"backend": "grid"}, "backend='grid'"),
-        ({"hp_space": lambda trial: {"learning_rat": 1}}, "learning_rat"),
+        ({"hp_space": lambda trial: {"learning_rat": 1}}, "'learning_rat'.* Did you mean 'learning_rate'"),
+        ({"hp_space": lambda trial: {"micro_batches": 1}}, "Did you mean 'micro_batch'"),
+        ({"hp_space": lambda trial: {"world_size": 1}}, "world_size"),  # computed from others
+        ({"hp_space": lambda trial: {"num_hidden_layers": 1}}, r"What the model is made of belongs in model_init"),
+        ({"resources_per_trial": {"cpu": 1}}, "resources_per_trial: no option of optuna's"),
+        ({"compute_objective": lambda metrics: metrics["eval_accuracy"]}, "no direction= .* direction='maximize'"),
+        ({"compute_objective": lambda metrics: -metrics["eval_loss"]}, "no direction= .*compute_objective="),
         ({"storage": "study.txt"}, "study.txt"),
     ],
 )
 def test_what_cannot_be_searched_is_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         searcher(tmp_path).hyperparameter_search(**{"hp_space": rates, "n_trials": 1, **changes})
+
+
+def accuracy(predictions):
+    return {"accuracy": float((predictions.predictions.argmax(-1) == predictions.label_ids).mean())}
+
+
+def test_without_a_direction_the_loss_alone_is_searched(tmp_path):
+    """The sum of metrics, accuracy among them, was minimized: the worst trial was called the best."""
+    trainer = searcher(tmp_path / "metrics")
+    trainer.compute_metrics = accuracy
+    with pytest.raises(ValueError, match="no direction= .*the sum of what compute_metrics= returns"):
+        trainer.hyperparameter_search(rates, n_trials=1)
+    assert not (tmp_path / "metrics").exists() or not list((tmp_path / "metrics").glob("run*"))
+    best = trainer.hyperparameter_search(rates, lambda metrics: metrics["eval_loss"], n_trials=1)
+    assert 0 < best.objective < 2
+    assert trainer.hyperparameter_search(rates, n_trials=1, direction="maximize").objective <= 1.0
+
+
+def test_an_evaluation_of_ones_own_without_a_loss_needs_a_direction(tmp_path):
+    class Own(IPUTrainer):
+        def evaluate(self, *positional, **named):
+            return {"eval_loss": 1.0, "eval_auroc": 0.5}
+
+    trainer = searcher(tmp_path)
+    trainer.__class__ = Own
+    with pytest.raises(ValueError, match="no direction="):
+        trainer.hyperparameter_search(rates, n_trials=1)
+
+
+def test_what_hp_space_draws_for_the_model_is_read_in_model_init(tmp_path):
+    made = []
+
+    def of_trial(trial):
+        made.append(None if trial is None else trial.params["layers"])
+        return vit()
+
+    def space(trial):
+        return {**rates(trial), "layers": trial.suggest_int("layers", 1, 3)}
+
+    best = searcher(tmp_path, model_init=of_trial).hyperparameter_search(space, n_trials=2)
+    assert made[0] is None and len(made) == 3 and best.hyperparameters["layers"] in made[1:]
+
+
+WORKER = """
+import sys; sys.path.insert(0, {tests!r})
+from test_hyperparameter_search import rates, searcher
+best = searcher({folder!r}).hyperparameter_search(rates, n_trials=7, study_name="s", storage={storage!r})
+print(best.objective)
+"""
+
+
+def test_two_processes_on_one_study_make_its_trials_and_no_more(tmp_path):
+    """Each once made all that were missing when it began, and took the other's newest trial for a dead one."""
+    from ipu_trainer.training.hyperparameter_search import open_storage
+
+    storage = str(tmp_path / "study.db")  # both make its tables
+    code = WORKER.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "run"), storage=storage)
+    environment = {**os.environ, "PYTHONPATH": str(Path(ipu_trainer.__file__).parents[1])}
+    workers = [
+        subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    for worker in workers:
+        errors = worker.communicate(timeout=120)[1].decode()
+        assert worker.returncode == 0, errors[-2000:]
+    trials = optuna.load_study(study_name="s", storage=open_storage(storage)).trials
+    states = [item.state.name for item in trials]
+    assert states.count("COMPLETE") == 7 and set(states) <= {"COMPLETE", "FAIL"}
+    assert len({item.params["learning_rate"] for item in trials if item.params}) == 7  # each draws its own
+    assert all("error" not in item.user_attrs for item in trials)
+
+
+def test_a_trial_that_another_process_has_just_begun_is_left_alone(tmp_path):
+    """It has no number of a process yet, for some milliseconds."""
+    storage = f"sqlite:///{tmp_path}/s.db"
+    study = optuna.create_study(study_name="s", storage=storage)
+    begun = study.ask()
+    searcher(tmp_path).hyperparameter_search(rates, n_trials=3, study_name="s", storage=storage)
+    states = [item.state.name for item in study.trials]
+    assert states == ["RUNNING", "COMPLETE", "COMPLETE"] and begun.number == 0
+
+
+def test_a_trial_beyond_the_total_is_given_up_before_work(tmp_path, monkeypatch):
+    """Two processes may begin the last one at the same moment: the larger number has nothing to do."""
+    from ipu_trainer.training.hyperparameter_search import _Trials
+
+    monkeypatch.setattr(_Trials, "stop_at_the_last", lambda *_: None)
+    storage, made = f"sqlite:///{tmp_path}/s.db", []
+    study = optuna.create_study(study_name="s", storage=storage)
+    study.ask()
+    trainer = searcher(tmp_path, model_init=lambda: (made.append(1), vit())[1])
+    trainer.hyperparameter_search(rates, n_trials=2, study_name="s", storage=storage)
+    assert [item.state.name for item in study.trials] == ["RUNNING", "COMPLETE", "FAIL"]
+    assert len(made) == 2 and "error" not in study.trials[2].user_attrs  # the trainer's and one trial's
 
 
 def test_a_search_needs_model_init(tmp_path):
