@@ -29,7 +29,7 @@ def step(folder, head, backend, micro_batch, accumulation, trainer_class=IPUTrai
     )
     trainer.train()
     after = dict(trainer.model_on_host().named_parameters())
-    changed = {name: after[name].detach() - value for name, value in before.items()}
+    changed = {name: after[name].detach().cpu() - value for name, value in before.items()}
     return changed, next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
 
 
