@@ -114,7 +114,7 @@ def test_two_objectives_leave_the_pareto_front(pairs, tmp_path):
         (("--pruner", "axe"), "not one of median, hyperband, none"),
         (("--objective", "loss,runtime"), "one --direction for each"),
         (("--direction", "up"), "'minimize' or 'maximize'"),
-        (("--objective", "f1"), "there is no metric eval_f1. There are"),
+        (("--objective", "f1"), "--objective f1: an evaluation gives"),
         (("--no-such-flag", "1"), "unknown flags"),
     ],
 )
