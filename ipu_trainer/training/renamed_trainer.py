@@ -7,7 +7,7 @@ import warnings
 from typing import Any, Dict, Mapping, Tuple
 
 import transformers
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
 _PARAMETERS = tuple(inspect.signature(Trainer.__init__).parameters)
 # Keyword arguments of __init__: either name means the same; and what came later, with the version and what does its work in 4.29.
@@ -102,10 +102,11 @@ def renamed_arguments(positional: Tuple[Any, ...], named: Mapping[str, Any]) -> 
 class AnyRelease(Trainer):  # type: ignore[misc]  # transformers is not typed
     """Trainer, with what other releases call its attributes and methods."""
 
-    def __init__(self, *positional: Any, **named: Any) -> None:
+    def __init__(self, model: Any = None, args: Any = None, *positional: Any, **named: Any) -> None:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Label smoothing is not compatible")  # said below, where it is so
-            super().__init__(*positional, **named)
+            if type(args) is not TrainingArguments:  # said below, where it is so
+                warnings.filterwarnings("ignore", "Label smoothing is not compatible")
+            super().__init__(model, args, *positional, **named)
         self._check_smoothing()
         folder = getattr(self.args, "logging_dir", None)  # in 5.x no argument, but TensorBoard's callback has it
         for callback in self.callback_handler.callbacks if folder else ():
@@ -116,7 +117,8 @@ class AnyRelease(Trainer):  # type: ignore[misc]  # transformers is not typed
         """Trainer's smoothing is of one class a sample; 5.x leaves it out for several, with a warning, and 4.29 fails later."""
         several = getattr(getattr(self.model, "config", None), "problem_type", None) == "multi_label_classification"
         own_loss = not type(self).compute_loss.__module__.startswith(("transformers.", "ipu_trainer.training."))
-        if self.args.label_smoothing_factor and several and not own_loss:
+        stock_arguments = type(self.args) is TrainingArguments  # whose warning is shown
+        if self.args.label_smoothing_factor and several and not own_loss and not stock_arguments:
             raise ValueError(
                 f"label_smoothing_factor={self.args.label_smoothing_factor} is for one class a sample, and the model's "
                 "problem_type is multi_label_classification. Override compute_loss to smooth the targets, or leave it at 0."

@@ -116,8 +116,8 @@ def test_two_objectives_leave_the_pareto_front(pairs, tmp_path):
         (("--objective", "loss,runtime"), "whether eval_runtime is better larger or smaller is not known here"),
         (("--objective", "loss,runtime", "--direction", "minimize"), "one --direction for each"),
         (("--direction", "up"), "'minimize' or 'maximize'"),
-        (("--objective", "f1"), "Say --direction maximize or --direction minimize"),
-        (("--objective", "f1", "--direction", "maximize"), "there is no metric eval_f1. There are"),
+        (("--objective", "f1"), "--objective f1: an evaluation gives"),
+        (("--objective", "f1", "--direction", "maximize"), "--objective f1: an evaluation gives"),
         (("--no-such-flag", "1"), "unknown flags"),
     ],
 )

@@ -365,6 +365,21 @@ def test_an_override_that_cannot_take_what_the_loop_gives_is_refused_before_work
         trainer(Early)
 
 
+def test_smoothing_that_stock_leaves_out_with_a_warning_is_refused():
+    def multi_label(args):
+        model = bert()
+        model.config.problem_type = "multi_label_classification"
+        return IPUTrainer(model=model, args=args, train_dataset=ROWS)
+
+    with pytest.raises(
+        ValueError, match=r"label_smoothing_factor=0.1 .*multi_label_classification.*Override compute_loss"
+    ):
+        multi_label(arguments(label_smoothing_factor=0.1, use_cpu=True))
+    if NEW:  # stock's own arguments stay stock's
+        with pytest.warns(UserWarning, match="Label smoothing is not compatible"):
+            multi_label(transformers.TrainingArguments(output_dir="out", label_smoothing_factor=0.1, use_cpu=True))
+
+
 def test_logging_dir_is_where_tensorboard_writes(tmp_path):
     pytest.importorskip("tensorboard")
     made = trainer(
