@@ -7,6 +7,7 @@ num_items_in_batch and return a mean all the same. So the loss is computed, of a
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass, replace
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Union
@@ -109,10 +110,17 @@ def find_loss_reduction(
                 f"of the same samples it is {once:.6g} with num_items_in_batch {int(items)} and {twice:.6g} with twice that: only "
                 "a part of it is divided by the number"
             )
-    try:
-        return _by_parts(compute, _unevenly_labelled(sample, candidates[0]), items, candidates, tolerance)
-    except (IndexError, RuntimeError):  # labels that this loss does not ignore
-        return _by_parts(compute, sample, items, candidates, tolerance)
+    candidates.append(LossReduction(SUM))
+    errors = _errors(compute, sample, items, candidates, tolerance)
+    uneven = _unevenly_labelled(sample, candidates[0])
+    if uneven is not None:
+        with contextlib.suppress(IndexError, RuntimeError, ValueError):  # of labels that this loss does not ignore
+            further = _errors(compute, uneven, items, candidates, tolerance)
+            errors = [max(both) for both in zip(errors, further)]
+    if min(errors) > tolerance:
+        raise NeitherMeanNorSum("what it is a mean of depends on how many labels are ignored")
+    near = max(3 * min(errors), _NOISE) if tolerance < 1e-3 else tolerance
+    return next(reduction for reduction, error in zip(candidates, errors) if error <= near)
 
 
 def _candidates(
@@ -134,33 +142,35 @@ def _candidates(
             yield LossReduction(MEAN, name, shifted=True)
 
 
-def _by_parts(
+def _errors(
     compute: Loss,
     sample: Dict[str, Any],
     items: Optional[torch.Tensor],
     candidates: List[LossReduction],
     tolerance: float,
-) -> LossReduction:
+) -> List[float]:
+    """How far the loss of the samples is from what each candidate makes of the losses of each, relative to the loss.
+
+    Raises NeitherMeanNorSum where it is far from all, and LossNotComparable where it is no number.
+    """
     parts = _parts(sample, candidates[0])
     whole, alone = compute(sample, items), [compute(part, items) for part in parts]
     if not math.isfinite(whole):
         raise LossNotComparable(f"it is {whole} for the first samples")
-    scale = max(abs(value) for value in (whole, *alone) if math.isfinite(value))
-    if len(parts) > 1 and scale and abs(whole - sum(alone)) <= tolerance * scale:
-        return LossReduction(SUM)
+    scale = max(abs(value) for value in (whole, *alone) if math.isfinite(value)) or 1.0
     errors = []
     for reduction in candidates:
         counts = [float(reduction.items(part, 1)) for part in parts]
-        counted = [(count, value) for count, value in zip(counts, alone) if count]
-        mean = sum(count * value for count, value in counted) / max(1.0, sum(counts))
-        errors.append(abs(mean - whole) / scale if scale else 0.0)
-    errors = [error if math.isfinite(error) else math.inf for error in errors]
-    least = min(errors)
-    if least > tolerance:
+        expected = sum(count * value for count, value in zip(counts, alone) if count)
+        if reduction.kind == MEAN:
+            expected /= max(1.0, sum(counts))
+        says_something = reduction.kind == MEAN or len(parts) > 1
+        error = abs(expected - whole) / scale
+        errors.append(error if says_something and math.isfinite(error) else math.inf)
+    if min(errors) > tolerance:
         shown = ", ".join(f"{value:.6g}" for value in alone)
         raise NeitherMeanNorSum(f"{len(parts)} samples alone have {shown}, and together {whole:.6g}")
-    near = max(3 * least, _NOISE) if tolerance < 1e-3 else tolerance
-    return next(reduction for reduction, error in zip(candidates, errors) if error <= near)
+    return errors
 
 
 def _parts(sample: Dict[str, Any], first: LossReduction) -> List[Dict[str, Any]]:
@@ -175,20 +185,21 @@ def _parts(sample: Dict[str, Any], first: LossReduction) -> List[Dict[str, Any]]
     return [{**sample, first.over: labels.masked_fill(~half, first.ignore_index)} for half in halves]
 
 
-def _unevenly_labelled(sample: Dict[str, Any], first: LossReduction) -> Dict[str, Any]:
-    """The samples, the first with the earlier half of its labels: weighings then differ, also where all had the same number.
+def _unevenly_labelled(sample: Dict[str, Any], first: LossReduction) -> Optional[Dict[str, Any]]:
+    """The samples, the first with the earlier half of its labels, so that weighings differ which all had the same number for.
 
-    On a GPU only where labels are ignored anyway, since a loss that does not know ignore_index would end the process there.
+    None where that cannot be. On a GPU only where labels are ignored anyway, since a loss that does not know ignore_index would end
+    the process there.
     """
     if first.over in (SAMPLES, *_MASKS) or int(find_batch_size(sample)) == 1:
-        return sample
+        return None
     labels: torch.Tensor = sample[first.over]
     if labels.device.type != "cpu" and not bool(labels.eq(first.ignore_index).any()):
-        return sample
+        return None
     counted = labels[0].ne(first.ignore_index)
     later = counted & (counted.cumsum(-1) * 2 > counted.sum(-1, keepdim=True))
     if not bool((counted & ~later).any()):
-        return sample
+        return None
     labels = labels.clone()
     labels[0] = labels[0].masked_fill(later, first.ignore_index)
     return {**sample, first.over: labels}
