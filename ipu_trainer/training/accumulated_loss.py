@@ -102,7 +102,8 @@ class AccumulatedLoss(Trainer):  # type: ignore[misc]  # transformers is not typ
             restore_generators(states)
 
     def _find_reduction(self, inputs: Any) -> LossReduction:
-        rounds = self.args.fp16 or self.args.bf16 or _is_half(self.model)
+        is_autocast = (self.args.fp16 or self.args.bf16) and hasattr(self.model, "_original_forward")  # by accelerate
+        is_tf32 = self.args.device.type == "cuda" and bool(getattr(self.args, "tf32", False))
         is_given_items = "labels" in inputs and (
             self._own_loss_function() is not None or bool(getattr(self, "model_accepts_loss_kwargs", False))
         )
@@ -115,7 +116,7 @@ class AccumulatedLoss(Trainer):  # type: ignore[misc]  # transformers is not typ
                     is_given_items,
                     compat.loss_shifts_labels(self),
                     getattr(getattr(self.model, "config", None), "semantic_loss_ignore_index", None) or -100,
-                    tolerance=2e-2 if rounds else 1e-4,
+                    rounds=is_autocast or is_tf32 or _is_half(self.model),
                 )
         except NeitherMeanNorSum as found:
             raise ValueError(
@@ -141,7 +142,7 @@ class AccumulatedLoss(Trainer):  # type: ignore[misc]  # transformers is not typ
         given = {} if num_items is None else {"num_items_in_batch": num_items}
         for with_gradients in (False, True):  # some losses ask for gradients themselves
             try:
-                with torch.set_grad_enabled(with_gradients), self.compute_loss_context_manager():
+                with torch.set_grad_enabled(with_gradients):  # in float32: before 5.0 the usual context would round
                     loss = self.compute_loss(self._plain_model(), dict(inputs), **given)
                 break
             except RuntimeError as error:
@@ -313,13 +314,10 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
     """Inside the block the model is in evaluation; afterwards modes, buffers and generators are what they were."""
     states, modes = generator_states(), {part: part.training for part in model.modules()}
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    tf32 = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
     model.eval()
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = tf32
         for part, mode in modes.items():
             part.training = mode
         with torch.no_grad():

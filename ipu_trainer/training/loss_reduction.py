@@ -25,6 +25,7 @@ _MASKS = ("attention_mask", "decoder_attention_mask")
 COMPARED, _COMPARED_OF_TOKENS = 8, 4
 # Weighings whose error is below this share of the loss cannot be told apart in float32.
 _NOISE = 3e-6
+_ROUNDING = 1e-3  # in half precision or TF32
 
 Loss = Callable[[Dict[str, Any], Optional[torch.Tensor]], float]
 Count = Union[int, float, torch.Tensor]
@@ -89,13 +90,15 @@ def find_loss_reduction(
     is_given_items: bool,
     prefers_shifted: bool,
     ignore_index: int = -100,
-    tolerance: float = 1e-4,
+    rounds: bool = False,
 ) -> LossReduction:
     """The reduction of the loss compute(inputs, num_items_in_batch or None), which must not change anything.
 
     is_given_items: whether training passes it the number of labels of an update. prefers_shifted: which of two weighings to take
-    that the samples do not tell apart. Raises NeitherMeanNorSum, LossNotComparable, and what `compute` or cutting a batch raises.
+    that the samples do not tell apart. rounds: whether it is computed in half precision or TF32. Raises NeitherMeanNorSum,
+    LossNotComparable, and what `compute` or cutting a batch raises.
     """
+    tolerance, noise = (2e-2, _ROUNDING) if rounds else (1e-4, _NOISE)
     candidates = list(_candidates(inputs, label_names, prefers_shifted, ignore_index))
     of_tokens = any(reduction.over not in (SAMPLES, *_MASKS) for reduction in candidates[:1])
     sample = rows_of(inputs, 0, min(int(find_batch_size(inputs)), _COMPARED_OF_TOKENS if of_tokens else COMPARED))
@@ -119,7 +122,7 @@ def find_loss_reduction(
             errors = [max(both) for both in zip(errors, further)]
     if min(errors) > tolerance:
         raise NeitherMeanNorSum("what it is a mean of depends on how many labels are ignored")
-    near = max(3 * min(errors), _NOISE) if tolerance < 1e-3 else tolerance
+    near = max(3 * min(errors), noise)
     return next(reduction for reduction, error in zip(candidates, errors) if error <= near)
 
 

@@ -113,6 +113,21 @@ def test_a_host_step_weighs_its_micro_batches_to_the_loss_of_each_whole_update(
         torch.testing.assert_close(losses[-1] / step.shares[-1], own, rtol=1e-4, atol=1e-6)
 
 
+@settings(deadline=None, max_examples=40)
+@given(st.sampled_from(sorted(LOSSES)), st.integers(0, 1000))
+def test_the_reduction_is_found_through_rounding(name, seed):
+    drawn = torch.Generator().manual_seed(seed)
+
+    def rounded(part, items):
+        return float(LOSSES[name](part, items)) * (1 + 2e-4 * float(torch.randn((), generator=drawn).clamp(-1, 1)))
+
+    reduction = find_loss_reduction(
+        rounded, batch([8, 2, 5, 7]), ["labels"], True, name == "mean over shifted labels", rounds=True
+    )
+    expected = EXPECTED[name]
+    assert (reduction.kind, reduction.over) == (expected.kind, expected.over)
+
+
 def test_what_compares_samples_or_divides_a_part_alone_is_neither():
     inputs = batch([3, 5, 8, 2])
     compare = {
