@@ -89,6 +89,8 @@ class AccumulatedLoss(Trainer):  # type: ignore[misc]  # transformers is not typ
         dataset: Any = self.train_dataset
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__") or not self.loader_follows_folding:
             return None
+        if not len(dataset):
+            return None
         collator = self.data_collator
         if isinstance(dataset, datasets.Dataset):
             dataset = self._remove_unused_columns(dataset, description="training")

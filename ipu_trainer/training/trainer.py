@@ -5,7 +5,8 @@ The training loop is the stock one. What this class changes, and why:
     __init__               takes `ipu_config`, chooses the backend, adds stochastic depth, adapts old subclasses
     create_optimizer       learning rates by depth, if asked for
     create_scheduler       one learning rate for all updates of a host step, as a device has it
-    get_batch_samples, training_step   on the host: host_loop.py
+    get_batch_samples, training_step   micro-batches count by what they hold of their update (accumulated_loss.py); on the
+                           host also host_loop.py
     _inner_training_loop   accumulation x replicas of the IPUConfig become this process's accumulation, or a host step;
                            on the host micro-batches are folded (folding.py), on a GPU layers compiled (compile.py)
     create_accelerator_and_postprocess, evaluate, predict   each trainer keeps its own device and precision, in training
