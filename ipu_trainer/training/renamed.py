@@ -48,6 +48,10 @@ class Turned(NamedTuple):
 
 def _ratio(value: float) -> Dict[str, Any]:
     # 5.x takes 1 for one step; the whole training is the largest number below it.
+    if not 0 <= float(value) <= 1:
+        raise ValueError(
+            f"warmup_ratio {value} must be at least 0 and at most 1. Give --warmup_steps for a number of steps."
+        )
     return {"warmup_steps": min(float(value), 1.0 - 2.0**-53)}
 
 

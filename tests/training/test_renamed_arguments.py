@@ -387,3 +387,9 @@ def test_logging_dir_is_where_tensorboard_writes(tmp_path):
     )
     made.train()
     assert list((tmp_path / "logs").glob("events.out.tfevents*"))
+
+
+@pytest.mark.parametrize("ratio", [2, -0.1])
+def test_a_ratio_of_warm_up_beyond_the_training_is_refused_and_no_number_of_steps(tmp_path, ratio):
+    with pytest.raises(ValueError, match="warmup_ratio|warmup_steps"):
+        IPUTrainingArguments(str(tmp_path), warmup_ratio=ratio)
