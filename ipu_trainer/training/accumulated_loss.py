@@ -41,6 +41,7 @@ from ipu_trainer.training.loss_reduction import (
 )
 from ipu_trainer.training.passes import shapes_of_rows
 from ipu_trainer.training.random_state import generator_states, restore_generators
+from ipu_trainer.training.undisturbed import undisturbed
 
 logger = logging.get_logger(__name__)
 
@@ -110,7 +111,8 @@ class AccumulatedLoss(Trainer):  # type: ignore[misc]  # transformers is not typ
             self._own_loss_function() is not None or bool(getattr(self, "model_accepts_loss_kwargs", False))
         )
         try:
-            with _undisturbed(self.model):
+            with undisturbed(self.model):
+                self.model.eval()
                 return find_loss_reduction(
                     self._computed_loss,
                     self._prepare_inputs(inputs),
@@ -309,24 +311,6 @@ def _joined(samples: List[Any]) -> Any:
         joined = {name: torch.cat([value, inputs[name]]) for name, value in joined.items()}
         rows += int(find_batch_size(inputs))
     return joined if rows > 1 else max(samples, key=lambda inputs: int(find_batch_size(inputs)))
-
-
-@contextlib.contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Inside the block the model is in evaluation; afterwards modes, buffers and generators are what they were."""
-    states, modes = generator_states(), {part: part.training for part in model.modules()}
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
-        with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                if name in buffers:
-                    buffer.copy_(buffers[name])
-        restore_generators(states)
 
 
 def _is_half(model: nn.Module) -> bool:

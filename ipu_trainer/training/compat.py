@@ -79,8 +79,10 @@ def undivided_loss(trainer: Any) -> Iterator[None]:
 
 def loss_shifts_labels(trainer: Any) -> bool:
     """Whether transformers says of a model that each label belongs to the token before it: Trainer of 5.24, else by the class."""
-    told = getattr(trainer, "_loss_shifts_labels", None)
-    return type(trainer.model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() if told is None else bool(told)
+    shifts = getattr(trainer, "_loss_shifts_labels", None)
+    return (
+        type(trainer.model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() if shifts is None else bool(shifts)
+    )
 
 
 def wants_gradient_checkpointing(args: TrainingArguments) -> bool:

@@ -24,6 +24,7 @@ from transformers import Trainer
 
 from ipu_trainer.training.passes import rows_of
 from ipu_trainer.training.random_state import generator_states, restore_generators
+from ipu_trainer.training.undisturbed import undisturbed
 
 # Micro-batches that are compared one by one with all of them together: unequal losses show in a few already.
 _COMPARED = 8
@@ -310,9 +311,6 @@ def _counted_bytes(model: nn.Module) -> Iterator[List[int]]:
 def _untouched(trainer: Any) -> Iterator[None]:
     """Inside the block dropout is off; afterwards generators, buffers, modes and the trainer's numbers are what they were."""
     model = trainer.model
-    states = generator_states()
-    training = {part: part.training for part in model.modules()}
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     rates: List[Tuple[Any, str, float]] = []
     for owner in [*model.modules(), getattr(model, "config", None)]:
         for name, value in list(vars(owner).items()) if owner is not None else []:
@@ -339,16 +337,11 @@ def _untouched(trainer: Any) -> Iterator[None]:
     try:
         for owner, name, _ in rates:
             setattr(owner, name, 0.0)
-        yield
+        with undisturbed(model):
+            yield
     finally:
         for owner, name, value in rates:
             setattr(owner, name, value)
-        for part, mode in training.items():
-            part.training = mode
-        with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                if name in buffers:
-                    buffer.copy_(buffers[name])
         model.zero_grad(set_to_none=True)
         trainer.start_update()
         for name, value in kept.items():
@@ -357,7 +350,6 @@ def _untouched(trainer: Any) -> Iterator[None]:
             setattr(args, name, value)
         if persistent:
             args.dataloader_persistent_workers = persistent
-        restore_generators(states)
 
 
 @contextlib.contextmanager

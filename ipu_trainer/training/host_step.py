@@ -12,8 +12,7 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
 import torch
 
 from ipu_trainer.config.batching import BatchGeometry
-from ipu_trainer.training.loss_reduction import MEAN, PER_ITEM, LossReduction
-from ipu_trainer.training.passes import rows_of
+from ipu_trainer.training.loss_reduction import MEAN, MICRO_BATCHES, PER_ITEM, LossReduction
 
 # Name of the input that carries the number of labels of a weight update, one entry a micro-batch.
 NUM_ITEMS = "num_items_in_batch"
@@ -57,9 +56,9 @@ def host_step(
     elif used != step:
         return HostStep(inputs)  # the executor refuses it by name
     pieces = step // geometry.micro_batch
-    items = torch.tensor([float(_items(reduction, inputs, geometry, piece)) for piece in range(pieces)])
+    items = reduction.items_of_each(inputs, pieces).cpu()
     items[:copies] = 0.0
-    items[-1] /= 1 if reduction.over == "micro-batches" else times
+    items[-1] /= 1 if reduction.over == MICRO_BATCHES else times
     if reduction.kind == MEAN:
         total = items.reshape(geometry.device_iterations, -1).sum(-1)
         if reduction.counts_labels:
@@ -86,21 +85,15 @@ def _num_items(inputs: Dict[str, Any], geometry: BatchGeometry, count: Counting)
     updates = geometry.device_iterations
     rows = num_samples(inputs)
     size = -(-rows // updates)
-    counts = [count([rows_of(inputs, begin, min(begin + size, rows))]) for begin in range(0, rows, size)]
+    counts = [count([_rows(inputs, begin, begin + size, rows)]) for begin in range(0, rows, size)]
     if any(counted is None for counted in counts):
         return {}
     each = geometry.samples_per_host_step // geometry.micro_batch // updates
     return {NUM_ITEMS: torch.tensor([float(counted) for counted in counts]).repeat_interleave(each)}
 
 
-def _items(reduction: LossReduction, inputs: Dict[str, Any], geometry: BatchGeometry, piece: int) -> Any:
-    size = geometry.micro_batch
-    part = {
-        name: value[piece * size : (piece + 1) * size]
-        for name, value in inputs.items()
-        if name not in (NUM_ITEMS, LOSS_WEIGHT) and has_rows(value, geometry.samples_per_host_step)
-    }
-    return reduction.items(part, size)
+def _rows(inputs: Mapping[str, Any], begin: int, end: int, samples: int) -> Dict[str, Any]:
+    return {name: value[begin:end] if has_rows(value, samples) else value for name, value in inputs.items()}
 
 
 def _shares(items: torch.Tensor, geometry: BatchGeometry, total: Optional[torch.Tensor] = None) -> torch.Tensor:
@@ -123,7 +116,7 @@ def usable_rows(given: Mapping[str, Any], geometry: BatchGeometry) -> Dict[str, 
     """The batch without the samples that cannot be trained on exactly."""
     samples = num_samples(given)
     used = usable_samples(samples, geometry)
-    return {name: value[:used] if has_rows(value, samples) else value for name, value in given.items()}
+    return _rows(given, 0, used, samples)
 
 
 def _filled(given: Mapping[str, Any], geometry: BatchGeometry) -> Tuple[Dict[str, Any], int, int]:

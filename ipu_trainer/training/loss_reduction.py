@@ -54,17 +54,29 @@ class LossReduction:
 
     def items(self, inputs: Mapping[str, Any], micro_batch: int) -> Count:
         """How many items a batch holds: a number, or a scalar tensor on the device of the labels, which nobody waits for."""
-        if self.over in (SAMPLES, MICRO_BATCHES) or self.over not in inputs:
+        if not self._counts_entries_of(inputs):
             rows = int(find_batch_size(inputs))
             return -(-rows // micro_batch) if self.over == MICRO_BATCHES else rows
+        return self._counted(inputs).sum()
+
+    def items_of_each(self, inputs: Mapping[str, Any], num_micro_batches: int) -> torch.Tensor:
+        """items() of each micro-batch of whole ones, float32 (num_micro_batches,)."""
+        if self._counts_entries_of(inputs):
+            return self._counted(inputs).reshape(num_micro_batches, -1).sum(1).float()
+        each = 1 if self.over == MICRO_BATCHES else int(find_batch_size(inputs)) // num_micro_batches
+        return torch.full((num_micro_batches,), float(each))
+
+    def _counts_entries_of(self, inputs: Mapping[str, Any]) -> bool:
+        return self.over not in (SAMPLES, MICRO_BATCHES) and self.over in inputs
+
+    def _counted(self, inputs: Mapping[str, Any]) -> torch.Tensor:
+        """Which entries count, of the shape of the tensor that holds them, without the first of each row where shifted."""
         values: torch.Tensor = inputs[self.over]
         if self.shifted:
             values = values[..., 1:]
         if self.over in _MASKS:
-            return values.count_nonzero()
-        if values.is_floating_point():
-            return values.isfinite().sum()
-        return values.ne(self.ignore_index).sum()
+            return values.ne(0)
+        return values.isfinite() if values.is_floating_point() else values.ne(self.ignore_index)
 
     @property
     def counts_labels(self) -> bool:

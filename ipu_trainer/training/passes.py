@@ -72,7 +72,7 @@ def rows_of(inputs: Any, begin: int, end: int) -> Dict[str, Any]:
         elif value is None or isinstance(value, (bool, int, float, str)):
             cut[name] = value
         else:
-            raise ValueError(f"{name} of a batch of {rows} samples has no row for each of them. Use --fold false.")
+            raise ValueError(f"{name} of a batch of {rows} samples has no row for each of them.")
     return cut
 
 
