@@ -62,8 +62,9 @@ def todays(values: Mapping[str, Any], pod: Optional[str] = None) -> Dict[str, An
         logger.warning("ipu_config.json: no release read %s. Give them there, if they are meant.", ", ".join(unread))
     if "random_seed" in read:
         seed = read.pop("random_seed")
-        if read.setdefault("seed", seed) != seed:
+        if seed is not None and read.get("seed") is not None and read["seed"] != seed:
             raise ValueError(f"random_seed {seed} and seed {read['seed']} are one setting: keep seed.")
+        read["seed"] = read.get("seed") if seed is None else seed
     for name, (lost_nothing, instead) in _GONE.items():
         if name in read and read.pop(name) not in lost_nothing:
             raise ValueError(f"{name} {values[name]!r} is no field of an IPUConfig any more. {instead}")
@@ -88,10 +89,10 @@ def _of_pod(name: str, value: Any, pod: Optional[str], values: Mapping[str, Any]
     if pod is None:
         tables = [key for key, other in values.items() if is_pod_table(other)]
         raise ValueError(
-            f"{' and '.join(tables)}: one number for each Pod size ({name}: {sizes}), of which you choose one: "
+            f"{' and '.join(tables)}: one value for each Pod size ({name}: {sizes}), of which you choose one: "
             f"IPUConfig.from_pretrained(FOLDER, pod={next(iter(value))!r}).save_pretrained(FOLDER) writes a file of that size, "
             "which every command reads."
         )
     if pod not in value:
-        raise ValueError(f"pod={pod!r}: {name} has numbers for {sizes}. Choose one of these.")
+        raise ValueError(f"pod={pod!r}: {name} has values for {sizes}. Choose one of these.")
     return value[pod]

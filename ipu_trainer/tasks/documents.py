@@ -51,11 +51,11 @@ def read_folder(path: Path) -> Iterator[Document]:
     for file in files:
         if not file.is_file() or root.resolve() not in file.resolve().parents:
             continue
-        if file.stat().st_size > _LARGEST_FILE_BYTES:
-            raise ValueError(f"{file} has {file.stat().st_size:,} bytes, more than {_LARGEST_FILE_BYTES:,}. Split it.")
         name = file.relative_to(root)
         if path.is_dir() and any(is_hidden(part) for part in name.parts):
             continue
+        if file.stat().st_size > _LARGEST_FILE_BYTES:
+            raise ValueError(f"{file} has {file.stat().st_size:,} bytes, more than {_LARGEST_FILE_BYTES:,}. Split it.")
         for document in _documents_of(file, name.parts[0], str(name)):
             found = True
             yield document

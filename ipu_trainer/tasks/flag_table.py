@@ -100,7 +100,12 @@ REFUSED: Dict[str, Refused] = {
 }  # fmt: skip
 
 _WITHOUT_ARGS = ("adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_torch_xla", "adafactor")
-_WITHOUT_BETAS = ("sgd", "adagrad", "rmsprop", "adafactor")
+_WITHOUT_BETAS = (
+    "sgd", "adagrad", "rmsprop", "adafactor", "lomo", "adalomo", "galore_adafactor", "schedule_free_sgd",
+)  # fmt: skip
+_WITHOUT_EPSILON = (*_WITHOUT_BETAS, "lion")
+
+_BETAS = "it is read with an optimizer that has Adam's betas"
 
 
 def _strategy(name: str) -> Need:
@@ -145,20 +150,23 @@ NEEDS: Dict[str, Need] = {
     "save_steps": _strategy("save"),
     "logging_steps": _strategy("logging"),
     "eval_delay": Need(_evaluates, "it is read with an --eval_strategy", "1", "--eval_strategy epoch"),
-    "greater_is_better": _with(
-        "metric_for_best_model", "it is read with --metric_for_best_model", "False", "--metric_for_best_model loss"
+    "greater_is_better": Need(
+        lambda values: bool(values.get("metric_for_best_model") or values.get("load_best_model_at_end")),
+        "it is read with --metric_for_best_model or --load_best_model_at_end", "False", "--metric_for_best_model loss",
     ),
     "optim_args": Need(
-        lambda values: _named(values, "optim") not in _WITHOUT_ARGS, "this optimizer reads none", "momentum=0.9", "--optim sgd"
+        lambda values: _named(values, "optim") not in _WITHOUT_ARGS,
+        f"it is read with other optimizers than {', '.join(_WITHOUT_ARGS)}", "momentum=0.9", "--optim sgd",
     ),
     "optim_target_modules": Need(
         lambda values: any(name in _named(values, "optim") for name in ("galore", "apollo")),
         "GaLore and APOLLO read it", "all-linear", "--optim galore_adamw",
     ),
-    "adam_beta1": Need(lambda values: _named(values, "optim") not in _WITHOUT_BETAS, "this optimizer reads none", "0.8"),
-    "adam_beta2": Need(lambda values: _named(values, "optim") not in _WITHOUT_BETAS, "this optimizer reads none", "0.9"),
+    "adam_beta1": Need(lambda values: not _named(values, "optim").startswith(_WITHOUT_BETAS), _BETAS, "0.8"),
+    "adam_beta2": Need(lambda values: not _named(values, "optim").startswith(_WITHOUT_BETAS), _BETAS, "0.9"),
     "adam_epsilon": Need(
-        lambda values: _named(values, "optim") not in _WITHOUT_BETAS, "this optimizer reads none", "1e-6"
+        lambda values: not _named(values, "optim").startswith(_WITHOUT_EPSILON),
+        "it is read with an optimizer that has Adam's epsilon", "1e-6",
     ),
     "activation_checkpointing_kwargs": Need(
         lambda values: bool(values.get("activation_checkpointing") or values.get("gradient_checkpointing")),
@@ -342,6 +350,12 @@ def check_flags(task: str, values: Mapping[str, Any], defaults: Mapping[str, Any
 
     values: all flags; defaults: the task's; given: the names of those that were written.
     """
+    _check_json(values, given)
+    if "per_device_train_batch_size" in given and values["per_device_train_batch_size"] < 1:
+        raise ValueError(
+            f"--per_device_train_batch_size {values['per_device_train_batch_size']} must be at least 1, or left out: the task then "
+            "takes its own."
+        )
     for name in sorted({name[3:] if name.startswith("no_") and name[3:] in values else name for name in given}):
         row, need = REFUSED.get(name), NEEDS.get(name)
         changed = name in values and not _same(values[name], defaults.get(name))
@@ -363,6 +377,16 @@ def check_flags(task: str, values: Mapping[str, Any], defaults: Mapping[str, Any
         raise ValueError(
             f"--max_steps {values['max_steps']} must be at least 1, or -1: as many as --num_train_epochs make."
         )
+
+
+def _check_json(values: Mapping[str, Any], given: Collection[str]) -> None:
+    for name in given:
+        value = values.get(name)
+        if isinstance(value, str) and value.startswith("{"):
+            try:
+                json.loads(value)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"--{name} {value} is not JSON ({error}).") from None
 
 
 def _same(value: Any, default: Any) -> bool:

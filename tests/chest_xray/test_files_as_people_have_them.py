@@ -141,6 +141,27 @@ def test_a_column_of_an_unknown_finding_is_not_dropped_silently(files):
         assert {labels for _, labels, _ in read(files, table, known=known)} == {"Edema", "Fracture"}
 
 
+@pytest.mark.parametrize("cell", ["", "-1", "nan"])
+def test_an_undecided_cell_rejects_its_row_and_takes_no_finding_away(files, cell):
+    """It once took the whole column away: its sick images became healthy ones."""
+    head = ["", "Image", "Edema", "Fracture", "Patient ID"]
+    rows = [[i, name, i % 2, (i + 1) % 2, patient] for i, (name, patient) in enumerate(zip(NAMES, PATIENTS))]
+    rows[0][3] = cell
+    table = write(files / "t.csv", [head, *rows, [""] * 5])
+    with pytest.raises(ValueError, match="the columns Fracture hold 0 and 1"):
+        read(files, table)
+    found = read_metadata(table, files / "images", known=())
+    assert [(item.file, "in the column Fracture" in item.reason) for item in found.rejections] == [(NAMES[0], True)]
+    assert {name for row in found.rows for name in row.findings} == {"Edema", "Fracture"}
+
+
+def test_rows_that_name_the_same_labels_in_another_order_agree(files):
+    head = ["Image Index", "Finding Labels", "Patient ID"]
+    rows = [[name, "Edema|Mass", patient] for name, patient in zip(NAMES, PATIENTS)]
+    table = write(files / "t.csv", [head, *rows, [NAMES[0], "mass|Edema", PATIENTS[0]]])
+    assert len(read(files, table)) == len(NAMES)
+
+
 @pytest.mark.parametrize(
     "head, message",
     [

@@ -242,7 +242,7 @@ def test_a_count_for_each_pod_size_has_to_be_chosen(tmp_path):
     config = IPUConfig.from_pretrained(folder, pod="pod16")
     assert (config.replication_factor, config.inference_replication_factor) == (4, 4)
     assert IPUConfig.from_pretrained(folder, pod="default", device_iterations=2).device_iterations == 2
-    with pytest.raises(IPUConfigError, match="pod='pod64': replication_factor has numbers for pod4: 1, pod16: 4"):
+    with pytest.raises(IPUConfigError, match="pod='pod64': replication_factor has values for pod4: 1, pod16: 4"):
         IPUConfig.from_pretrained(folder, pod="pod64")
     config.save_pretrained(folder)  # as the message says
     assert IPUConfig.from_pretrained(folder) == config

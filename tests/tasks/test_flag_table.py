@@ -1,9 +1,11 @@
 """No flag is taken and ignored, and none ends a run after its training: each has a row that is held against what happens."""
 
 import argparse
+import ast
 import dataclasses
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from transformers import HfArgumentParser
 from ipu_trainer.cli import main
 from ipu_trainer.tasks.chest_xray.arguments import _OWN_RECIPE, ChestXrayArguments
 from ipu_trainer.tasks.chest_xray.arguments import _RECIPE as CHEST_DEFAULTS
+from ipu_trainer.tasks.chest_xray.transforms import Augmentation
 from ipu_trainer.tasks.flag_table import (
     ALWAYS,
     CHEST,
@@ -306,6 +309,11 @@ def test_smoothing_changes_what_a_text_model_learns(task, small, tmp_path):
         (TEXT, ["--files", "all"], "Give one"),
         (TEXT, ["--validation_fraction", "1.5"], "below 1"),
         (PAIRS, ["--target_length", "0"], "at least 1"),
+        (TEXT, ["--prompts", "", "--sample_tokens", "9"], "would not be read: there are no prompts"),
+        (TEXT, ["--per_device_train_batch_size", "0"], "must be at least 1, or left out"),
+        (TEXT, ["--lr_scheduler_kwargs", "{a}"], "--lr_scheduler_kwargs {a} is not JSON"),
+        (PAIRS, ["--optim", "lomo", "--adam_beta1", "0.5"], "Adam's betas"),
+        (PAIRS, ["--optim", "lion_32bit", "--adam_epsilon", "0.1"], "Adam's epsilon"),
     ],
     ids=str,
 )
@@ -313,6 +321,31 @@ def test_what_a_text_task_would_not_read_ends_it_before_work(task, small, tmp_pa
     assert text_task(task, small, tmp_path / "run", *flags) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+@pytest.mark.parametrize("task", RECIPES)
+def test_every_flag_of_a_recipe_is_read_by_its_task(task):
+    """By the code of the task, or of what tasks share: the recipe's attribute of that name."""
+    recipe = RECIPES[task][0]
+    folder = Path(sys.modules[recipe.__module__].__file__).parent
+    sources = [*folder.glob("*.py"), *folder.parent.glob("*.py")]
+    read = {
+        node.attr
+        for source in sources
+        for node in ast.walk(ast.parse(source.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+    }
+    named = {item.name for item in dataclasses.fields(recipe)}
+    if task == CHEST:  # read together, as Augmentation's fields
+        named -= {item.name for item in dataclasses.fields(Augmentation)}
+    assert named <= read
+
+
+def test_a_model_with_a_tokenizer_of_its_own_reads_no_size_of_a_vocabulary(small, tmp_path, capsys):
+    assert text_task(TEXT, small, tmp_path / "first", "--max_steps", "1") == 0
+    again = ["--model", str(tmp_path / "first"), "--vocab_size", "500"]
+    assert text_task(TEXT, small, tmp_path / "second", *again) == 1
+    assert "--vocab_size 500 would not be read: the tokenizer of" in capsys.readouterr().err
 
 
 def test_a_search_for_a_metric_that_nobody_computes_is_refused_before_a_trial(small, tmp_path, capsys):

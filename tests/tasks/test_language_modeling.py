@@ -198,6 +198,7 @@ def test_masked_models_learn_too_and_go_on_from_their_own_folder(corpus, tmp_pat
     metrics = train(recipe, args)
     assert metrics["perplexity"] < metrics["unigram_perplexity"] and "truth" in metrics["samples"][0]
     again = ("--model", str(tmp_path / "run"), "--model-overrides", "", "--max_steps", "2", "--learning_rate", "1e-5")
+    again += ("--vocab-size", "8192")  # left at its default: the folder has a tokenizer
     further = train(*parse_arguments(words(corpus, tmp_path / "further", *again)))
     assert further["perplexity"] < 1.2 * metrics["perplexity"]
 

@@ -102,6 +102,10 @@ def parse_arguments(argv: Sequence[str]) -> Tuple[ChestXrayArguments, IPUTrainin
     defaults = {**_RECIPE, **_OWN_RECIPE, "per_device_train_batch_size": 0}
     recipe, values = parse_flags("chest-xray", ChestXrayArguments, argv, defaults)
     recipe.data = recipe.data or str(data_to_read("--data", "chest-xray"))
+    if recipe.balance and values.get("train_sampling_strategy") == "sequential":
+        raise ValueError(
+            f"--balance {recipe.balance} draws samples at random, which --train_sampling_strategy sequential forbids."
+        )
     if not values["per_device_train_batch_size"]:
         values["per_device_train_batch_size"] = _default_micro_batch(recipe)
     values["bf16"] = takes_bf16(recipe.precision, values)

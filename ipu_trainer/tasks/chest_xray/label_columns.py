@@ -9,6 +9,8 @@ from ipu_trainer.tasks.chest_xray.labels import NO_FINDING, plain, spelled_as_kn
 from ipu_trainer.tasks.chest_xray.text_files import open_text, table_rows
 
 _VALUES = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
+# A finding that nobody decided on: its column is one of findings all the same, and the row is rejected for it.
+_UNDECIDED = {"", "-1", "-1.0", "nan"}
 
 
 class LabelColumns:
@@ -36,9 +38,10 @@ class LabelColumns:
                 "are asked for. Name all findings with --findings A,B,... (or any), or remove these columns."
             )
         if not findings or set(findings.values()) == {NO_FINDING}:
+            such_as = f" ({', '.join(list(known)[:3])} ...)" if known else ""
             raise ValueError(
                 f"{csv_path} has neither a column of labels (Finding Labels / labels, as Edema|Mass) nor one column of 0 and 1 for "
-                f"each finding ({', '.join(list(known)[:3])} ...). Its columns: {', '.join(header)}."
+                f"each finding{such_as}. Its columns: {', '.join(header)}."
             )
         if len(set(findings.values())) < len(findings):
             raise ValueError(f"{csv_path} has two columns for one finding. Its columns: {', '.join(header)}.")
@@ -60,15 +63,18 @@ class LabelColumns:
 
 
 def _binary_columns(csv_path: Path, columns: Sequence[int]) -> List[int]:
-    """Those of the columns that hold 0 and 1 throughout, and a 1 somewhere."""
+    """Those of the columns that hold 0 and 1 throughout, undecided ones aside, and a 1 somewhere."""
     only, some = set(columns), set()
     with open_text(csv_path) as text:
         rows = table_rows(text)
         next(rows, None)
         for cells in rows:
+            if not any(cell.strip() for cell in cells):
+                continue
             for column in [column for column in only if column < len(cells)]:
-                value = _VALUES.get(cells[column].strip().lower())
-                if value is None:
+                text_of_cell = cells[column].strip().lower()
+                value = _VALUES.get(text_of_cell)
+                if value is None and text_of_cell not in _UNDECIDED:
                     only.discard(column)
                 elif value:
                     some.add(column)

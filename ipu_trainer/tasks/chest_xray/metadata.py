@@ -105,12 +105,15 @@ def read_metadata(
                     continue
                 raise ValueError("row without image: no such file below the image folder")
             patient = _patient(record["patient_id"])
-            before, *said = first.setdefault(located, (line, record["labels"], patient))
-            if before != line and said == [record["labels"], patient]:
+            labels = "|".join(sorted(plain(name) for name in record["labels"].split("|")))
+            before, *values = first.setdefault(located, (line, labels, patient))
+            if before != line and values == [labels, patient]:
                 repeated += 1
                 continue
             if before != line:
-                raise ValueError(f"duplicate row: line {before} already describes this image, otherwise")
+                raise ValueError(
+                    f"duplicate row: line {before} describes this image with other labels or another patient"
+                )
             if record.get("unreadable"):
                 raise LabelError(record["unreadable"])
             by_column = "unreadable" in record and known

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Optional, Sequence, Union
+from typing import Any, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -13,27 +13,28 @@ from transformers import AutoImageProcessor, PretrainedConfig, ViTConfig, ViTFor
 from ipu_trainer.tasks.pretrained import load_pretrained
 
 _NEXT_MOVE = "Give --model a ViT with its weights, such as google/vit-base-patch16-224-in21k."
+TRAIN_AGAIN = "Train the run again into another folder."
 
 
-def read_config(source: Union[str, Path]) -> ViTConfig:
+def read_config(source: Union[str, Path], next_move: str = _NEXT_MOVE) -> ViTConfig:
     """config.json of a ViT's folder or Hub repository. Raises ValueError for every other architecture."""
     try:
         values, _ = PretrainedConfig.get_config_dict(str(source))
     except (OSError, ValueError) as error:
         reason = (str(error).splitlines() or [""])[0]
-        raise ValueError(f"{source} has no readable config.json ({reason}) {_NEXT_MOVE}") from error
+        raise ValueError(f"{source} has no readable config.json ({reason}) {next_move}") from error
     kind = values.get("model_type")
     if kind != "vit":
         architectures = ", ".join(values.get("architectures") or []) or "no architecture named"
         raise ValueError(
             f"{source} holds a model of model_type {kind} ({architectures}), and chest-xray trains ViTs (model_type vit): its "
-            f"weights would not be read, and training would start from random ones. {_NEXT_MOVE}"
+            f"weights would not be read, and training would start from random ones. {next_move}"
         )
     config: ViTConfig = ViTConfig.from_dict(values)
     if config.num_channels not in (1, 3):
         raise ValueError(
             f"{source}: num_channels is {config.num_channels} in its config.json, but X-rays have one channel of gray, which "
-            f"models of 1 or 3 channels read. {_NEXT_MOVE}"
+            f"models of 1 or 3 channels read. {next_move}"
         )
     return config
 
@@ -69,12 +70,16 @@ def load_model(source: str, findings: Sequence[str], prevalence: np.ndarray) -> 
 
 def load_finished(run_dir: Path, config: Optional[ViTConfig] = None) -> Any:
     """The model of a run's folder, whole: head and all. Raises ValueError where tensors are missing."""
-    next_move = "Train the run again into another folder."
-    config = config or read_config(run_dir)
-    model, new = load_pretrained(ViTForImageClassification, str(run_dir), next_move, config=config)
+    config = config or read_config(run_dir, TRAIN_AGAIN)
+    model, new = load_pretrained(ViTForImageClassification, str(run_dir), TRAIN_AGAIN, config=config)
     if new:
-        raise ValueError(f"{run_dir}: its weights lack {', '.join(sorted(new))}. {next_move}")
+        raise ValueError(f"{run_dir}: its weights lack {', '.join(sorted(new))}. {TRAIN_AGAIN}")
     return model
+
+
+def both_sides(size: Union[int, Sequence[int]]) -> Tuple[int, int]:
+    """(height, width) of a setting that may be one number for both."""
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
 def load_processor(model: str) -> Any:

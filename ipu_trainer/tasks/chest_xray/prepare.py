@@ -273,7 +273,8 @@ def _decode_all(
     wide = np.flatnonzero(writer.ranges.max(axis=1)).tolist()
     again = [row for row in wide if not whole.scales_alike(GrayRange(*writer.ranges[row].tolist()))]
     failures.update((row, reason) for row, _, reason, _ in _decoded(again, whole, writer, rows, settings) if reason)
-    about = {"count": len(wide), "white": max(whole.whites), "darker": len(again), **asdict(whole)} if wide else {}
+    white = max((white for white, value in zip(whole.whites, (whole.whole, whole.floating)) if value), default=0)
+    about = {"count": len(wide), "white": white, "darker": len(again), **asdict(whole)} if wide else {}
     return failures, about
 
 

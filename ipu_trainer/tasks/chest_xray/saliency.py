@@ -14,7 +14,7 @@ from typing import Any, List, Sequence
 import numpy as np
 import torch
 
-from ipu_trainer.tasks.chest_xray.model import load_finished, read_config
+from ipu_trainer.tasks.chest_xray.model import TRAIN_AGAIN, both_sides, load_finished, read_config
 
 _IMAGES_AT_ONCE = 8
 
@@ -29,7 +29,7 @@ class Saliency:
 
 def load_for_saliency(run_dir: Path, findings: Sequence[str]) -> Any:
     """The run's model with attention that can be looked at. Raises ValueError if it is no ViT with these outputs."""
-    config = read_config(run_dir)
+    config = read_config(run_dir, TRAIN_AGAIN)
     if config.num_labels != len(findings):
         raise ValueError(
             f"the model in {run_dir} has {config.num_labels} outputs for {len(findings)} findings: it is not this run's."
@@ -41,7 +41,7 @@ def load_for_saliency(run_dir: Path, findings: Sequence[str]) -> Any:
 
 def saliency(model: Any, pixel_values: torch.Tensor, columns: Sequence[int]) -> Saliency:
     """Maps of images float32 (num_images, channels, height, width), each for the output named by its entry of columns."""
-    size, patch = _pair(model.config.image_size), _pair(model.config.patch_size)
+    size, patch = both_sides(model.config.image_size), both_sides(model.config.patch_size)
     rows, cols = size[0] // patch[0], size[1] // patch[1]
     rollouts: List[np.ndarray] = []
     gradients: List[np.ndarray] = []
@@ -83,7 +83,3 @@ def _to_grid(tokens: torch.Tensor, rows: int, cols: int) -> np.ndarray:
     """The patches' part of (images, tokens), the class token left out."""
     patches = tokens[:, tokens.shape[1] - rows * cols :]
     return np.asarray(patches.reshape(-1, rows, cols).float().cpu().numpy())
-
-
-def _pair(value: Any) -> Sequence[int]:
-    return (int(value), int(value)) if isinstance(value, int) else (int(value[0]), int(value[1]))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as functional
 
-from ipu_trainer.tasks.chest_xray.model import read_config
+from ipu_trainer.tasks.chest_xray.model import both_sides, read_config
 from ipu_trainer.training.feeding import constant, sent
 
 # Pillow's numbers, as preprocessor configs hold them.
@@ -219,17 +219,13 @@ def load_normalisation(model: Union[str, Path], size: int, resample: str) -> Nor
         ) from error
     config = read_config(model)
     normalisation = Normalisation.from_processor(processor, size, resample, config.num_channels)
-    wanted = _pair(config.image_size)
+    wanted = both_sides(config.image_size)
     if wanted != (size, size):
         raise ValueError(
             f"{model} reads images of {wanted[0]} x {wanted[1]} pixels (image_size in its config.json), the data is prepared at "
             f"{size} x {size}. Prepare it again with --size {wanted[0]}, and see that preprocessor_config.json has that size too."
         )
     return normalisation
-
-
-def _pair(size: Union[int, Sequence[int]]) -> Tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
 _SIGNED = ("angle", "scale", "aspect", "x", "y", "brightness", "contrast", "gamma")

@@ -8,7 +8,7 @@ from typing import Optional, Sequence, Tuple
 import torch
 
 from ipu_trainer.config.profiles import load_profile
-from ipu_trainer.tasks.flags import check_fraction, parse_flags, takes_bf16
+from ipu_trainer.tasks.flags import check_fraction, check_read, parse_flags, takes_bf16
 from ipu_trainer.training import compat
 from ipu_trainer.training.arguments import IPUTrainingArguments
 from ipu_trainer.training.reporting import default_reporters
@@ -86,6 +86,8 @@ class LanguageModelingArguments:
             )
         if self.sample_tokens < 1:
             raise ValueError(f'sample_tokens {self.sample_tokens} must be at least 1; --prompts "" prints no samples.')
+        if not self.prompts:
+            check_read(self, "sample_tokens", False, "there are no prompts")
         if self.max_megabytes < 0:
             raise ValueError(f"max_megabytes {self.max_megabytes} must be above 0, or 0 for all.")
         check_fraction(self.validation_fraction)

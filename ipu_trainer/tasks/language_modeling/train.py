@@ -209,7 +209,7 @@ def prepare_job(recipe: LanguageModelingArguments, args: IPUTrainingArguments) -
     own = own_tokenizer(recipe.model, SIZES)
     source = recipe.tokenizer or (own if own and has_tokenizer(own) else "")
     check_read(recipe, "mlm_probability", masked, f"{recipe.model} is causal, and masks no tokens")
-    check_read(recipe, "vocab_size", not recipe.tokenizer, f"the tokenizer of {recipe.tokenizer} is there")
+    check_read(recipe, "vocab_size", not source, f"the tokenizer of {source} is there")
     overrides = parse_overrides(recipe.model_overrides)
     check_overrides(overrides, scratch)
     change_config(config, overrides)

@@ -135,7 +135,13 @@ class WithDecoderInputs:
     """A trainer's collator that gives the decoder's inputs too, for losses that are made of logits and labels."""
 
     def __init__(self, trainer: Any) -> None:
-        self.collator, self.shifted = trainer.data_collator, trainer.model.prepare_decoder_input_ids_from_labels
+        self.collator = trainer.data_collator
+        self.shifted: Any = getattr(trainer.model, "prepare_decoder_input_ids_from_labels", None)
+        if self.shifted is None:
+            raise ValueError(
+                f"--label_smoothing_factor needs decoder inputs made of labels, which {type(trainer.model).__name__} does not "
+                "make. Leave it out."
+            )
 
     def __call__(self, samples: Any) -> Dict[str, Any]:
         batch: Dict[str, Any] = dict(self.collator(samples))

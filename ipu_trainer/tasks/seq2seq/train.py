@@ -216,7 +216,7 @@ def prepare_job(recipe: Seq2SeqArguments, args: IPUSeq2SeqTrainingArguments) -> 
     train_pairs, validation_pairs = split_pairs(recipe, args.seed)
     own = own_tokenizer(recipe.model, SIZES)
     source = recipe.tokenizer or (own if own and has_tokenizer(own) else "")
-    check_read(recipe, "vocab_size", not recipe.tokenizer, f"the tokenizer of {recipe.tokenizer} is there")
+    check_read(recipe, "vocab_size", not source, f"the tokenizer of {source} is there")
     if source:
         tokenizer = load_tokenizer(source)
     else:
