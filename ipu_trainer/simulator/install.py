@@ -207,7 +207,7 @@ def run_module(name: str, arguments: Sequence[str] = ()) -> Dict[str, Any]:
 
 def _check_module(name: str) -> None:
     """Raises NotRunnableError where `python -m` would say that there is nothing to run. Imports the packages above it."""
-    if not all(part.isidentifier() for part in name.split(".")):
+    if not all(name.split(".")) or "/" in name or os.sep in name:
         raise NotRunnableError(
             f"-m {name}: not a module's name. Give it as in an import, -m package.train, or the file."
         )

@@ -30,6 +30,7 @@ from transformers.utils import logging
 
 from ipu_trainer.config.batching import BatchGeometry
 from ipu_trainer.config.ipu_config import IPUConfig
+from ipu_trainer.training.renamed import takes
 
 logger = logging.get_logger(__name__)
 
@@ -115,7 +116,7 @@ def the_loss(compute_objective: Any, metrics: Dict[str, float]) -> float:
 
 def check_names(trainer: Any, names: Sequence[str]) -> None:
     """Raises SearchError for names in hp_space that neither the training arguments nor model_init(trial) can take."""
-    unknown = [name for name in names if name not in GEOMETRY and name not in vars(trainer.args)]
+    unknown = [name for name in names if name not in GEOMETRY and not takes(trainer.args, name)]
     for name in unknown:
         near = difflib.get_close_matches(name, [*vars(trainer.args), *GEOMETRY], 1, 0.88)
         if near:
@@ -366,9 +367,9 @@ class _Trials:
         args = self.trainer.args
         micro_batch, replicas = values.pop("micro_batch", None), values.pop("replication_factor", None)
         for name, value in values.items():
-            if name not in self.given:  # model_init(trial) has it
+            if not takes(args, name):  # model_init(trial) has it
                 continue
-            old = self.given[name]
+            old: Any = self.given.get(name)
             cast = old is not None and type(old) in (int, float, str)
             setattr(args, name, type(old)(value) if cast else value)
         if micro_batch is not None or replicas is not None:

@@ -14,7 +14,7 @@ from typing import Any, Dict
 from ipu_trainer.training.accelerate_state import OwnAccelerateState
 
 # Attributes that only this process can have; the accelerator is among them where Trainer makes one (not in 4.29).
-_OF_THE_PROCESS = ("accelerator", "gather_function", "_operations", "_foldings")
+_OF_THE_PROCESS = ("accelerator", "gather_function", "_operations", "_foldings", "_loss_reductions")
 
 
 def state_to_pickle(trainer: Any) -> Dict[str, Any]:

@@ -7,6 +7,7 @@ skipped, so `micro_batch` and `replication_factor` are choices that all make up 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import inspect
 import itertools
 from typing import Any, Dict, Iterator, List, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any, Dict, Iterator, List, Mapping, Sequence
 from transformers.trainer_utils import HPSearchBackend, default_hp_space_ray
 
 from ipu_trainer.training.hyperparameter_search import GEOMETRY, check_names, set_geometry, why_not_geometry
+from ipu_trainer.training.renamed import takes
 
 # Option of an optuna study -> what does it in Ray Tune.
 _OF_OPTUNA = {
@@ -38,7 +40,10 @@ def check_directions_of_stock(directions: Sequence[str], backend: str) -> None:
 
 @contextlib.contextmanager
 def prepared_for_ray(trainer: Any, hp_space: Any, options: Mapping[str, Any]) -> Iterator[None]:
-    """Inside the block the trainer is what trials begin with; after it, what it was. Raises ValueError before any work."""
+    """Inside the block the trainer is what trials begin with; after it, its model and GPUs are what they were.
+
+    Raises ValueError before any work.
+    """
     _check_options(trainer, options)
     space = (hp_space or default_hp_space_ray)(None)
     check_names(trainer, list(space))
@@ -65,11 +70,13 @@ def arguments_of_trial(trainer: Any, trial: Dict[str, Any]) -> Dict[str, Any]:
             raise ValueError(f"{wrong}. Give values that all make it up.")
         set_geometry(trainer, trainer.batch_geometry, trainer.ipu_config, micro_batch, copies)
     is_ray = trainer.hp_search_backend == HPSearchBackend.RAY
-    known = {name: value for name, value in trial.items() if not is_ray or name in vars(trainer.args)}
+    known = {name: value for name, value in trial.items() if not is_ray or takes(trainer.args, name)}
     return {name: value for name, value in known.items() if name not in GEOMETRY}
 
 
 def _check_options(trainer: Any, options: Mapping[str, Any]) -> None:
+    if importlib.util.find_spec("ray") is None:
+        raise ValueError("backend='ray' needs Ray: pip install 'ipu-trainer[search]' (Python 3.9 or newer).")
     from ray import tune
 
     for name in options:

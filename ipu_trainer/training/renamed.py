@@ -37,7 +37,7 @@ SUPERSEDED = ("per_gpu_train_batch_size", "per_gpu_eval_batch_size", "torchdynam
 KEPT = {"overwrite_output_dir": False, "logging_dir": None}
 
 
-class Turned(NamedTuple):
+class Converted(NamedTuple):
     """A value that has another form under today's name."""
 
     default: Any
@@ -55,11 +55,11 @@ def _ratio(value: float) -> Dict[str, Any]:
     return {"warmup_steps": min(float(value), 1.0 - 2.0**-53)}
 
 
-def _accelerator(name: str, default: Any) -> Turned:
+def _accelerator(name: str, default: Any) -> Converted:
     def read(args: Any) -> Any:
         return getattr(args.accelerator_config, name, default)
 
-    return Turned(default, ("accelerator_config",), lambda value: {"accelerator_config": {name: value}}, read)
+    return Converted(default, ("accelerator_config",), lambda value: {"accelerator_config": {name: value}}, read)
 
 
 def _sampling(value: Any) -> Dict[str, Any]:
@@ -74,29 +74,29 @@ def _inputs_for_metrics(value: Any) -> Dict[str, Any]:
     return {"include_inputs_for_metrics": "inputs" in value}
 
 
-TURNED: Dict[str, Turned] = {
-    "warmup_ratio": Turned(
+CONVERTED: Dict[str, Converted] = {
+    "warmup_ratio": Converted(
         0.0, ("warmup_steps",), _ratio, lambda args: float(args.warmup_steps) if args.warmup_steps < 1 else 0.0
     ),
-    "adafactor": Turned(
+    "adafactor": Converted(
         False,
         ("optim",),
-        lambda value: {"optim": "adafactor" if value else "adamw_torch"},
+        lambda value: {"optim": "adafactor"} if value else {},
         lambda args: args.optim == "adafactor",
     ),
-    "group_by_length": Turned(
+    "group_by_length": Converted(
         False,
         ("train_sampling_strategy",),
         lambda value: {"train_sampling_strategy": "group_by_length" if value else "random"},
         lambda args: args.train_sampling_strategy == "group_by_length",
     ),
-    "include_inputs_for_metrics": Turned(
+    "include_inputs_for_metrics": Converted(
         False,
         ("include_for_metrics",),
         lambda value: {"include_for_metrics": ["inputs"] if value else []},
         lambda args: "inputs" in args.include_for_metrics,
     ),
-    "include_tokens_per_second": Turned(
+    "include_tokens_per_second": Converted(
         False,
         ("include_num_input_tokens_seen",),
         lambda value: {"include_num_input_tokens_seen": "all" if value else "no"},
@@ -104,13 +104,13 @@ TURNED: Dict[str, Turned] = {
     ),
     "dispatch_batches": _accelerator("dispatch_batches", None),
     "split_batches": _accelerator("split_batches", False),
-    "train_sampling_strategy": Turned(
+    "train_sampling_strategy": Converted(
         "random",
         ("group_by_length",),
         _sampling,
         lambda args: "group_by_length" if args.group_by_length else "random",
     ),
-    "include_for_metrics": Turned(
+    "include_for_metrics": Converted(
         [],
         ("include_inputs_for_metrics",),
         _inputs_for_metrics,
@@ -119,40 +119,40 @@ TURNED: Dict[str, Turned] = {
 }
 
 
-class Gone(NamedTuple):
+class Removed(NamedTuple):
     """Values that say "as usual", the first being the default, and why there is no other."""
 
     usual: Tuple[Any, ...]
     reason: str
 
 
-_APEX = Gone(
+_APEX = Removed(
     ("auto", "cuda_amp", "cpu_amp"), "NVIDIA's apex is supported no more, and PyTorch's autocast is what there is"
 )
 _TPU = "settings of TPUs are torch_xla's own"
-GONE: Dict[str, Gone] = {
+REMOVED: Dict[str, Removed] = {
     "fp16_backend": _APEX,
     "half_precision_backend": _APEX,
-    "fp16_opt_level": Gone(("O1",), "it was a setting of NVIDIA's apex, which is supported no more"),
-    "fsdp_min_num_params": Gone((0,), "it is min_num_params of fsdp_config"),
-    "fsdp_transformer_layer_cls_to_wrap": Gone((None,), "it is transformer_layer_cls_to_wrap of fsdp_config"),
-    "sharded_ddp": Gone(("", [], None, False), "it was fairscale's; fsdp does its work"),
-    "jit_mode_eval": Gone((False,), "TorchScript is deprecated; torch_compile=True compiles"),
-    "use_ipex": Gone((False,), "Intel's extension became part of PyTorch; bf16=True and torch_compile=True are what it did"),
-    "mp_parameters": Gone(("",), "SageMaker's launcher sets its own environment variables"),
-    "past_index": Gone((-1,), "models keep no hidden state from batch to batch"),
-    "push_to_hub_organization": Gone((None,), "it is the first part of hub_model_id='ORGANIZATION/NAME'"),
-    "ray_scope": Gone(("last",), "the best trial is the best by its last value; read the others from run_summary"),
-    "save_safetensors": Gone((True, None), "models are saved as safetensors; torch.save(model.state_dict(), ...) writes .bin"),
-    "tp_size": Gone((0, 1, None), "it is tp_size of a ParallelismConfig, given as parallelism_config"),
-    "tpu_metrics_debug": Gone((False,), _TPU),
-    "tpu_num_cores": Gone((None,), _TPU),
-    "use_legacy_prediction_loop": Gone((False,), "evaluation_loop is the only loop"),
-    "use_mps_device": Gone((False, True), "Apple's GPU is used where there is one"),
+    "fp16_opt_level": Removed(("O1",), "it was a setting of NVIDIA's apex, which is supported no more"),
+    "fsdp_min_num_params": Removed((0,), "it is min_num_params of fsdp_config"),
+    "fsdp_transformer_layer_cls_to_wrap": Removed((None,), "it is transformer_layer_cls_to_wrap of fsdp_config"),
+    "sharded_ddp": Removed(("", [], None, False), "it was fairscale's; fsdp does its work"),
+    "jit_mode_eval": Removed((False,), "TorchScript is deprecated; torch_compile=True compiles"),
+    "use_ipex": Removed((False,), "Intel's extension became part of PyTorch; bf16=True and torch_compile=True are what it did"),
+    "mp_parameters": Removed(("",), "SageMaker's launcher sets its own environment variables"),
+    "past_index": Removed((-1,), "models keep no hidden state from batch to batch"),
+    "push_to_hub_organization": Removed((None,), "it is the first part of hub_model_id='ORGANIZATION/NAME'"),
+    "ray_scope": Removed(("last",), "the best trial is the best by its last value; read the others from run_summary"),
+    "save_safetensors": Removed((True, None), "models are saved as safetensors; torch.save(model.state_dict(), ...) writes .bin"),
+    "tp_size": Removed((0, 1, None), "it is tp_size of a ParallelismConfig, given as parallelism_config"),
+    "tpu_metrics_debug": Removed((False,), _TPU),
+    "tpu_num_cores": Removed((None,), _TPU),
+    "use_legacy_prediction_loop": Removed((False,), "evaluation_loop is the only loop"),
+    "use_mps_device": Removed((False, True), "Apple's GPU is used where there is one"),
 }  # fmt: skip
 
 # On 4.29: what came after it, with the values that are as 4.29 does it.
-CAME: Dict[str, Tuple[Any, ...]] = {
+ADDED_LATER: Dict[str, Tuple[Any, ...]] = {
     "accelerator_config": (None,),
     "average_tokens_across_devices": (True, False),  # one process has nothing to average
     "batch_eval_metrics": (False,),
@@ -185,24 +185,24 @@ CAME: Dict[str, Tuple[Any, ...]] = {
     "use_liger_kernel": (False,),
 }
 # Arguments of optimum-graphcore's IPUTrainingArguments.
-OPTIMUM: Dict[str, Gone] = {
-    "fp32": Gone((True,), "computing is in float32 unless half=True"),
-    "lamb": Gone((False,), "give optimizers=(poptorch.optim.LAMB(...), None)"),
-    "lamb_no_bias_correction": Gone(
+OPTIMUM: Dict[str, Removed] = {
+    "fp32": Removed((True,), "computing is in float32 unless half=True"),
+    "lamb": Removed((False,), "give optimizers=(poptorch.optim.LAMB(...), None)"),
+    "lamb_no_bias_correction": Removed(
         (False,), "give optimizers=(poptorch.optim.LAMB(..., bias_correction=False), None)"
     ),
-    "n_ipu": Gone((None,), "the IPUConfig says it: replication_factor x ipus_per_replica"),
-    "pod_type": Gone((None,), "the IPUConfig says how many IPUs: replication_factor x ipus_per_replica"),
-    "ipu_config_name": Gone((None,), "give the trainer ipu_config=NAME, or ipu-trainer --ipu-config NAME"),
-    "auto_loss_scaling": Gone((False, None), "it is auto_loss_scaling of the IPUConfig"),
-    "dataloader_mode": Gone(("sync", "async", "async_rebatched"), "dataloader_num_workers processes load"),
-    "pad_on_batch_axis": Gone((False, True), "a last batch is filled up, and what fills it weighs nothing"),
+    "n_ipu": Removed((None,), "the IPUConfig says it: replication_factor x ipus_per_replica"),
+    "pod_type": Removed((None,), "the IPUConfig says how many IPUs: replication_factor x ipus_per_replica"),
+    "ipu_config_name": Removed((None,), "give the trainer ipu_config=NAME, or ipu-trainer --ipu-config NAME"),
+    "auto_loss_scaling": Removed((False, None), "it is auto_loss_scaling of the IPUConfig"),
+    "dataloader_mode": Removed(("sync", "async", "async_rebatched"), "dataloader_num_workers processes load"),
+    "pad_on_batch_axis": Removed((False, True), "a last batch is filled up, and what fills it weighs nothing"),
 }
-_USUAL: Dict[str, Gone] = {
-    **{name: Gone(usual, "it came in a later release") for name, usual in CAME.items()},
-    "gradient_checkpointing_kwargs": Gone((None,), "it came in a later release"),
-    "activation_checkpointing_kwargs": Gone((None,), "it came in a later release"),
-    **GONE,
+_USUAL: Dict[str, Removed] = {
+    **{name: Removed(usual, "it came in a later release") for name, usual in ADDED_LATER.items()},
+    "gradient_checkpointing_kwargs": Removed((None,), "it came in a later release"),
+    "activation_checkpointing_kwargs": Removed((None,), "it came in a later release"),
+    **REMOVED,
 }
 
 
@@ -233,12 +233,12 @@ def answer(name: str, value: Any) -> Optional[Dict[str, Any]]:
     other = _OTHER.get(name, "")
     if other in INSTALLED:
         return {other: value}
-    turned = TURNED.get(name)
+    turned = CONVERTED.get(name)
     if turned is not None and set(turned.today) <= INSTALLED:
         return turned.turn(value)
     usual = _USUAL.get(name, OPTIMUM.get(name))
     if usual is None and turned is not None:
-        usual = Gone((turned.default,), "it came and went between two releases")
+        usual = Removed((turned.default,), "it came and went between two releases")
     if usual is None:
         return None
     if not any(value == item and type(value) is type(item) for item in usual.usual):
@@ -255,7 +255,7 @@ def today(named: Mapping[str, Any], known: Any = INSTALLED) -> Dict[str, Any]:
     """
     result = {name: value for name, value in named.items() if name in known and name not in SUPERSEDED}
     for name, value in named.items():
-        if name in result or (value is None and name in _OTHER):
+        if name in result or (value is None and (name in _OTHER or name in CONVERTED)):
             continue
         found = None if name in KEPT else answer(name, value)
         for other, turned in {name: value}.items() if found is None else found.items():
@@ -264,9 +264,9 @@ def today(named: Mapping[str, Any], known: Any = INSTALLED) -> Dict[str, Any]:
 
 
 def _put(result: Dict[str, Any], name: str, value: Any, given: str, given_value: Any) -> None:
-    if name not in result or result[name] == value:
+    if result.get(name) is None or result[name] == value:
         result[name] = value
-    elif given in TURNED and given_value == TURNED[given].default:
+    elif given in CONVERTED and given_value == CONVERTED[given].default:
         pass  # the old name says nothing, the new one counts
     elif isinstance(value, dict) and isinstance(result[name], dict):
         result[name] = {**value, **result[name]}
@@ -309,7 +309,7 @@ class TakesRenamed(type):
 
 def show_renamed(arguments: Any) -> Any:
     """Class decorator: attributes under the names of other releases, to read and to set."""
-    for name in {*_OTHER, *TURNED, *_USUAL}:
+    for name in {*_OTHER, *CONVERTED, *_USUAL}:
         if name not in INSTALLED and not hasattr(arguments, name):
             setattr(arguments, name, _attribute(name))
     for name, value in KEPT.items():
@@ -334,9 +334,15 @@ def _setting(stock: Any, parameters: Mapping[str, str]) -> Any:
     return method
 
 
+def takes(arguments: Any, name: str) -> bool:
+    """Whether these arguments have an attribute of this name, their own or another release's, that may be set."""
+    is_shown = (name in _OTHER or name in CONVERTED) and isinstance(getattr(type(arguments), name, None), property)
+    return name in vars(arguments) or is_shown
+
+
 def _attribute(name: str) -> property:
     def read(args: Any) -> Any:
-        other, turned = _OTHER.get(name, ""), TURNED.get(name)
+        other, turned = _OTHER.get(name, ""), CONVERTED.get(name)
         if other in INSTALLED:
             return getattr(args, other)
         if turned is not None and set(turned.today) <= INSTALLED:
@@ -344,7 +350,14 @@ def _attribute(name: str) -> property:
         return _USUAL[name].usual[0] if name in _USUAL else turned and turned.default
 
     def write(args: Any, value: Any) -> None:
-        for other, turned in (answer(name, value) or {}).items():
-            setattr(args, other, turned)
+        if value == read(args) or (name == "warmup_ratio" and args.warmup_steps >= 1):
+            return  # it says nothing new; a number of steps counts before a ratio
+        for other, found in (answer(name, value) or {}).items():
+            held = getattr(args, other, None)
+            if isinstance(found, dict) and dataclasses.is_dataclass(held):
+                for key, item in found.items():
+                    setattr(held, key, item)
+            else:
+                setattr(args, other, found)
 
     return property(read, write, doc=f"As other releases of transformers call it; see {__name__}.")

@@ -8,11 +8,12 @@ from typing import Any, Dict, Mapping, Tuple
 
 import transformers
 from transformers import Trainer, TrainingArguments
+from transformers.trainer_callback import CallbackHandler
 
 _PARAMETERS = tuple(inspect.signature(Trainer.__init__).parameters)
 # Keyword arguments of __init__: either name means the same; and what came later, with the version and what does its work in 4.29.
 _SAME = {"tokenizer": "processing_class", "processing_class": "tokenizer"}
-_CAME = {
+_ADDED_LATER = {
     "compute_loss_func": ("4.46", "override compute_loss"),
     "optimizer_cls_and_kwargs": ("4.47", "give optimizers=, or override create_optimizer"),
 }
@@ -89,14 +90,27 @@ def renamed_arguments(positional: Tuple[Any, ...], named: Mapping[str, Any]) -> 
             if renamed.get(other) is not None and renamed[other] is not value:
                 raise ValueError(f"{name}= and {other}= are one argument under two names. Give one of them.")
             renamed[other] = renamed.pop(name)
-        elif name in _CAME:
-            version, instead = _CAME[name]
+        elif name in _ADDED_LATER:
+            version, instead = _ADDED_LATER[name]
             if value is not None:
                 raise ValueError(
                     f"{name}= came with transformers {version}, and this is {transformers.__version__}. Instead: {instead}."
                 )
             del renamed[name]
     return renamed
+
+
+class AnyReleaseCallbackHandler(CallbackHandler):  # type: ignore[misc]  # transformers is not typed
+    """Hands callbacks the tokenizer, or what processes inputs, under its names of 4.29 and of today."""
+
+    def call_event(self, event: str, args: Any, state: Any, control: Any, **named: Any) -> Any:
+        own, other = (
+            ("processing_class", "tokenizer")
+            if "processing_class" in _PARAMETERS
+            else ("tokenizer", "processing_class")
+        )
+        named.setdefault(other, getattr(self, own, None))
+        return super().call_event(event, args, state, control, **named)
 
 
 class AnyRelease(Trainer):  # type: ignore[misc]  # transformers is not typed
@@ -108,6 +122,7 @@ class AnyRelease(Trainer):  # type: ignore[misc]  # transformers is not typed
                 warnings.filterwarnings("ignore", "Label smoothing is not compatible")
             super().__init__(model, args, *positional, **named)
         self._check_smoothing()
+        self.callback_handler.__class__ = AnyReleaseCallbackHandler
         folder = getattr(self.args, "logging_dir", None)  # in 5.x no argument, but TensorBoard's callback has it
         for callback in self.callback_handler.callbacks if folder else ():
             if hasattr(callback, "logging_dir"):
@@ -139,14 +154,14 @@ class AnyRelease(Trainer):  # type: ignore[misc]  # transformers is not typed
         super().__setattr__(other if other in _PARAMETERS else name, value)
 
 
-def _taking_more(name: str) -> Any:
-    """A method that leaves out what this release's does not take: a subclass written for a later one passes it on."""
+def _taking_more(name: str, argument: str) -> Any:
+    """A method that leaves out the argument that this release's does not take: a subclass written for a later one passes it on."""
     stock = getattr(Trainer, name)
     parameters = tuple(inspect.signature(stock).parameters)[1:]
 
     def method(self: Any, *positional: Any, **named: Any) -> Any:
-        known = {key: value for key, value in named.items() if key in parameters}
-        return getattr(super(AnyRelease, self), name)(*positional[: len(parameters)], **known)
+        named.pop(argument, None)
+        return getattr(super(AnyRelease, self), name)(*positional[: len(parameters)], **named)
 
     method.__name__ = name
     return method
@@ -158,4 +173,4 @@ for _name, _argument in (
     ("create_optimizer", "model"),
 ):  # fmt: skip
     if _argument not in inspect.signature(getattr(Trainer, _name)).parameters:
-        setattr(AnyRelease, _name, _taking_more(_name))
+        setattr(AnyRelease, _name, _taking_more(_name, _argument))

@@ -147,7 +147,7 @@ class IPUTrainer(HostLoop):
         return state_to_pickle(self)
 
     def __setstate__(self, state: Dict[str, Any]) -> None:
-        self._operations, self._foldings = WeakKeyDictionary(), {}
+        self._operations, self._foldings, self._loss_reductions = WeakKeyDictionary(), {}, {}
         rebuild(self, state)
         compat.adapt_old_overrides(self, IPUTrainer)
 
@@ -591,6 +591,7 @@ class IPUTrainer(HostLoop):
     def call_model_init(self, *positional: Any, **named: Any) -> Any:
         model = super().call_model_init(*positional, **named)
         self._foldings.clear()  # they were of another model
+        self._loss_reductions.clear()
         add_drop_path(model, getattr(self.args, "drop_path", 0.0))
         return model
 

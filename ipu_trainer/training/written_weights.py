@@ -12,16 +12,14 @@ from typing import Any, Callable, Dict, List, Tuple
 import torch
 from torch import nn
 
-# Of each parameter and buffer: which object it is, and what it holds.
-_Contents = Dict[str, Tuple[int, int]]
-
 
 class FetchedWeights:
     """What the executor last brought to the host of the module that it runs."""
 
     def __init__(self, executor: Any, module: nn.Module, model: nn.Module, when_fetched: Callable[[], None]) -> None:
         self._module = module
-        self._fetched: _Contents = {}
+        self._held = _held(module)
+        self._fetched: Dict[str, int] = {}
         in_module = {id(tensor) for tensor in module.parameters()}
         self._apart = {name: tensor for name, tensor in model.named_parameters() if id(tensor) not in in_module}
         self._versions = self._versions_apart()
@@ -43,28 +41,38 @@ class FetchedWeights:
         self._fetched = {}
 
     def written(self) -> List[str]:
-        """Names of what was written since. Raises ValueError where another Parameter was put in the place of one."""
+        """Names of what was written since. Raises ValueError where another tensor was put in the place of one."""
         if self._versions_apart() != self._versions:
             raise ValueError(
                 "weights of the model were written, but its twin of optimum-graphcore's class trains on the device and would not "
                 "see them. Use pipelining='generic', where what a callback writes is sent."
             )
+        replaced = [name for name, held in _held(self._module).items() if self._held.get(name) != held]
+        if replaced:
+            raise ValueError(
+                f"{replaced[0]} is another tensor than the one that the device has. Write into it instead: with torch.no_grad(): "
+                "tensor.copy_(values)."
+            )
         if not self._fetched:
             return []
         known, found = self._fetched, _contents(self._module)
         self._fetched = {}
-        replaced = [name for name in found if name not in known or found[name][0] != known[name][0]]
-        if replaced:
-            raise ValueError(
-                f"{replaced[0]} is another Parameter than the one that trains on the device. Write into it instead: with "
-                "torch.no_grad(): parameter.copy_(values)."
-            )
-        return [name for name in found if found[name] != known[name]]
+        return [name for name in found if found[name] != known.get(name)]
 
 
-def _contents(module: nn.Module) -> _Contents:
+def _held(module: nn.Module) -> Dict[str, int]:
+    """Which object each parameter and buffer is, without reading them, which would fetch the weights."""
+    tensors: Dict[str, int] = {}
+    for prefix, part in module.named_modules():
+        for kind in ("_parameters", "_buffers"):
+            tensors.update({f"{prefix}.{name}".lstrip("."): id(held) for name, held in vars(part)[kind].items()})
+    return tensors
+
+
+def _contents(module: nn.Module) -> Dict[str, int]:
+    """A checksum of each parameter and buffer."""
     tensors = [*module.named_parameters(), *module.named_buffers()]
-    return {name: (id(tensor), _checksum(tensor)) for name, tensor in tensors}
+    return {name: _checksum(tensor) for name, tensor in tensors}
 
 
 def _checksum(tensor: torch.Tensor) -> int:

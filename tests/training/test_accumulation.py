@@ -140,6 +140,24 @@ def test_a_loss_function_may_divide_by_the_number_of_items_or_take_the_mean(tmp_
     assert logged == pytest.approx(loss, rel=1e-5)
 
 
+def test_a_model_that_is_made_anew_may_have_another_loss(tmp_path):
+    """As model_init(trial) makes one of the same class."""
+    made = iter(["sum", "mean"])
+
+    def model_init():
+        model = head_of("HubertForCTC")
+        model.config.ctc_loss_reduction = next(made, "mean")
+        return model
+
+    trainer = IPUTrainer(
+        model_init=model_init, args=IPUTrainingArguments(str(tmp_path), gradient_accumulation_steps=4, per_device_train_batch_size=2),
+        train_dataset=samples_of("HubertForCTC"),
+    )  # fmt: skip
+    assert "loss: a sum over samples" in trainer.batch_table()
+    trainer.model = trainer.call_model_init()
+    assert "loss: a mean over samples" in trainer.batch_table()
+
+
 def test_what_a_loss_does_is_found_out_without_changing_anything(tmp_path):
     model = head_of("GPT2LMHeadModel")
     model.register_buffer("seen", torch.zeros(()))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import ViTConfig, ViTForImageClassification
+from transformers import TrainerCallback, ViTConfig, ViTForImageClassification
 from transformers.trainer_utils import HPSearchBackend
 
 import ipu_trainer
@@ -218,6 +218,23 @@ from test_hyperparameter_search import rates, searcher
 best = searcher({folder!r}).hyperparameter_search(rates, n_trials=7, study_name="s", storage={storage!r})
 print(best.objective)
 """
+
+
+def test_a_name_of_another_release_in_hp_space_is_searched(tmp_path):
+    seen = []
+
+    def of_trial(trial):
+        return vit()
+
+    trainer = searcher(tmp_path, model_init=of_trial)
+
+    class Note(TrainerCallback):
+        def on_train_begin(self, args, state, control, **_):
+            seen.append((getattr(args, "warmup_ratio", None), args.warmup_steps))
+
+    trainer.add_callback(Note())
+    trainer.hyperparameter_search(lambda trial: {"warmup_ratio": 0.5}, n_trials=1, direction="minimize")
+    assert 0.5 in seen[-1]
 
 
 def test_two_processes_on_one_study_make_its_trials_and_no_more(tmp_path):

@@ -144,9 +144,9 @@ def test_a_value_without_a_counterpart_is_refused_with_what_does_its_work(name, 
 
 
 @pytest.mark.skipif(NEW, reason="transformers 5 has these")
-@pytest.mark.parametrize("name", sorted({*renamed.CAME, "gradient_checkpointing_kwargs"}))
+@pytest.mark.parametrize("name", sorted({*renamed.ADDED_LATER, "gradient_checkpointing_kwargs"}))
 def test_what_came_after_4_29_is_taken_as_usual_and_else_refused(name):
-    usual = renamed.CAME.get(name, (None,))
+    usual = renamed.ADDED_LATER.get(name, (None,))
     for value in usual:
         assert name not in vars(arguments(**{name: value}))
     with pytest.raises(ValueError, match=f"transformers 4.29.2 has no {name}"):
@@ -393,3 +393,36 @@ def test_logging_dir_is_where_tensorboard_writes(tmp_path):
 def test_a_ratio_of_warm_up_beyond_the_training_is_refused_and_no_number_of_steps(tmp_path, ratio):
     with pytest.raises(ValueError, match="warmup_ratio|warmup_steps"):
         IPUTrainingArguments(str(tmp_path), warmup_ratio=ratio)
+
+
+@pytest.mark.skipif(not NEW, reason="transformers 4.29 has these names itself")
+def test_a_default_under_an_old_name_changes_nothing_that_was_set():
+    args = arguments(warmup_steps=100, optim="sgd")
+    args.warmup_ratio, args.adafactor = 0.0, False
+    assert args.warmup_steps == 100 and args.optim == "sgd"
+    args.set_lr_scheduler(name="linear", warmup_steps=50, warmup_ratio=0.0)
+    assert args.warmup_steps == 50
+    assert arguments(adafactor=False).optim == arguments().optim
+    assert arguments(warmup_ratio=None).warmup_steps == arguments().warmup_steps
+
+
+@pytest.mark.skipif(not NEW, reason="transformers 4.29 has no accelerator_config")
+def test_a_setting_of_the_accelerator_is_set_under_its_old_name_and_the_others_stay():
+    args = arguments(accelerator_config={"non_blocking": True})
+    args.split_batches, args.dispatch_batches = True, False
+    assert args.split_batches is True and args.dispatch_batches is False
+    assert args.accelerator_config.non_blocking is True
+
+
+def test_callbacks_get_the_tokenizer_under_both_names(tmp_path):
+    seen = []
+
+    class Both(TrainerCallback):
+        def on_train_begin(self, args, state, control, tokenizer, processing_class, **_):
+            seen.append((tokenizer, processing_class))
+
+    tokenizer = object()
+    model = bert()
+    trainer = IPUTrainer(model, arguments(output_dir=str(tmp_path)), callbacks=[Both()], tokenizer=tokenizer)
+    trainer.callback_handler.on_train_begin(trainer.args, trainer.state, trainer.control)
+    assert seen == [(tokenizer, tokenizer)]

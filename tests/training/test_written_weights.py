@@ -86,11 +86,21 @@ def test_a_checkpoint_holds_what_was_written_before_it(tmp_path):
     assert bool((callback.saved == 0.5).all())
 
 
-def test_a_parameter_that_is_put_in_anothers_place_is_refused_by_name(tmp_path):
-    def replace(model):
-        model.classifier.weight = torch.nn.Parameter(model.classifier.weight.detach() * 2)
+def replace_after_reading(model):
+    model.classifier.weight = torch.nn.Parameter(model.classifier.weight.detach() * 2)
 
-    with pytest.raises(ValueError, match=r"classifier.weight is another Parameter.*copy_"):
+
+def replace_unread(model):
+    model.classifier.weight = torch.nn.Parameter(torch.ones(2, 16))
+
+
+def replace_buffer(model):
+    model.scale = torch.full((2,), 3.0)
+
+
+@pytest.mark.parametrize("replace", [replace_after_reading, replace_unread, replace_buffer])
+def test_a_tensor_that_is_put_in_anothers_place_is_refused_by_name(tmp_path, replace):
+    with pytest.raises(ValueError, match=r"(classifier.weight|scale) is another tensor.*copy_"):
         trained(tmp_path, "simulated", AtStep(replace))
 
 
