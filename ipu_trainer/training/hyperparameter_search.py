@@ -308,8 +308,10 @@ class _Trials:
         import optuna
 
         trainer = self.trainer
-        trial.set_user_attr("host", platform.node())
         trial.set_user_attr("pid", os.getpid())
+        trial.set_user_attr(
+            "host", platform.node()
+        )  # last: with it the trial says whose it is, and may be taken for a dead one
         if _begun(trial.study, trial.number) >= self.n_trials:  # another process began the last one at the same time
             trial.study.stop()
             raise _FailedTrial("there are enough")

@@ -258,11 +258,26 @@ def test_two_processes_on_one_study_make_its_trials_and_no_more(tmp_path):
     assert all("error" not in item.user_attrs for item in trials)
 
 
-def test_a_trial_that_another_process_has_just_begun_is_left_alone(tmp_path):
-    """It has no number of a process yet, for some milliseconds."""
+@pytest.mark.parametrize("said", [0, 1])
+def test_a_trial_that_another_process_has_just_begun_is_left_alone(tmp_path, monkeypatch, said):
+    """It has not said yet, for some milliseconds, which process it is of, or has said half of it."""
+    from ipu_trainer.training.hyperparameter_search import _Trials
+
     storage = f"sqlite:///{tmp_path}/s.db"
     study = optuna.create_study(study_name="s", storage=storage)
     begun = study.ask()
+    attributes = []
+
+    class Half:
+        def set_user_attr(self, name, value):
+            attributes.append(name)
+            if len(attributes) <= said:
+                begun.set_user_attr(name, value)
+            else:
+                raise KeyboardInterrupt  # the moment at which the other process looks
+
+    with pytest.raises(KeyboardInterrupt):
+        _Trials.run(type("Of", (), {"trainer": None})(), Half())
     searcher(tmp_path).hyperparameter_search(rates, n_trials=3, study_name="s", storage=storage)
     states = [item.state.name for item in study.trials]
     assert states == ["RUNNING", "COMPLETE", "COMPLETE"] and begun.number == 0
