@@ -308,10 +308,9 @@ class _Trials:
         import optuna
 
         trainer = self.trainer
+        # The machine last: with it the trial says whose it is, and may be taken for one that a dead process left.
         trial.set_user_attr("pid", os.getpid())
-        trial.set_user_attr(
-            "host", platform.node()
-        )  # last: with it the trial says whose it is, and may be taken for a dead one
+        trial.set_user_attr("host", platform.node())
         if _begun(trial.study, trial.number) >= self.n_trials:  # another process began the last one at the same time
             trial.study.stop()
             raise _FailedTrial("there are enough")
