@@ -208,7 +208,7 @@ NEEDS: Dict[str, Need] = {
     "generation_num_beams": _with("predict_with_generate", "it is read with --predict_with_generate", "2", ""),
 }  # fmt: skip
 
-# Flags whose default says no, because the recipe does it anyway; no cannot be said.
+# What the recipe always does, whatever the flag's default is: False is refused.
 ALWAYS = {
     "do_train": "the recipe trains; `ipu-trainer evaluate` evaluates a run",
     "do_eval": "the recipe evaluates at the end",

@@ -82,7 +82,7 @@ def check_search(trainer: Any, n_trials: int, direction: Optional[Direction], co
 
 
 def _only_direction(trainer: Any, compute_objective: Any) -> str:
-    """ "minimize" where the objective is the evaluation's loss. Raises ValueError for any other: nobody knows which is better."""
+    """ "minimize" where the objective is the evaluation's loss. Raises ValueError for any other."""
     objective = compute_objective or default_compute_objective
     # Numbers that a sum or a product with another metric would not give back.
     metrics = {"eval_loss": 0.734375}

@@ -53,7 +53,7 @@ class LossReduction:
     ignore_index: int = -100
 
     def items(self, inputs: Mapping[str, Any], micro_batch: int) -> Count:
-        """How many items a batch holds: a number, or a scalar tensor on the device of the labels, which nobody waits for."""
+        """How many items a batch holds: a number, or a scalar tensor on the labels' device, so that no host waits for a GPU."""
         if not self._counts_entries_of(inputs):
             rows = int(find_batch_size(inputs))
             return -(-rows // micro_batch) if self.over == MICRO_BATCHES else rows

@@ -1,7 +1,8 @@
 """Weights that a callback writes into the program's model, and a device that trains with its own copy.
 
 Whoever writes reads first, and reading fetches the weights from the device. So what was fetched is remembered, by a checksum of
-each tensor, and compared before the next step: what has changed is sent. Where nobody looks nothing is computed.
+each tensor, and compared before the next step: what has changed is sent. If no callback reads weights,
+nothing is computed.
 """
 
 from __future__ import annotations
