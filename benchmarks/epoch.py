@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 
 from ipu_trainer.atomic import write_json
-from ipu_trainer.tasks.chest_xray.arguments import finding_loss, parse_arguments
-from ipu_trainer.tasks.chest_xray.dataset import load_prepared
-from ipu_trainer.tasks.chest_xray.model import load_model
-from ipu_trainer.tasks.chest_xray.trainer import ChestXrayTrainer
-from ipu_trainer.tasks.chest_xray.transforms import ChestXrayCollator, load_normalisation
+from ipu_trainer.tasks.chest_xray.data.dataset import load_prepared
+from ipu_trainer.tasks.chest_xray.data.transforms import ChestXrayCollator, load_normalisation
+from ipu_trainer.tasks.chest_xray.model.chest_xray_trainer import ChestXrayTrainer
+from ipu_trainer.tasks.chest_xray.model.classifier import load_model
+from ipu_trainer.tasks.chest_xray.recipe_arguments import finding_loss, parse_arguments
 
 
 def setting(data, model_path, num_micro_batches, scratch):

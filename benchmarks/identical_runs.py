@@ -51,7 +51,8 @@ def write_inputs(folder):
         code = "\n".join(f"def add_{i}(x):\n    return x + {i + package}\n" for i in range(40))
         (folder / "corpus" / f"package{package}" / "code.py").write_text(code)
     lines = [
-        json.dumps({"source": f"number {i % 10} of {i}", "target": f"{i % 10}", "group": f"g{i % 8}"}) for i in range(160)
+        json.dumps({"source": f"number {i % 10} of {i}", "target": f"{i % 10}", "group": f"g{i % 8}"})
+        for i in range(160)
     ]
     (folder / "pairs.jsonl").write_text("\n".join(lines))
 
@@ -80,31 +81,25 @@ def read_run(folder):
 def record(path, demo):
     import torch
     import transformers
+    from transformers import TrainingArguments
 
     import ipu_trainer.simulator  # noqa: F401
-    from transformers import TrainingArguments
 
     cpu = "use_cpu" if "use_cpu" in TrainingArguments.__dataclass_fields__ else "no_cuda"
     recorded = {"torch": torch.__version__, "transformers": transformers.__version__, "runs": {}}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_inputs(folder)
-        run(
-            ["-c", COMMAND, "phantoms", "chest-xray", "--output", "phantoms", "--num-images", "160", "--size", "48"]
-            + ["--model-size", "32"],
-            folder,
-        )
-        run(
-            ["-c", COMMAND, "prepare", "chest-xray", "--csv", "phantoms/phantoms.csv", "--images", "phantoms/images"]
-            + ["--output", "prepared", "--size", "32", "--workers", "1"],
-            folder,
-        )
+        phantoms = ["--output", "phantoms", "--num-images", "160", "--size", "48", "--model-size", "32"]
+        run(["-c", COMMAND, "phantoms", "chest-xray", *phantoms], folder)
+        inputs = ["--csv", "phantoms/phantoms.csv", "--images", "phantoms/images", "--output", "prepared"]
+        run(["-c", COMMAND, "prepare", "chest-xray", *inputs, "--size", "32", "--workers", "1"], folder)
         for title, words, output in jobs(folder, cpu):
             run(["-c", COMMAND, *words], folder)
             recorded["runs"][title] = read_run(output)
             print(f"{title:30}{len(recorded['runs'][title]['logs'])} logs", flush=True)
-        run([demo, "--output", "demo", "--num-images", "200", f"--{cpu}", "true", "--num_train_epochs", "2"]
-            + ["--num_bootstrap", "20", "--logging_steps", "1", "--report_to", "none"], folder)  # fmt: skip
+        flags = ["--num_train_epochs", "2", "--num_bootstrap", "20", "--logging_steps", "1", "--report_to", "none"]
+        run([demo, "--output", "demo", "--num-images", "200", f"--{cpu}", "true", *flags], folder)
         recorded["runs"]["demo"] = read_run(folder / "demo" / "run")
     Path(path).write_text(json.dumps(recorded, indent=1))
     print(path)

@@ -24,9 +24,9 @@ import psutil
 from PIL import Image
 
 from ipu_trainer.atomic import write_json
-from ipu_trainer.tasks.chest_xray import phantoms
-from ipu_trainer.tasks.chest_xray.dataset import load_prepared
-from ipu_trainer.tasks.chest_xray.prepare import PrepareSettings, prepare
+from ipu_trainer.tasks.chest_xray.data import phantoms
+from ipu_trainer.tasks.chest_xray.data.dataset import load_prepared
+from ipu_trainer.tasks.chest_xray.data.prepare import PrepareSettings, prepare
 
 
 def write_synthetic(folder, count):

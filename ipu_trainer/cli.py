@@ -184,9 +184,9 @@ def _task_command(
 
 def _prepare(namespace: argparse.Namespace) -> int:
     from ipu_trainer.tasks import folders
-    from ipu_trainer.tasks.chest_xray import source
-    from ipu_trainer.tasks.chest_xray.labels import NIH_FINDINGS
-    from ipu_trainer.tasks.chest_xray.prepare import PrepareSettings, prepare
+    from ipu_trainer.tasks.chest_xray.data import source
+    from ipu_trainer.tasks.chest_xray.data.labels import NIH_FINDINGS
+    from ipu_trainer.tasks.chest_xray.data.prepare import PrepareSettings, prepare
 
     given = {name: getattr(namespace, name) for name in ("csv", "images", "train_val_list", "test_list")}
     for name, path in source.stand_ins(given, namespace.split).items():
@@ -219,7 +219,7 @@ def _train(task: str, words: List[str]) -> int:
 
 
 def _search(task: str, words: List[str]) -> int:
-    from ipu_trainer.tasks import search
+    from ipu_trainer.tasks.search import search_command as search
 
     search.run(task, _task_module(task, "train").searched, words)
     return 0
@@ -233,8 +233,8 @@ def _task_module(task: str, name: str) -> Any:
 
 def _evaluate(namespace: argparse.Namespace) -> int:
     from ipu_trainer.tasks import folders
-    from ipu_trainer.tasks.chest_xray import report
-    from ipu_trainer.tasks.chest_xray.evaluate import evaluate
+    from ipu_trainer.tasks.chest_xray.evaluation.evaluate_run import evaluate
+    from ipu_trainer.tasks.chest_xray.report import artifacts as report
 
     run_dir = namespace.run_dir or folders.results("--run", "chest-xray")
     data = namespace.data or folders.data_to_read("--data", "chest-xray")
@@ -247,8 +247,8 @@ def _evaluate(namespace: argparse.Namespace) -> int:
 
 
 def _report(namespace: argparse.Namespace) -> int:
-    from ipu_trainer.tasks.pages.comparison import check_runs
-    from ipu_trainer.tasks.pages.run import task_of
+    from ipu_trainer.tasks.reporting.run_comparison import check_runs
+    from ipu_trainer.tasks.reporting.run_report import task_of
 
     folders: List[Path] = namespace.folders
     tasks = [task_of(folder) for folder in folders]
@@ -258,7 +258,7 @@ def _report(namespace: argparse.Namespace) -> int:
         raise ValueError(f"{', '.join(flags)} goes with one chest X-ray run. Leave it out, or give one such run.")
     if len(folders) > 1:
         check_runs(tasks)
-    module = _task_module(tasks[0], "page")
+    module = _task_module(tasks[0], "report.html_report" if tasks[0] == "chest-xray" else "html_report")
     try:
         if len(folders) > 1:
             print(module.write_comparison(folders, namespace.output or Path("comparison.html")))
@@ -274,7 +274,7 @@ def _report(namespace: argparse.Namespace) -> int:
 
 def _phantoms(namespace: argparse.Namespace) -> int:
     from ipu_trainer.tasks import folders
-    from ipu_trainer.tasks.chest_xray.phantoms import PhantomSettings, write_phantoms, write_small_vit
+    from ipu_trainer.tasks.chest_xray.data.phantoms import PhantomSettings, write_phantoms, write_small_vit
 
     settings = PhantomSettings(namespace.num_images, namespace.size, seed=namespace.seed)
     output = namespace.output or folders.data_to_write("--output", "phantoms")
@@ -291,7 +291,7 @@ def _simulate(namespace: argparse.Namespace) -> int:
     import traceback
 
     from ipu_trainer import simulator
-    from ipu_trainer.simulator import trace
+    from ipu_trainer.simulator.analysis import trace
 
     simulator.use_torch_device(namespace.device)
     simulator.fold_micro_batches(namespace.fold)

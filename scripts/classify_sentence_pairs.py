@@ -21,7 +21,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast, HfArgumentParser
 
 from ipu_trainer import IPUTrainer, IPUTrainingArguments
-from ipu_trainer.training import compat
+from ipu_trainer.compat import transformers_versions as compat
 
 NAMES = ["anna", "ben", "carl", "dora", "emil", "fay"]
 GOODS = ["apples", "books", "cups", "drums"]

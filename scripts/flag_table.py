@@ -1,4 +1,4 @@
-"""docs/flags.md from ipu_trainer/tasks/flag_table.py, whose rows tests/tasks/test_flag_table.py holds against what happens.
+"""docs/flags.md from ipu_trainer/tasks/recipe/flag_table.py, whose rows tests/tasks/test_flag_table.py holds against what happens.
 
 python scripts/flag_table.py > docs/flags.md
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Iterator, Sequence
 
-from ipu_trainer.tasks.flag_table import ALWAYS, EFFECTIVE, HARMLESS, NEEDS, RANGES, REFUSED, TASKS
+from ipu_trainer.tasks.recipe.flag_table import ALWAYS, EFFECTIVE, HARMLESS, NEEDS, RANGES, REFUSED, TASKS
 
 TOP = """# Flags of the tasks
 

@@ -5,7 +5,7 @@
 
 Nothing is imported from the folder, so a wheel that was unpacked will do: pip download transformers==4.57.6 --no-deps.
 tests/training/transformers_names holds what this wrote for the releases at both ends and some between; a test says that
-ipu_trainer/training/renamed.py has an answer for every difference.
+ipu_trainer/compat/argument_names.py has an answer for every difference.
 """
 
 from __future__ import annotations

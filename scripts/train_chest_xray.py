@@ -10,8 +10,8 @@ The same as `ipu-trainer train chest-xray`: every TrainingArguments flag works. 
 
 import sys
 
-from ipu_trainer.tasks.chest_xray.arguments import parse_arguments
-from ipu_trainer.tasks.chest_xray.report import metrics_table
+from ipu_trainer.tasks.chest_xray.recipe_arguments import parse_arguments
+from ipu_trainer.tasks.chest_xray.report.artifacts import metrics_table
 from ipu_trainer.tasks.chest_xray.train import train
 
 recipe, args = parse_arguments(sys.argv[1:])

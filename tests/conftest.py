@@ -30,7 +30,7 @@ def phantoms(tmp_path_factory):
     """120 synthetic chests with their CSV, and a tiny ViT for 32 pixels."""
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
-    from ipu_trainer.tasks.chest_xray.phantoms import PhantomSettings, write_phantoms
+    from ipu_trainer.tasks.chest_xray.data.phantoms import PhantomSettings, write_phantoms
 
     folder = tmp_path_factory.mktemp("phantoms")
     write_phantoms(folder, PhantomSettings(num_images=120, size=48, seed=1), progress=False)
@@ -53,7 +53,7 @@ def phantoms(tmp_path_factory):
 @pytest.fixture(scope="session")
 def prepared(phantoms, tmp_path_factory):
     """The phantoms, prepared at 32 pixels."""
-    from ipu_trainer.tasks.chest_xray.prepare import PrepareSettings, prepare
+    from ipu_trainer.tasks.chest_xray.data.prepare import PrepareSettings, prepare
 
     output = tmp_path_factory.mktemp("prepared") / "data"
     settings = PrepareSettings(

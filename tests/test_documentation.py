@@ -24,7 +24,7 @@ from pathlib import Path
 import pytest
 
 from ipu_trainer import cli
-from ipu_trainer.tasks import search as search_task
+from ipu_trainer.tasks.search import search_command as search_task
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -280,8 +280,8 @@ def named_things(tmp_path_factory):
     import torch
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
-    from ipu_trainer.tasks.chest_xray.phantoms import PhantomSettings, write_phantoms
-    from ipu_trainer.tasks.tokenizers import save_tokenizer, train_tokenizer
+    from ipu_trainer.tasks.chest_xray.data.phantoms import PhantomSettings, write_phantoms
+    from ipu_trainer.tasks.text.tokenizers import save_tokenizer, train_tokenizer
 
     folder = tmp_path_factory.mktemp("pages")
     table = write_phantoms(folder, PhantomSettings(num_images=160, size=32, seed=1), progress=False)

@@ -12,7 +12,7 @@ import pytest
 
 from ipu_trainer import openmp
 from ipu_trainer.cli import _parser
-from ipu_trainer.training import compat
+from ipu_trainer.compat import transformers_versions as compat
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -26,7 +26,7 @@ def test_the_built_wheel_holds_profiles_and_types(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert "ipu_configs/vit_base_pod4.json" in names
-    assert {"ipu_trainer/py.typed", "ipu_trainer/tasks/pages/page.html"} <= set(names)
+    assert {"ipu_trainer/py.typed", "ipu_trainer/tasks/reporting/page.html"} <= set(names)
     assert {"ipu_trainer/planner/published.csv", "ipu_trainer/planner/calibrated.json"} <= set(names)
     assert not any(name.startswith(("tests", "scripts", "benchmarks")) for name in names)
     site = tmp_path / "site"
@@ -110,9 +110,9 @@ def commands(name):
 def test_every_documented_command_is_one_that_is_parsed(line):
     words = shlex.split(line.split("#")[0])[1:]
     if words[0] in ("train", "search"):
-        from ipu_trainer.tasks.chest_xray.arguments import ChestXrayArguments
-        from ipu_trainer.tasks.language_modeling.arguments import LanguageModelingArguments
-        from ipu_trainer.tasks.seq2seq.arguments import Seq2SeqArguments
+        from ipu_trainer.tasks.chest_xray.recipe_arguments import ChestXrayArguments
+        from ipu_trainer.tasks.language_modeling.recipe_arguments import LanguageModelingArguments
+        from ipu_trainer.tasks.seq2seq.recipe_arguments import Seq2SeqArguments
         from ipu_trainer.training.seq2seq import IPUSeq2SeqTrainingArguments
 
         recipes = {
@@ -120,7 +120,7 @@ def test_every_documented_command_is_one_that_is_parsed(line):
             "language-modeling": LanguageModelingArguments,
             "seq2seq": Seq2SeqArguments,
         }
-        from ipu_trainer.tasks.search import _parser as search_parser
+        from ipu_trainer.tasks.search.search_command import _parser as search_parser
 
         rest = search_parser(words[1]).parse_known_args(words[2:])[1] if words[0] == "search" else words[2:]
         flags = [word[2:].split("=")[0].replace("-", "_") for word in rest if word.startswith("--")]

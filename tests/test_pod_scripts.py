@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from ipu_trainer.config.profiles import load_profile
-from ipu_trainer.tasks.chest_xray.arguments import ChestXrayArguments
-from ipu_trainer.tasks.flags import parse_flags
+from ipu_trainer.tasks.chest_xray.recipe_arguments import ChestXrayArguments
+from ipu_trainer.tasks.recipe.flags import parse_flags
 from ipu_trainer.training.arguments import IPUTrainingArguments
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -132,7 +132,7 @@ def test_the_ipujob_asks_for_the_ipus_of_its_config_and_mounts_what_it_names(mon
 
 
 def test_gradient_mounts_the_data_set_where_prepare_looks_for_it():
-    from ipu_trainer.tasks.chest_xray.source import FOLDER
+    from ipu_trainer.tasks.chest_xray.data.source import FOLDER
 
     settings = yaml.safe_load((REPOSITORY / ".gradient" / "settings.yaml").read_text(encoding="utf-8"))
     assert set(settings["integrations"]) == {FOLDER}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ipu_trainer.training import compat
+from ipu_trainer.compat import transformers_versions as compat
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 

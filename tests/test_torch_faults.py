@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ipu_trainer import torch_faults
-from ipu_trainer.torch_faults import mended
+from ipu_trainer.compat import torch_workarounds as torch_faults
+from ipu_trainer.compat.torch_workarounds import mended
 
 
 class Holder(nn.Module):

@@ -79,6 +79,6 @@ def _program_is_simulated() -> bool:
     """Whether the program asked for the simulator as poptorch, and not a library of ours for one that imports it."""
     if not _simulator_stands_in():
         return False
-    from ipu_trainer.simulator.install import program_is_simulated
+    from ipu_trainer.simulator.sdk.install import program_is_simulated
 
     return program_is_simulated()

@@ -11,8 +11,8 @@ def simulated_backend(reason: str, device: str = "") -> Backend:
     Raises ValueError for a device that torch does not have here.
     """
     from ipu_trainer import simulator
-    from ipu_trainer.simulator import popart_enums
-    from ipu_trainer.simulator.torch_device import torch_device
+    from ipu_trainer.simulator.execution.torch_device import torch_device
+    from ipu_trainer.simulator.sdk import popart_enums
 
     if device:
         simulator.use_torch_device(device)

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ipu_trainer.pipelining.anatomy import Part, find_anatomy
 from ipu_trainer.planner.constants import TASKS
-from ipu_trainer.simulator.flops import device_bytes, flops_of
+from ipu_trainer.simulator.analysis.flops import device_bytes, flops_of
 
 _LINEAR = ("mm", "addmm", "convolution", "_convolution")
 

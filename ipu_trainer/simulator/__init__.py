@@ -9,34 +9,11 @@ is not. Imports torch and `ipu_trainer.machine` only.
 
 from __future__ import annotations
 
-from . import (
-    enums,
-    ops,
-    optim,
-    optimum_extensions,  # noqa: F401  # registers operators
-    options,
-    poptorch_core,  # last: it gathers from the modules above
-    profiling,
-    testing,
-)
-from .annotations import (
-    Attribute,
-    BeginBlock,
-    Block,
-    BlockFunction,
-    LegacyBeginBlockFn,
-    NameScope,
-    recomputationCheckpoint,
-    removeBlocks,
-)
-from .async_data import AsynchronousDataAccessor, poptorchAtExit
-from .blocks import BlockObserver, ExecutedBlock
-from .context import isRunningOnIpu
-from .control_flow import CPU, cond, for_loop
-from .custom_ops import custom_op, register_custom_op
-from .data import DataLoader
-from .decoders import ctc_beam_search_decoder
-from .enums import (
+from ipu_trainer.simulator import enums, ops, optim, options
+from ipu_trainer.simulator.analysis.printing import module_repr, print
+from ipu_trainer.simulator.data.async_loader import AsynchronousDataAccessor, poptorchAtExit
+from ipu_trainer.simulator.data.loader import DataLoader
+from ipu_trainer.simulator.enums import (
     AutoStage,
     CommGroupType,
     ConnectionType,
@@ -53,15 +30,42 @@ from .enums import (
     SyncPattern,
     VariableRetrievalMode,
 )
-from .errors import Error, RecoverableError, UnrecoverableError, createPoptorchError
-from .executor import PoplarExecutor
-from .folded import fold_micro_batches
-from .hooks import registerPostCompileHook, registerPreCompileHook
-from .install import NotRunnableError, install, run_module, run_script
-from .logs import setLogLevel
-from .models import inferenceModel, load, trainingModel
-from .multiconv import MultiConv
-from .options import (
+from ipu_trainer.simulator.errors import Error, RecoverableError, UnrecoverableError, createPoptorchError
+from ipu_trainer.simulator.execution.blocks import BlockObserver, ExecutedBlock
+from ipu_trainer.simulator.execution.coalesced import fold_micro_batches
+from ipu_trainer.simulator.execution.context import isRunningOnIpu
+from ipu_trainer.simulator.execution.executor import PoplarExecutor
+from ipu_trainer.simulator.execution.models import inferenceModel, load, trainingModel
+from ipu_trainer.simulator.execution.nested_values import ICustomArgParser, registerCustomArgParser
+from ipu_trainer.simulator.execution.torch_device import ipuHardwareIsAvailable, ipuHardwareVersion, use_torch_device
+from ipu_trainer.simulator.logs import setLogLevel
+from ipu_trainer.simulator.ops.annotations import (
+    Attribute,
+    BeginBlock,
+    Block,
+    BlockFunction,
+    LegacyBeginBlockFn,
+    NameScope,
+    recomputationCheckpoint,
+    removeBlocks,
+)
+from ipu_trainer.simulator.ops.control_flow import CPU, cond, for_loop
+from ipu_trainer.simulator.ops.custom_ops import custom_op, register_custom_op
+from ipu_trainer.simulator.ops.decoders import ctc_beam_search_decoder
+from ipu_trainer.simulator.ops.multiconv import MultiConv
+from ipu_trainer.simulator.ops.points import fps, nearest
+from ipu_trainer.simulator.ops.tensor_ops import (
+    dynamic_slice,
+    dynamic_update,
+    identity_loss,
+    ipu_print_tensor,
+    nop,
+    serializedMatMul,
+    set_available_memory,
+    set_overlap_for_input,
+    set_overlap_for_output,
+)
+from ipu_trainer.simulator.options.options import (
     BlockId,
     ConfigFileError,
     Options,
@@ -73,22 +77,15 @@ from .options import (
     Stage,
     TensorLocationSettings,
 )
-from .points import fps, nearest
-from .printing import module_repr, print
-from .structure import ICustomArgParser, registerCustomArgParser
-from .tensor_ops import (
-    dynamic_slice,
-    dynamic_update,
-    identity_loss,
-    ipu_print_tensor,
-    nop,
-    serializedMatMul,
-    set_available_memory,
-    set_overlap_for_input,
-    set_overlap_for_output,
+from ipu_trainer.simulator.sdk import (
+    optimum_extensions,  # noqa: F401  # registers operators
+    poptorch_core,
+    profiling,
+    testing,
 )
-from .torch_device import ipuHardwareIsAvailable, ipuHardwareVersion, use_torch_device
-from .unavailable import (
+from ipu_trainer.simulator.sdk.compile_hooks import registerPostCompileHook, registerPreCompileHook
+from ipu_trainer.simulator.sdk.install import NotRunnableError, install, run_module, run_script
+from ipu_trainer.simulator.sdk.unavailable import (
     accessAttributes,
     getIpuTensorId,
     importPoptorchMetadataFromFile,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from typing import Dict, List, Tuple
 
-from . import unavailable
+from ipu_trainer.simulator.sdk import unavailable
 
 UNAVAILABLE: Tuple[str, ...] = tuple(sorted(unavailable.REASONS))
 

@@ -12,10 +12,10 @@ import torch
 from transformers import TrainingArguments
 
 from ipu_trainer.backends import check_name, choose_backend
+from ipu_trainer.compat import transformers_versions as compat
+from ipu_trainer.compat.argument_names import TakesRenamed, show_renamed
 from ipu_trainer.pipelining.pipeline import PIPELININGS
-from ipu_trainer.training import compat
-from ipu_trainer.training.renamed import TakesRenamed, show_renamed
-from ipu_trainer.training.speed import COMPILES, choose_kernels
+from ipu_trainer.training.acceleration.choices import COMPILES, choose_kernels
 
 
 @show_renamed

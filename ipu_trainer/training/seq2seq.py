@@ -11,8 +11,8 @@ from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 from transformers.utils import logging
 
 from ipu_trainer.training.arguments import IPUTrainingArguments
-from ipu_trainer.training.device import DeviceModel
-from ipu_trainer.training.device_generation import generate_on_device, why_not_on_device
+from ipu_trainer.training.device.executors import DeviceModel
+from ipu_trainer.training.device.generation import generate_on_device, why_not_on_device
 from ipu_trainer.training.trainer import IPUTrainer
 
 logger = logging.get_logger(__name__)

@@ -46,28 +46,37 @@ from transformers.utils import logging
 
 from ipu_trainer import openmp
 from ipu_trainer.backends import Backend, choose_backend
+from ipu_trainer.compat import transformers_versions as compat
+from ipu_trainer.compat.trainer_signatures import renamed_arguments
 from ipu_trainer.config.batching import BatchGeometry, EpochPlan, batch_table
 from ipu_trainer.config.ipu_config import IPUConfig
 from ipu_trainer.config.profiles import load_profile
-from ipu_trainer.training import compat
-from ipu_trainer.training.accelerate_state import OwnAccelerateState
 from ipu_trainer.training.arguments import IPUTrainingArguments, refuse_on_device
-from ipu_trainer.training.device import DeviceModel, DeviceRun
-from ipu_trainer.training.device_prediction import predict_in_pieces
-from ipu_trainer.training.drop_path import add_drop_path
-from ipu_trainer.training.finite_losses import FiniteLosses
-from ipu_trainer.training.folding import Folding
-from ipu_trainer.training.host_loop import HostLoop
-from ipu_trainer.training.host_step import HostStep, host_step, usable_samples
-from ipu_trainer.training.hyperparameter_search import check_search, search_backend, search_with_optuna, the_loss
-from ipu_trainer.training.loss_reduction import PER_ITEM, LossReduction
-from ipu_trainer.training.named_optimizer import apply_settings, is_named, with_named_optimizer
-from ipu_trainer.training.optimizer import groups_by_depth
-from ipu_trainer.training.pickling import rebuild, state_to_pickle
-from ipu_trainer.training.ray_search import arguments_of_trial, check_directions_of_stock, prepared_for_ray
-from ipu_trainer.training.renamed_trainer import renamed_arguments
-from ipu_trainer.training.streams import WholeHostSteps
-from ipu_trainer.training.weight_average import WeightAverage
+from ipu_trainer.training.device.executors import DeviceModel, DeviceRun
+from ipu_trainer.training.device.host_step import HostStep, host_step, usable_samples
+from ipu_trainer.training.device.prediction import predict_in_pieces
+from ipu_trainer.training.device.streams import WholeHostSteps
+from ipu_trainer.training.finetuning.layerwise_learning_rates import groups_by_depth
+from ipu_trainer.training.finetuning.named_optimizer import apply_settings, is_named, with_named_optimizer
+from ipu_trainer.training.finetuning.stochastic_depth import add_drop_path
+from ipu_trainer.training.finetuning.weight_ema import WeightAverage
+from ipu_trainer.training.host.coalescing import Folding
+from ipu_trainer.training.host.host_loop import HostLoop
+from ipu_trainer.training.hyperparameter_search.optuna_search import (
+    check_search,
+    search_backend,
+    search_with_optuna,
+    the_loss,
+)
+from ipu_trainer.training.hyperparameter_search.ray_search import (
+    arguments_of_trial,
+    check_directions_of_stock,
+    prepared_for_ray,
+)
+from ipu_trainer.training.loss.finite_losses import FiniteLosses
+from ipu_trainer.training.loss.loss_reduction import PER_ITEM, LossReduction
+from ipu_trainer.training.state.accelerate_state import OwnAccelerateState
+from ipu_trainer.training.state.pickling import rebuild, state_to_pickle
 
 logger = logging.get_logger(__name__)
 

@@ -15,14 +15,23 @@ from sklearn.metrics import cohen_kappa_score, roc_auc_score
 from transformers import ViTConfig, ViTForImageClassification
 
 from ipu_trainer.cli import main
-from ipu_trainer.tasks.chest_xray.boxes import Box, covered_share, highest_point, is_hit, read_boxes
-from ipu_trainer.tasks.chest_xray.calibration import brier_score, reliability, wilson_interval
-from ipu_trainer.tasks.chest_xray.dataset import load_prepared
-from ipu_trainer.tasks.chest_xray.labels import NIH_FINDINGS
-from ipu_trainer.tasks.chest_xray.phantoms import BOXES_NAME
-from ipu_trainer.tasks.chest_xray.predictions import read_predictions
-from ipu_trainer.tasks.chest_xray.radiologists import agreement, matching, read_radiologist_labels, scores
-from ipu_trainer.tasks.chest_xray.saliency import _rollout, _weighted, load_for_saliency, saliency
+from ipu_trainer.tasks.chest_xray.data.dataset import load_prepared
+from ipu_trainer.tasks.chest_xray.data.labels import NIH_FINDINGS
+from ipu_trainer.tasks.chest_xray.data.phantoms import BOXES_NAME
+from ipu_trainer.tasks.chest_xray.evaluation.calibration import (
+    brier_score,
+    reliability,
+    wilson_interval,
+)
+from ipu_trainer.tasks.chest_xray.evaluation.predictions import read_predictions
+from ipu_trainer.tasks.chest_xray.evaluation.radiologists import (
+    agreement,
+    matching,
+    read_radiologist_labels,
+    scores,
+)
+from ipu_trainer.tasks.chest_xray.explain.boxes import Box, covered_share, highest_point, is_hit, read_boxes
+from ipu_trainer.tasks.chest_xray.explain.saliency import _rollout, _weighted, load_for_saliency, saliency
 
 HEAD = "Image Index,Finding Label,Bbox [x,y,w,h]\n"
 
@@ -75,7 +84,7 @@ def test_boxes_that_overlap_are_covered_once():
 
 
 def test_the_box_of_a_phantoms_mass_is_brighter_than_the_same_place_in_the_other_lung(phantoms):
-    from ipu_trainer.tasks.chest_xray.phantoms import _Body, draw_phantom
+    from ipu_trainer.tasks.chest_xray.data.phantoms import _Body, draw_phantom
 
     assert sum(len(boxes) for boxes in read_boxes(phantoms / BOXES_NAME).values()) > 40
     signs, body = {}, _Body.draw(np.random.default_rng(0))

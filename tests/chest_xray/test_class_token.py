@@ -7,12 +7,12 @@ import pytest
 import torch
 from transformers import DeiTConfig, DeiTForImageClassification, ViTConfig, ViTForImageClassification
 
-from ipu_trainer.tasks.chest_xray.arguments import parse_arguments
-from ipu_trainer.tasks.chest_xray.class_token import ClassTokenLayer
+from ipu_trainer.compat import transformers_versions as compat
+from ipu_trainer.tasks.chest_xray.model.class_token import ClassTokenLayer
+from ipu_trainer.tasks.chest_xray.recipe_arguments import parse_arguments
 from ipu_trainer.tasks.chest_xray.train import prepare_job
-from ipu_trainer.training import compat
-from ipu_trainer.training.compile import fused_projections
-from ipu_trainer.training.drop_path import add_drop_path
+from ipu_trainer.training.acceleration.compiled_layers import fused_projections
+from ipu_trainer.training.finetuning.stochastic_depth import add_drop_path
 
 CONFIG = {
     "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24, "image_size": 16,

@@ -14,14 +14,14 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from ipu_trainer.tasks.chest_xray.arguments import parse_arguments
-from ipu_trainer.tasks.chest_xray.dataset import load_prepared
-from ipu_trainer.tasks.chest_xray.gray_input import GrayProjection
+from ipu_trainer.compat import transformers_versions as compat
+from ipu_trainer.tasks.chest_xray.data.dataset import load_prepared
+from ipu_trainer.tasks.chest_xray.data.transforms import Normalisation, augment, change_pictures
+from ipu_trainer.tasks.chest_xray.model.chest_xray_trainer import gathered
+from ipu_trainer.tasks.chest_xray.model.grayscale_input import GrayProjection
+from ipu_trainer.tasks.chest_xray.recipe_arguments import parse_arguments
 from ipu_trainer.tasks.chest_xray.train import prepare_job
-from ipu_trainer.tasks.chest_xray.trainer import gathered
-from ipu_trainer.tasks.chest_xray.transforms import Normalisation, augment, change_pictures
-from ipu_trainer.training import compat
-from ipu_trainer.training.feeding import sent
+from ipu_trainer.training.acceleration.input_pipeline import sent
 
 NORMALISATION = Normalisation((0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
 

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ipu_trainer.tasks.chest_xray.labels import NIH_FINDINGS, LabelError, n_hot, parse_findings
-from ipu_trainer.tasks.chest_xray.metadata import read_metadata
-from ipu_trainer.tasks.chest_xray.splits import (
+from ipu_trainer.tasks.chest_xray.data.labels import NIH_FINDINGS, LabelError, n_hot, parse_findings
+from ipu_trainer.tasks.chest_xray.data.metadata import read_metadata
+from ipu_trainer.tasks.chest_xray.data.splits import (
     SplitError,
     official_split,
     patient_position,

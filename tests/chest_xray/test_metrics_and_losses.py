@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from ipu_trainer.tasks.chest_xray import metrics, report
-from ipu_trainer.tasks.chest_xray.losses import FindingLoss, inverse_frequency, ranking_loss
+from ipu_trainer.tasks.chest_xray.evaluation import metrics
+from ipu_trainer.tasks.chest_xray.model.losses import FindingLoss, inverse_frequency, ranking_loss
+from ipu_trainer.tasks.chest_xray.report import artifacts as report
 
 FINDINGS = ["Edema", "Mass", "No Finding"]
 

@@ -9,9 +9,9 @@ from html_pages import checked_page
 from transformers import DeiTConfig, DeiTForImageClassification, ViTConfig, ViTForImageClassification, ViTModel
 
 from ipu_trainer.cli import main
-from ipu_trainer.tasks.chest_xray.model import load_finished, load_model
-from ipu_trainer.tasks.chest_xray.transforms import load_normalisation
-from ipu_trainer.training import compat
+from ipu_trainer.compat import transformers_versions as compat
+from ipu_trainer.tasks.chest_xray.data.transforms import load_normalisation
+from ipu_trainer.tasks.chest_xray.model.classifier import load_finished, load_model
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "patch_size": 8}
 FINDINGS = ["Edema", "Mass", "Nodule"]

@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 
 from ipu_trainer.cli import main
-from ipu_trainer.tasks.chest_xray import images
-from ipu_trainer.tasks.chest_xray import prepare as module
-from ipu_trainer.tasks.chest_xray.dataset import PreparedError, load_prepared
-from ipu_trainer.tasks.chest_xray.prepare import PrepareSettings, prepare
-from ipu_trainer.tasks.chest_xray.store import StoreError, open_pixels, read_header
+from ipu_trainer.tasks.chest_xray.data import image_decoding as images
+from ipu_trainer.tasks.chest_xray.data import prepare as module
+from ipu_trainer.tasks.chest_xray.data.dataset import PreparedError, load_prepared
+from ipu_trainer.tasks.chest_xray.data.pixel_store import StoreError, open_pixels, read_header
+from ipu_trainer.tasks.chest_xray.data.prepare import PrepareSettings, prepare
 
 
 @pytest.fixture

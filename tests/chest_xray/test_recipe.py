@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 from transformers import ViTConfig, ViTForImageClassification
 
 from ipu_trainer.cli import main
-from ipu_trainer.tasks.chest_xray.arguments import parse_arguments
-from ipu_trainer.tasks.chest_xray.boxes import read_boxes
-from ipu_trainer.tasks.chest_xray.dataset import load_prepared
+from ipu_trainer.compat import transformers_versions as compat
+from ipu_trainer.tasks.chest_xray.data.dataset import load_prepared
+from ipu_trainer.tasks.chest_xray.explain.boxes import read_boxes
+from ipu_trainer.tasks.chest_xray.recipe_arguments import parse_arguments
 from ipu_trainer.tasks.chest_xray.train import prepare_job, train
-from ipu_trainer.tasks.record import read_run
-from ipu_trainer.training import compat
+from ipu_trainer.tasks.recipe.run_record import read_run
 
 CPU = "--" + compat.field_name("use_cpu")
 FLAGS = ["--num_train_epochs", "3", "--per_device_train_batch_size", "8", CPU, "True", "--disable_tqdm", "True"]

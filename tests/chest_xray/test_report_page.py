@@ -11,17 +11,17 @@ from made_up_runs import FINDINGS, predictions, write_run
 from ipu_trainer.atomic import write_json
 from ipu_trainer.cli import main
 from ipu_trainer.config.ipu_config import IPUConfig
-from ipu_trainer.tasks.chest_xray import page as pages
-from ipu_trainer.tasks.chest_xray.boxes import Box
-from ipu_trainer.tasks.chest_xray.comparison import paired_difference
-from ipu_trainer.tasks.chest_xray.evaluation import load_evaluation
-from ipu_trainer.tasks.chest_xray.labels import NIH_FINDINGS
-from ipu_trainer.tasks.chest_xray.looking import Looking
-from ipu_trainer.tasks.chest_xray.page import write_comparison, write_report
-from ipu_trainer.tasks.chest_xray.predictions import choose_images, read_predictions
-from ipu_trainer.tasks.chest_xray.saliency import Saliency
-from ipu_trainer.tasks.pages.comparison import distinct_names
-from ipu_trainer.tasks.pages.page import write_page
+from ipu_trainer.tasks.chest_xray.data.labels import NIH_FINDINGS
+from ipu_trainer.tasks.chest_xray.evaluation.evaluated_split import load_evaluation
+from ipu_trainer.tasks.chest_xray.evaluation.predictions import choose_images, read_predictions
+from ipu_trainer.tasks.chest_xray.explain.boxes import Box
+from ipu_trainer.tasks.chest_xray.explain.saliency import Saliency
+from ipu_trainer.tasks.chest_xray.explain.saliency_images import Looking
+from ipu_trainer.tasks.chest_xray.report import html_report as pages
+from ipu_trainer.tasks.chest_xray.report.evaluation_comparison import paired_difference
+from ipu_trainer.tasks.chest_xray.report.html_report import write_comparison, write_report
+from ipu_trainer.tasks.reporting.html_document import write_page
+from ipu_trainer.tasks.reporting.run_comparison import distinct_names
 
 
 def test_a_report_has_what_ran_curves_intervals_calibration_subgroups_and_thresholds(tmp_path):

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from ipu_trainer.config.batching import BatchGeometry
-from ipu_trainer.tasks.chest_xray.dataset import load_prepared
-from ipu_trainer.tasks.chest_xray.sampler import FindingBatchSampler, batch_sampler
-from ipu_trainer.tasks.chest_xray.transforms import (
+from ipu_trainer.tasks.chest_xray.data.dataset import load_prepared
+from ipu_trainer.tasks.chest_xray.data.sampler import FindingBatchSampler, batch_sampler
+from ipu_trainer.tasks.chest_xray.data.transforms import (
     Augmentation,
     ChestXrayCollator,
     Normalisation,

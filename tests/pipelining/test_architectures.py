@@ -10,7 +10,7 @@ from torch import nn
 import ipu_trainer.simulator as poptorch
 from ipu_trainer import IPUConfig
 from ipu_trainer.backends import choose_backend
-from ipu_trainer.backends.options import make_options
+from ipu_trainer.backends.poptorch_options import make_options
 from ipu_trainer.pipelining import PipeliningError, find_anatomy, pipelined
 from ipu_trainer.pipelining.plan import place, table
 

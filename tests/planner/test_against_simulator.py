@@ -10,7 +10,7 @@ from ipu_trainer.pipelining.pipeline import pipelined
 from ipu_trainer.planner.constants import TASKS
 from ipu_trainer.planner.job import Job
 from ipu_trainer.planner.workload import measure
-from ipu_trainer.simulator import trace
+from ipu_trainer.simulator.analysis import trace
 
 LENGTH = 16
 SMALL = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from simulated_models import batch, new_model
 
 import ipu_trainer.simulator as simulator
-from ipu_trainer.simulator.saved_executables import read_executable
+from ipu_trainer.simulator.execution.saved_executables import read_executable
 
 SMALL = st.integers(1, 3)
 

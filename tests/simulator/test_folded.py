@@ -10,7 +10,7 @@ from simulated_models import batch, new_model
 
 from ipu_trainer.simulator import identity_loss
 from ipu_trainer.simulator.enums import OutputMode
-from ipu_trainer.simulator.folded import apart
+from ipu_trainer.simulator.execution.coalesced import apart
 
 
 @pytest.fixture

@@ -217,4 +217,6 @@ def test_the_modules_that_optimum_graphcore_compiles_are_imported_in_every_way(t
         print(sdk_version_hash(), compiled.sdk_version_hash(), utils.load_lib.__module__)
     """
     done = run(tmp_path, program, SIMULATE)
-    assert done.stdout.split() == ["simulator", "simulator", "ipu_trainer.simulator.optimum_extensions"], done.stderr
+    assert done.stdout.split() == ["simulator", "simulator", "ipu_trainer.simulator.sdk.optimum_extensions"], (
+        done.stderr
+    )

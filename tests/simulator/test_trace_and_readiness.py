@@ -10,9 +10,9 @@ import torch
 
 from ipu_trainer.machine import schedule as schedules
 from ipu_trainer.machine.hardware import SRAM_BYTES_PER_IPU
-from ipu_trainer.simulator import trace
-from ipu_trainer.simulator.memory import memory_report
-from ipu_trainer.simulator.stages import Stage
+from ipu_trainer.simulator.analysis import trace
+from ipu_trainer.simulator.analysis.memory_map import memory_report
+from ipu_trainer.simulator.analysis.stages import Stage
 
 NUM_SAMPLES = 5  # in a micro-batch
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers
 
-from ipu_trainer import torch_faults
+from ipu_trainer.compat import torch_workarounds as torch_faults
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 SEQ2SEQ = {

@@ -13,10 +13,14 @@ from safetensors.torch import load_file
 from transformers import HfArgumentParser
 
 from ipu_trainer.cli import main
-from ipu_trainer.tasks.chest_xray.arguments import _OWN_RECIPE, ChestXrayArguments
-from ipu_trainer.tasks.chest_xray.arguments import _RECIPE as CHEST_DEFAULTS
-from ipu_trainer.tasks.chest_xray.transforms import Augmentation
-from ipu_trainer.tasks.flag_table import (
+from ipu_trainer.compat import argument_names as renamed
+from ipu_trainer.compat import transformers_versions as compat
+from ipu_trainer.tasks.chest_xray.data.transforms import Augmentation
+from ipu_trainer.tasks.chest_xray.recipe_arguments import _OWN_RECIPE, ChestXrayArguments
+from ipu_trainer.tasks.chest_xray.recipe_arguments import _RECIPE as CHEST_DEFAULTS
+from ipu_trainer.tasks.language_modeling.recipe_arguments import _RECIPE as TEXT_DEFAULTS
+from ipu_trainer.tasks.language_modeling.recipe_arguments import LanguageModelingArguments
+from ipu_trainer.tasks.recipe.flag_table import (
     ALWAYS,
     CHEST,
     EFFECTIVE,
@@ -28,12 +32,9 @@ from ipu_trainer.tasks.flag_table import (
     TEXT,
     kind_of,
 )
-from ipu_trainer.tasks.flags import parse_flags
-from ipu_trainer.tasks.language_modeling.arguments import _RECIPE as TEXT_DEFAULTS
-from ipu_trainer.tasks.language_modeling.arguments import LanguageModelingArguments
-from ipu_trainer.tasks.seq2seq.arguments import _RECIPE as PAIRS_DEFAULTS
-from ipu_trainer.tasks.seq2seq.arguments import Seq2SeqArguments
-from ipu_trainer.training import compat, renamed
+from ipu_trainer.tasks.recipe.flags import parse_flags
+from ipu_trainer.tasks.seq2seq.recipe_arguments import _RECIPE as PAIRS_DEFAULTS
+from ipu_trainer.tasks.seq2seq.recipe_arguments import Seq2SeqArguments
 from ipu_trainer.training.arguments import IPUTrainingArguments
 from ipu_trainer.training.seq2seq import IPUSeq2SeqTrainingArguments
 
@@ -62,7 +63,7 @@ EVERY = [(task, name) for task in RECIPES for name in fields(task)]
 @pytest.mark.parametrize("task", RECIPES)
 def test_every_field_of_the_installed_release_has_a_row_that_says_what_becomes_of_it(task):
     without = [name for name in fields(task) if kind_of(name, task) is None]
-    assert not without, "find out what the tasks do with it, and add a row to ipu_trainer/tasks/flag_table.py"
+    assert not without, "find out what the tasks do with it, and add a row to ipu_trainer/tasks/recipe/flag_table.py"
 
 
 def written(task, name, value):

@@ -7,9 +7,9 @@ import shutil
 import pytest
 
 from ipu_trainer.cli import main
+from ipu_trainer.compat import transformers_versions as compat
 from ipu_trainer.tasks import folders
-from ipu_trainer.tasks.chest_xray import source
-from ipu_trainer.training import compat
+from ipu_trainer.tasks.chest_xray.data import source
 
 VARIABLES = (folders.PUBLIC_DATASETS_DIR, folders.DATASETS_DIR, folders.CHECKPOINT_DIR)
 TRAIN = [

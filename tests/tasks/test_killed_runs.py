@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from ipu_trainer.atomic import atomic_path, remove_leftovers, write_json
 from ipu_trainer.cli import main
-from ipu_trainer.training import compat
+from ipu_trainer.compat import transformers_versions as compat
 
 CPU = [f"--{compat.field_name('use_cpu')}", "true", "--disable_tqdm", "true", "--report_to", "none"]
 
@@ -126,7 +126,7 @@ def test_a_chest_x_ray_run_killed_at_each_write_ends_with_all_files_and_the_same
 
 
 def test_a_preparation_killed_at_each_write_ends_with_the_same_files_and_decodes_once(phantoms, tmp_path, monkeypatch):
-    from ipu_trainer.tasks.chest_xray import images
+    from ipu_trainer.tasks.chest_xray.data import image_decoding as images
 
     def words(output):
         given = ["--csv", str(phantoms / "phantoms.csv"), "--images", str(phantoms / "images"), "--output", str(output)]

@@ -13,8 +13,6 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from ipu_trainer.cli import main
-from ipu_trainer.tasks.documents import Document
-from ipu_trainer.tasks.language_modeling.arguments import parse_arguments
 from ipu_trainer.tasks.language_modeling.metrics import perplexity, token_losses
 from ipu_trainer.tasks.language_modeling.model import NO_DROPOUT, SIZES, build_model
 from ipu_trainer.tasks.language_modeling.packing import (
@@ -25,10 +23,12 @@ from ipu_trainer.tasks.language_modeling.packing import (
     token_stream,
     unigram_perplexity,
 )
+from ipu_trainer.tasks.language_modeling.recipe_arguments import parse_arguments
 from ipu_trainer.tasks.language_modeling.train import train
-from ipu_trainer.tasks.models import find_config, parse_overrides
-from ipu_trainer.tasks.record import read_run
-from ipu_trainer.tasks.tokenizers import load_tokenizer, save_tokenizer, train_tokenizer
+from ipu_trainer.tasks.recipe.run_record import read_run
+from ipu_trainer.tasks.text.documents import Document
+from ipu_trainer.tasks.text.text_models import find_config, parse_overrides
+from ipu_trainer.tasks.text.tokenizers import load_tokenizer, save_tokenizer, train_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def words(corpus, output, *more):
 
 
 def hasattr_field(name):
-    from ipu_trainer.training import compat
+    from ipu_trainer.compat import transformers_versions as compat
 
     return compat.field_name(name) == name
 

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipu_trainer.cli import main
-from ipu_trainer.tasks.flags import flags_given, with_config
-from ipu_trainer.tasks.search import Searched, _known_directions
-from ipu_trainer.tasks.search_space import Range, parse_range
-from ipu_trainer.training import compat
+from ipu_trainer.compat import transformers_versions as compat
+from ipu_trainer.tasks.recipe.flags import flags_given, with_config
+from ipu_trainer.tasks.search.search_command import Searched, _known_directions
+from ipu_trainer.tasks.search.search_space import Range, parse_range
 
 optuna = pytest.importorskip("optuna")
 

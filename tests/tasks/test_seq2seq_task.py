@@ -7,11 +7,11 @@ import pytest
 from html_pages import checked_page
 
 from ipu_trainer.cli import main
-from ipu_trainer.tasks.documents import Document
+from ipu_trainer.compat import transformers_versions as compat
 from ipu_trainer.tasks.seq2seq.metrics import baseline_texts, text_scores
 from ipu_trainer.tasks.seq2seq.pairs import IGNORED, FixedShapePairs, Pair, docstring_pairs, read_pairs
-from ipu_trainer.tasks.tokenizers import load_tokenizer, train_tokenizer
-from ipu_trainer.training import compat
+from ipu_trainer.tasks.text.documents import Document
+from ipu_trainer.tasks.text.tokenizers import load_tokenizer, train_tokenizer
 
 CODE = '''
 class Table:
@@ -121,7 +121,7 @@ def test_the_recipe_learns_writes_and_leaves_a_complete_model_folder(pairs_file,
 
 
 def test_a_simulated_pipeline_writes_what_the_host_writes(pairs_file, tmp_path):
-    from ipu_trainer.tasks.seq2seq.arguments import parse_arguments
+    from ipu_trainer.tasks.seq2seq.recipe_arguments import parse_arguments
     from ipu_trainer.tasks.seq2seq.train import train
 
     (tmp_path / "ipu_config.json").write_text(

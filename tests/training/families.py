@@ -5,7 +5,7 @@ import transformers
 from transformers import AutoConfig
 
 from ipu_trainer import IPUConfig, IPUTrainer, IPUTrainingArguments
-from ipu_trainer.training import compat
+from ipu_trainer.compat import transformers_versions as compat
 
 _ENCODER = {
     "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 64,

@@ -8,7 +8,7 @@ from heads import HEADS, head_of, samples_of
 from transformers import Trainer
 
 from ipu_trainer import IPUConfig, IPUTrainer, IPUTrainingArguments
-from ipu_trainer.training import compat
+from ipu_trainer.compat import transformers_versions as compat
 
 
 def step(folder, head, backend, micro_batch, accumulation, trainer_class=IPUTrainer, data=None, **changes):

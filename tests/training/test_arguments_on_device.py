@@ -7,7 +7,7 @@ import torch
 from tiny_models import bert
 
 from ipu_trainer import IPUConfig, IPUTrainer, IPUTrainingArguments
-from ipu_trainer.training import renamed
+from ipu_trainer.compat import argument_names as renamed
 from ipu_trainer.training.arguments import _HOST_ONLY
 
 G = torch.Generator().manual_seed(0)

@@ -13,11 +13,11 @@ from transformers import (
 )
 
 from ipu_trainer import IPUTrainer, IPUTrainingArguments
-from ipu_trainer.training import compat
-from ipu_trainer.training import compile as module
-from ipu_trainer.training.compile import compiled_layers, fused_projections
-from ipu_trainer.training.precision import Precision, used_precision
-from ipu_trainer.training.speed import choose_compile, told_speed
+from ipu_trainer.compat import transformers_versions as compat
+from ipu_trainer.training.acceleration import compiled_layers as module
+from ipu_trainer.training.acceleration.choices import choose_compile, told_speed
+from ipu_trainer.training.acceleration.compiled_layers import compiled_layers, fused_projections
+from ipu_trainer.training.acceleration.precision import Precision, used_precision
 
 IDS = torch.randint(3, 50, (3, 8), generator=torch.Generator().manual_seed(0))
 PIXELS = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -224,7 +224,7 @@ def test_a_compiled_training_ends_in_the_same_weights_and_plain_checkpoints(tmp_
             counts.append(count)
             yield count
 
-    monkeypatch.setattr("ipu_trainer.training.host_loop.compiled_layers", without_inductor)
+    monkeypatch.setattr("ipu_trainer.training.host.host_loop.compiled_layers", without_inductor)
     if make is vit:
         samples = [{"pixel_values": pixels.float(), "labels": i % 2} for i, pixels in enumerate(PIXELS)]
     else:
@@ -248,7 +248,8 @@ def test_a_run_resumes_compiled_and_fused_from_a_plain_checkpoint_and_back(tmp_p
     """Weights and AdamW's state go from off to layers with one product, and from there to off again."""
     real = module.compiled_layers
     monkeypatch.setattr(
-        "ipu_trainer.training.host_loop.compiled_layers", lambda model, required: real(model, required, "aot_eager")
+        "ipu_trainer.training.host.host_loop.compiled_layers",
+        lambda model, required: real(model, required, "aot_eager"),
     )
     samples = [{"pixel_values": pixels.float(), "labels": i % 2} for i, pixels in enumerate(PIXELS)]
 
@@ -280,7 +281,7 @@ def test_projections_are_fused_without_compiling_too_and_refused_where_there_are
             counts.append(count)
             yield count
 
-    monkeypatch.setattr("ipu_trainer.training.host_loop.fused_projections", counting)
+    monkeypatch.setattr("ipu_trainer.training.host.host_loop.fused_projections", counting)
     samples = [{"pixel_values": pixels.float(), "labels": i % 2} for i, pixels in enumerate(PIXELS)]
     IPUTrainer(vit(), arguments(tmp_path / "vit", fuse_projections=True), train_dataset=samples).train()
     assert counts == [2]

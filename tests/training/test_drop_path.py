@@ -4,8 +4,8 @@ import pytest
 import torch
 from tiny_models import vit
 
-from ipu_trainer.training.compile import compiled_layers
-from ipu_trainer.training.drop_path import add_drop_path
+from ipu_trainer.training.acceleration.compiled_layers import compiled_layers
+from ipu_trainer.training.finetuning.stochastic_depth import add_drop_path
 
 PIXELS = torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 compiles = pytest.mark.skipif(not hasattr(torch.nn.Module, "compile"), reason="torch compiles no modules in place")

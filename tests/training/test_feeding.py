@@ -5,7 +5,7 @@ import contextlib
 import pytest
 import torch
 
-from ipu_trainer.training import feeding
+from ipu_trainer.training.acceleration import input_pipeline as feeding
 
 
 class Tensor:

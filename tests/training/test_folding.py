@@ -22,10 +22,11 @@ from transformers import (
 )
 
 from ipu_trainer import IPUConfig, IPUTrainer, IPUTrainingArguments
-from ipu_trainer.tasks.chest_xray.losses import FindingLoss
-from ipu_trainer.training import compat, folding
-from ipu_trainer.training.folding import divisors_down, largest_that_fits, why_not_by_size
-from ipu_trainer.training.passes import MicroBatches, parts_of
+from ipu_trainer.compat import transformers_versions as compat
+from ipu_trainer.tasks.chest_xray.model.losses import FindingLoss
+from ipu_trainer.training.host import coalescing as folding
+from ipu_trainer.training.host.coalesced_batches import MicroBatches, parts_of
+from ipu_trainer.training.host.coalescing import divisors_down, largest_that_fits, why_not_by_size
 
 RANDOM = torch.Generator().manual_seed(0)
 PIXELS = torch.randn(64, 3, 16, 16, generator=RANDOM)
@@ -566,7 +567,7 @@ def test_folded_epochs_have_the_samples_and_updates_of_literal_ones(samples, mic
 
 
 def test_a_run_that_begins_anew_with_smaller_passes_keeps_the_optimizer_that_was_given(tmp_path, monkeypatch):
-    from ipu_trainer.training import host_loop
+    from ipu_trainer.training.host import host_loop
 
     real = host_loop.folded_step
 

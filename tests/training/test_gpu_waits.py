@@ -9,8 +9,9 @@ from tiny_models import gpt2
 from transformers import PreTrainedModel, Trainer
 
 from ipu_trainer import IPUTrainer, IPUTrainingArguments
-from ipu_trainer.training import compat, gpu_waits
-from ipu_trainer.training.gpu_waits import padding_told_later, rows_not_packed
+from ipu_trainer.compat import transformers_versions as compat
+from ipu_trainer.training.acceleration import host_sync as gpu_waits
+from ipu_trainer.training.acceleration.host_sync import padding_told_later, rows_not_packed
 
 masking_utils = compat.masking_utils
 searches = pytest.mark.skipif(

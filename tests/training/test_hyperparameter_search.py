@@ -12,7 +12,7 @@ from transformers.trainer_utils import HPSearchBackend
 
 import ipu_trainer
 from ipu_trainer import IPUConfig, IPUTrainer, IPUTrainingArguments
-from ipu_trainer.training import compat
+from ipu_trainer.compat import transformers_versions as compat
 
 optuna = pytest.importorskip("optuna")
 PIXELS = torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -69,7 +69,7 @@ def test_a_study_resumes_after_a_kill_without_repeating_finished_trials(tmp_path
     code = KILLED.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "run"), storage=storage)
     root = str(Path(ipu_trainer.__file__).parents[1])
     child = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": root})
-    from ipu_trainer.training.hyperparameter_search import open_storage
+    from ipu_trainer.training.hyperparameter_search.optuna_search import open_storage
 
     def trials():
         try:
@@ -239,7 +239,7 @@ def test_a_name_of_another_release_in_hp_space_is_searched(tmp_path):
 
 def test_two_processes_on_one_study_make_its_trials_and_no_more(tmp_path):
     """Each once made all that were missing when it began, and took the other's newest trial for a dead one."""
-    from ipu_trainer.training.hyperparameter_search import open_storage
+    from ipu_trainer.training.hyperparameter_search.optuna_search import open_storage
 
     storage = str(tmp_path / "study.db")  # both make its tables
     code = WORKER.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "run"), storage=storage)
@@ -261,7 +261,7 @@ def test_two_processes_on_one_study_make_its_trials_and_no_more(tmp_path):
 @pytest.mark.parametrize("said", [0, 1])
 def test_a_trial_that_another_process_has_just_begun_is_left_alone(tmp_path, monkeypatch, said):
     """It has not said yet, for some milliseconds, which process it is of, or has said half of it."""
-    from ipu_trainer.training.hyperparameter_search import _Trials
+    from ipu_trainer.training.hyperparameter_search.optuna_search import _Trials
 
     storage = f"sqlite:///{tmp_path}/s.db"
     study = optuna.create_study(study_name="s", storage=storage)
@@ -285,7 +285,7 @@ def test_a_trial_that_another_process_has_just_begun_is_left_alone(tmp_path, mon
 
 def test_a_trial_beyond_the_total_is_given_up_before_work(tmp_path, monkeypatch):
     """Two processes may begin the last one at the same moment: the larger number has nothing to do."""
-    from ipu_trainer.training.hyperparameter_search import _Trials
+    from ipu_trainer.training.hyperparameter_search.optuna_search import _Trials
 
     monkeypatch.setattr(_Trials, "stop_at_the_last", lambda *_: None)
     storage, made = f"sqlite:///{tmp_path}/s.db", []

@@ -15,9 +15,9 @@ on_h100 = pytest.mark.skipif(
 
 
 def test_attention_and_gelu_hold_against_numeric_gradients_and_their_declared_shapes():
-    from ipu_trainer.training.kernels.attention import packed_attention
-    from ipu_trainer.training.kernels.bias_gelu import bias_gelu
-    from ipu_trainer.training.kernels.operations import operations
+    from ipu_trainer.training.acceleration.fused_kernels.attention import packed_attention
+    from ipu_trainer.training.acceleration.fused_kernels.bias_gelu import bias_gelu
+    from ipu_trainer.training.acceleration.fused_kernels.operations import operations
 
     packed = torch.randn(2, 5, 3, 2, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda value: packed_attention(value, None, None, 0.5), packed)
@@ -50,8 +50,8 @@ def test_attention_and_gelu_hold_against_numeric_gradients_and_their_declared_sh
 
 @pytest.mark.parametrize(("kept", "reads_all"), [(None, False), ([0.0, 1.25], False), ([0.0, 1.25], True)])
 def test_a_sum_and_its_norm_hold_against_torchs_and_numeric_gradients_and_declared_shapes(kept, reads_all):
-    from ipu_trainer.training.kernels.operations import operations
-    from ipu_trainer.training.kernels.residual_norm import residual_norm
+    from ipu_trainer.training.acceleration.fused_kernels.operations import operations
+    from ipu_trainer.training.acceleration.fused_kernels.residual_norm import residual_norm
 
     double = {"dtype": torch.float64, "requires_grad": True}
     given = [
@@ -75,7 +75,7 @@ def test_a_sum_and_its_norm_hold_against_torchs_and_numeric_gradients_and_declar
 
 def test_operations_of_other_code_have_other_names(tmp_path):
     """Else what an older version left in torch's cache of compiled code would be used."""
-    from ipu_trainer.training.kernels import attention, operations
+    from ipu_trainer.training.acceleration.fused_kernels import attention, operations
 
     names = set()
     for code in ("", "one = 1", "one = 2"):
@@ -97,8 +97,8 @@ def attention_case(batch, tokens, heads, seed=0):
     ("batch", "tokens", "heads"), [(3, 129, 5), (1, 160, 1), (2, 197, 12), (2, 250, 2), (5, 256, 3)]
 )
 def test_the_gpus_attention_is_as_exact_as_the_librarys(batch, tokens, heads):
-    from ipu_trainer.training.kernels.attention import packed_attention
-    from ipu_trainer.training.kernels.operations import operations
+    from ipu_trainer.training.acceleration.fused_kernels.attention import packed_attention
+    from ipu_trainer.training.acceleration.fused_kernels.operations import operations
 
     values, weights = attention_case(batch, tokens, heads)
     exact = values.double().requires_grad_()
@@ -122,7 +122,7 @@ def test_the_gpus_attention_is_as_exact_as_the_librarys(batch, tokens, heads):
 @pytest.mark.parametrize(("shape", "width"), [((2, 197), 96), ((1, 3), 200), ((4, 300), 3072)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_the_gpus_gelu_rounds_once(shape, width, dtype):
-    from ipu_trainer.training.kernels.bias_gelu import bias_gelu
+    from ipu_trainer.training.acceleration.fused_kernels.bias_gelu import bias_gelu
 
     torch.manual_seed(0)
     product, bias, weights = (
@@ -147,7 +147,7 @@ def test_the_gpus_gelu_rounds_once(shape, width, dtype):
 @pytest.mark.parametrize("stream", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(("skips", "reads_all"), [(False, False), (True, False), (True, True)])
 def test_the_gpus_sum_and_norm_round_once(batch, tokens, width, stream, skips, reads_all):
-    from ipu_trainer.training.kernels.residual_norm import residual_norm
+    from ipu_trainer.training.acceleration.fused_kernels.residual_norm import residual_norm
 
     torch.manual_seed(0)
     shape, kept = (batch, tokens, width), torch.tensor([1.25, 0.0, 1.25, 1.25, 0.0])[:batch] if skips else None

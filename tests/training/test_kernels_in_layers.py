@@ -23,12 +23,12 @@ from transformers import (
 )
 
 from ipu_trainer import IPUTrainer, IPUTrainingArguments
-from ipu_trainer.tasks.chest_xray.class_token import ClassTokenLayer
-from ipu_trainer.training import compat
-from ipu_trainer.training.compile import compiled_layers
-from ipu_trainer.training.drop_path import add_drop_path
-from ipu_trainer.training.kernels.rewrite import own_kernels
-from ipu_trainer.training.speed import Choice, choose_kernels, told_speed
+from ipu_trainer.compat import transformers_versions as compat
+from ipu_trainer.tasks.chest_xray.model.class_token import ClassTokenLayer
+from ipu_trainer.training.acceleration.choices import Choice, choose_kernels, told_speed
+from ipu_trainer.training.acceleration.compiled_layers import compiled_layers
+from ipu_trainer.training.acceleration.fused_kernels.rewrite import own_kernels
+from ipu_trainer.training.finetuning.stochastic_depth import add_drop_path
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.library, "triton_op") or not hasattr(ViTForImageClassification(ViTConfig(
@@ -368,7 +368,7 @@ def test_a_run_refuses_what_cannot_be_before_it_starts(tmp_path):
 
 def as_on_an_h100(monkeypatch):
     """The trainer's choices of an H100 on this CPU, where the operations are plain torch."""
-    host_loop = "ipu_trainer.training.host_loop"
+    host_loop = "ipu_trainer.training.host.host_loop"
     monkeypatch.setattr(f"{host_loop}.choose_kernels", lambda requested, args: Choice("on", "a test"))
     monkeypatch.setattr(
         f"{host_loop}.compiled_layers", lambda model, required: compiled_layers(model, required, "eager")
@@ -382,7 +382,7 @@ def test_a_training_uses_them_with_and_without_fused_projections_and_leaves_no_t
         [],
         [{"pixel_values": pixels.float(), "labels": number % 2} for number, pixels in enumerate(PIXELS)],
     )
-    kernels = importlib.import_module("ipu_trainer.training.kernels.forwards")
+    kernels = importlib.import_module("ipu_trainer.training.acceleration.fused_kernels.forwards")
     for name in ("packed_attention", "bias_gelu", "residual_norm"):
         original = getattr(kernels, name)
 

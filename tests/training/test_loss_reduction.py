@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipu_trainer.config.batching import BatchGeometry
-from ipu_trainer.training.host_step import LOSS_WEIGHT, NUM_ITEMS, host_step
-from ipu_trainer.training.loss_reduction import (
+from ipu_trainer.training.device.host_step import LOSS_WEIGHT, NUM_ITEMS, host_step
+from ipu_trainer.training.loss.loss_reduction import (
     MEAN,
     PER_ITEM,
     SAMPLES,

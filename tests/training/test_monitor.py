@@ -8,9 +8,9 @@ from test_trainer import Pictures, arguments, vit
 from transformers import TrainerCallback, TrainerState
 
 from ipu_trainer import IPUConfig, IPUTrainer
-from ipu_trainer.tasks.language_modeling.arguments import parse_arguments
-from ipu_trainer.tasks.record import resumable_checkpoint
-from ipu_trainer.training import reporting
+from ipu_trainer.tasks.language_modeling.recipe_arguments import parse_arguments
+from ipu_trainer.tasks.recipe.run_record import resumable_checkpoint
+from ipu_trainer.training import tracking as reporting
 from ipu_trainer.training.monitor import Monitor, loss_scale, watch
 
 

@@ -12,9 +12,9 @@ from transformers.training_args import OptimizerNames
 
 import ipu_trainer.simulator as poptorch
 from ipu_trainer import IPUConfig, IPUTrainer, IPUTrainingArguments
+from ipu_trainer.compat import transformers_versions as compat
 from ipu_trainer.config.batching import BatchGeometry
-from ipu_trainer.training import compat
-from ipu_trainer.training.host_step import usable_samples
+from ipu_trainer.training.device.host_step import usable_samples
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from ipu_trainer import IPUConfig, IPUTrainer, IPUTrainingArguments
 from ipu_trainer.backends import choose_backend
-from ipu_trainer.training import compat
+from ipu_trainer.compat import transformers_versions as compat
 
 _ALONE = "IPU_TRAINER_TESTS_OPTIMUM_ALONE"
 has_optimum = importlib.util.find_spec("optimum") is not None and importlib.util.find_spec("optimum.graphcore")

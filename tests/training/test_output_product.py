@@ -9,7 +9,7 @@ from tiny_models import bert, gpt2
 from torch import nn
 from transformers import BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
-from ipu_trainer.training.output_product import aligned_output_product, padded_linear
+from ipu_trainer.training.acceleration.padded_lm_head import aligned_output_product, padded_linear
 
 IDS = torch.randint(3, 50, (3, 8), generator=torch.Generator().manual_seed(0))
 compiles = pytest.mark.skipif(not hasattr(nn.Module, "compile"), reason="torch compiles no modules in place")

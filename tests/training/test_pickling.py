@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from ipu_trainer import IPUConfig, IPUTrainer, IPUTrainingArguments
 from ipu_trainer.backends.base import Backend
-from ipu_trainer.training import compat
+from ipu_trainer.compat import transformers_versions as compat
 
 PIXELS = torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 SAMPLES = [{"pixel_values": pixels, "labels": index % 2} for index, pixels in enumerate(PIXELS)]

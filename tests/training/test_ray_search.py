@@ -9,7 +9,7 @@ from tiny_models import vit
 from transformers import Trainer
 
 from ipu_trainer import IPUConfig, IPUTrainer, IPUTrainingArguments
-from ipu_trainer.training import compat
+from ipu_trainer.compat import transformers_versions as compat
 
 ray = pytest.importorskip("ray", reason="Ray Tune is for Python 3.9 and later: pip install 'ray[tune]'")
 tune = pytest.importorskip("ray.tune")

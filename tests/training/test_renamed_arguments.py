@@ -17,10 +17,10 @@ from tiny_models import bert
 from transformers import Trainer, TrainerCallback
 
 from ipu_trainer import IPUSeq2SeqTrainingArguments, IPUTrainer, IPUTrainingArguments
-from ipu_trainer.tasks.flags import parse_flags
-from ipu_trainer.tasks.language_modeling.arguments import LanguageModelingArguments
-from ipu_trainer.training import renamed
-from ipu_trainer.training.renamed_trainer import ELSEWHERE, RENAMED_METHODS
+from ipu_trainer.compat import argument_names as renamed
+from ipu_trainer.compat.trainer_signatures import ELSEWHERE, RENAMED_METHODS
+from ipu_trainer.tasks.language_modeling.recipe_arguments import LanguageModelingArguments
+from ipu_trainer.tasks.recipe.flags import parse_flags
 
 HERE = Path(__file__).resolve().parent
 _SPEC = importlib.util.spec_from_file_location("names", HERE.parents[1] / "scripts" / "renamed_arguments.py")
@@ -72,7 +72,7 @@ def test_every_name_that_the_installed_release_has_not_is_answered(release):
             answered = answered or name in INSTALLED["Trainer"]["attributes"]
         if not answered:
             unanswered.append(row)
-    assert not unanswered, "add a row to ipu_trainer/training/renamed.py or renamed_trainer.py"
+    assert not unanswered, "add a row to ipu_trainer/compat/argument_names.py or renamed_trainer.py"
 
 
 def _takes(where, name):

@@ -5,9 +5,9 @@ import torch
 from tiny_models import bert, gpt2
 
 from ipu_trainer import IPUConfig, IPUTrainer, IPUTrainingArguments
-from ipu_trainer.training import compat
+from ipu_trainer.compat import transformers_versions as compat
+from ipu_trainer.training.acceleration.bfloat16_residual import bfloat16_residual_stream
 from ipu_trainer.training.layers import layer_stacks
-from ipu_trainer.training.residual_stream import bfloat16_residual_stream
 
 IDS = torch.randint(3, 50, (3, 8), generator=torch.Generator().manual_seed(0))
 

@@ -119,7 +119,7 @@ def test_weight_updates_are_logged_where_a_host_step_is_several(tmp_path):
 
 def test_rates_are_those_of_the_work_without_the_time_of_compiling(tmp_path, monkeypatch):
     """The compiling takes 100 s longer than the training does, by the clocks that both are measured with."""
-    from ipu_trainer.training.device import DeviceRun
+    from ipu_trainer.training.device.executors import DeviceRun
 
     stock = DeviceRun._compile
 

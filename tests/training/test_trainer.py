@@ -10,10 +10,10 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, ViTConfig,
 import ipu_trainer
 from ipu_trainer import IPUConfig, IPUTrainer, IPUTrainingArguments
 from ipu_trainer.backends import choose_backend
-from ipu_trainer.training import compat
-from ipu_trainer.training.checkpoints import last_complete_checkpoint
+from ipu_trainer.compat import transformers_versions as compat
+from ipu_trainer.training.acceleration.precision import choose_precision
 from ipu_trainer.training.layers import head_parameters, layer_stacks, parameter_depths
-from ipu_trainer.training.precision import choose_precision
+from ipu_trainer.training.state.checkpoints import last_complete_checkpoint
 
 
 class Pictures(Dataset):

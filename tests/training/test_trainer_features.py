@@ -9,7 +9,7 @@ from transformers import BertConfig, BertForSequenceClassification, Trainer
 from transformers.training_args import OptimizerNames
 
 from ipu_trainer import IPUTrainer, IPUTrainingArguments
-from ipu_trainer.training import compat
+from ipu_trainer.compat import transformers_versions as compat
 
 BACKENDS = ("host", "simulated")
 SMALL = {

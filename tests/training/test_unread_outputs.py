@@ -7,8 +7,8 @@ from tiny_models import gpt2
 from transformers import Trainer
 
 from ipu_trainer import IPUTrainer, IPUTrainingArguments
-from ipu_trainer.training import compat
-from ipu_trainer.training.unread_outputs import loss_alone_in_float32, reads_loss_alone
+from ipu_trainer.compat import transformers_versions as compat
+from ipu_trainer.training.acceleration.loss_only_forward import loss_alone_in_float32, reads_loss_alone
 
 ROWS = torch.randint(3, 50, (16, 8), generator=torch.Generator().manual_seed(0))
 prepares = pytest.mark.skipif(
@@ -60,7 +60,7 @@ def test_a_training_copies_no_logits_and_ends_in_the_same_weights(tmp_path, conv
     ours = trainer_of(tmp_path / "ours")
     ours.train()
     assert logits not in converted
-    monkeypatch.setattr("ipu_trainer.training.host_loop.reads_loss_alone", lambda *_: False)
+    monkeypatch.setattr("ipu_trainer.training.host.host_loop.reads_loss_alone", lambda *_: False)
     plain = trainer_of(tmp_path / "plain")
     plain.train()
     assert converted.count(logits) == 3

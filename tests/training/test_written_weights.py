@@ -6,7 +6,8 @@ from tiny_models import vit
 from transformers import TrainerCallback
 
 from ipu_trainer import IPUConfig, IPUTrainer, IPUTrainingArguments
-from ipu_trainer.training import compat, written_weights
+from ipu_trainer.compat import transformers_versions as compat
+from ipu_trainer.training.device import written_weights
 
 PIXELS = torch.randn(32, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 IMAGES = [{"pixel_values": pixels, "labels": index % 2} for index, pixels in enumerate(PIXELS)]

@@ -19,21 +19,24 @@ import transformers
 from ipu_trainer.atomic import write_text
 from ipu_trainer.config.ipu_config import IPUConfig
 from ipu_trainer.config.profiles import load_profile
-from ipu_trainer.tasks.chest_xray import metrics as metric
-from ipu_trainer.tasks.chest_xray import report
-from ipu_trainer.tasks.chest_xray.arguments import ChestXrayArguments, finding_loss, parse_arguments
-from ipu_trainer.tasks.chest_xray.dataset import ChestXrayDataset, PreparedChestXrays, load_prepared
-from ipu_trainer.tasks.chest_xray.losses import FindingLoss
-from ipu_trainer.tasks.chest_xray.model import load_finished, load_model, load_processor, read_config
-from ipu_trainer.tasks.chest_xray.page import write_report
-from ipu_trainer.tasks.chest_xray.record import resolved_settings
-from ipu_trainer.tasks.chest_xray.trainer import ChestXrayTrainer, sigmoid
-from ipu_trainer.tasks.chest_xray.transforms import ChestXrayCollator, Normalisation, load_normalisation
-from ipu_trainer.tasks.curves import plot_training
-from ipu_trainer.tasks.early_checks import checked
-from ipu_trainer.tasks.fit_warning import feasibility_check, fit_warning, warn
-from ipu_trainer.tasks.pages.run import REPORT_FILE, report_or_reason
-from ipu_trainer.tasks.record import (
+from ipu_trainer.tasks.chest_xray.data.dataset import ChestXrayDataset, PreparedChestXrays, load_prepared
+from ipu_trainer.tasks.chest_xray.data.transforms import ChestXrayCollator, Normalisation, load_normalisation
+from ipu_trainer.tasks.chest_xray.evaluation import metrics as metric
+from ipu_trainer.tasks.chest_xray.model.chest_xray_trainer import ChestXrayTrainer, sigmoid
+from ipu_trainer.tasks.chest_xray.model.classifier import (
+    load_finished,
+    load_model,
+    load_processor,
+    read_config,
+)
+from ipu_trainer.tasks.chest_xray.model.losses import FindingLoss
+from ipu_trainer.tasks.chest_xray.recipe_arguments import ChestXrayArguments, finding_loss, parse_arguments
+from ipu_trainer.tasks.chest_xray.report import artifacts as report
+from ipu_trainer.tasks.chest_xray.report.html_report import write_report
+from ipu_trainer.tasks.chest_xray.run_settings import resolved_settings
+from ipu_trainer.tasks.recipe.early_checks import checked
+from ipu_trainer.tasks.recipe.fit_warning import feasibility_check, fit_warning, warn
+from ipu_trainer.tasks.recipe.run_record import (
     RUNNING,
     begin_run,
     finish_run,
@@ -43,12 +46,14 @@ from ipu_trainer.tasks.record import (
     versions,
     write_history,
 )
-from ipu_trainer.tasks.search import Searched
+from ipu_trainer.tasks.reporting.curves import plot_training
+from ipu_trainer.tasks.reporting.run_report import REPORT_FILE, report_or_reason
+from ipu_trainer.tasks.search.search_command import Searched
+from ipu_trainer.training.acceleration.choices import told_speed
+from ipu_trainer.training.acceleration.precision import used_precision
 from ipu_trainer.training.arguments import IPUTrainingArguments
 from ipu_trainer.training.monitor import watch
-from ipu_trainer.training.precision import used_precision
-from ipu_trainer.training.reporting import live_view
-from ipu_trainer.training.speed import told_speed
+from ipu_trainer.training.tracking import live_view
 
 METRICS = ("mean_auroc_14",)  # of _watch
 

@@ -10,11 +10,11 @@ from typing import Any, Dict, List, Sequence, Tuple
 import numpy as np
 
 from ipu_trainer.atomic import write_json
-from ipu_trainer.tasks.documents import Document, fingerprint, limited, read_folder, split_by_group, unique
-from ipu_trainer.tasks.language_modeling.arguments import LanguageModelingArguments
 from ipu_trainer.tasks.language_modeling.packing import read_stream, token_stream, write_stream
-from ipu_trainer.tasks.python_code import installed_python
-from ipu_trainer.tasks.tokenizers import load_tokenizer, save_tokenizer, train_tokenizer
+from ipu_trainer.tasks.language_modeling.recipe_arguments import LanguageModelingArguments
+from ipu_trainer.tasks.text.documents import Document, fingerprint, limited, read_folder, split_by_group, unique
+from ipu_trainer.tasks.text.python_code import installed_python
+from ipu_trainer.tasks.text.tokenizers import load_tokenizer, save_tokenizer, train_tokenizer
 
 _ABOUT = "corpus.json"
 

@@ -11,8 +11,8 @@ from transformers import (
     AutoModelForMaskedLM,
 )
 
-from ipu_trainer.tasks.models import check_task, random_model, set_vocabulary
 from ipu_trainer.tasks.pretrained import load_pretrained
+from ipu_trainer.tasks.text.text_models import check_task, random_model, set_vocabulary
 
 # tasks/models.py says what these are. GPT-2's sizes are the published ones.
 SIZES: Dict[str, Tuple[str, Dict[str, Any]]] = {

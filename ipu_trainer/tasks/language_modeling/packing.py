@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from transformers import DataCollatorForLanguageModeling
 
 from ipu_trainer.atomic import atomic_path
-from ipu_trainer.tasks.documents import Document
+from ipu_trainer.tasks.text.documents import Document
 
 IGNORED = -100  # the label that no loss counts
 _TEXTS_A_CALL = 256

@@ -19,12 +19,8 @@ import transformers
 from ipu_trainer.atomic import write_json, write_text
 from ipu_trainer.config.ipu_config import IPUConfig
 from ipu_trainer.config.profiles import load_profile
-from ipu_trainer.tasks.curves import plot_training
-from ipu_trainer.tasks.early_checks import checked
-from ipu_trainer.tasks.fit_warning import feasibility_check, fit_warning, warn
-from ipu_trainer.tasks.flags import check_read
-from ipu_trainer.tasks.language_modeling.arguments import LanguageModelingArguments, parse_arguments
 from ipu_trainer.tasks.language_modeling.corpus import Corpus, prepare_corpus
+from ipu_trainer.tasks.language_modeling.html_report import write_report
 from ipu_trainer.tasks.language_modeling.metrics import perplexity, token_losses
 from ipu_trainer.tasks.language_modeling.model import (
     NO_DROPOUT,
@@ -36,19 +32,12 @@ from ipu_trainer.tasks.language_modeling.model import (
     load_model,
 )
 from ipu_trainer.tasks.language_modeling.packing import PackedRows, RowCollator, unigram_perplexity
-from ipu_trainer.tasks.language_modeling.page import write_report
+from ipu_trainer.tasks.language_modeling.recipe_arguments import LanguageModelingArguments, parse_arguments
 from ipu_trainer.tasks.language_modeling.samples import PrintSamples, continuations, fillings
-from ipu_trainer.tasks.models import (
-    change_config,
-    check_overrides,
-    find_config,
-    from_scratch,
-    is_small,
-    own_tokenizer,
-    parse_overrides,
-)
-from ipu_trainer.tasks.pages.run import report_or_reason
-from ipu_trainer.tasks.record import (
+from ipu_trainer.tasks.recipe.early_checks import checked
+from ipu_trainer.tasks.recipe.fit_warning import feasibility_check, fit_warning, warn
+from ipu_trainer.tasks.recipe.flags import check_read
+from ipu_trainer.tasks.recipe.run_record import (
     RUNNING,
     begin_run,
     finish_run,
@@ -59,13 +48,24 @@ from ipu_trainer.tasks.record import (
     versions,
     write_history,
 )
-from ipu_trainer.tasks.search import Searched
-from ipu_trainer.tasks.tokenizers import has_tokenizer, save_tokenizer
+from ipu_trainer.tasks.reporting.curves import plot_training
+from ipu_trainer.tasks.reporting.run_report import report_or_reason
+from ipu_trainer.tasks.search.search_command import Searched
+from ipu_trainer.tasks.text.text_models import (
+    change_config,
+    check_overrides,
+    find_config,
+    from_scratch,
+    is_small,
+    own_tokenizer,
+    parse_overrides,
+)
+from ipu_trainer.tasks.text.tokenizers import has_tokenizer, save_tokenizer
+from ipu_trainer.training.acceleration.choices import told_speed
+from ipu_trainer.training.acceleration.precision import used_precision
 from ipu_trainer.training.arguments import IPUTrainingArguments
 from ipu_trainer.training.monitor import watch
-from ipu_trainer.training.precision import used_precision
-from ipu_trainer.training.reporting import live_view
-from ipu_trainer.training.speed import told_speed
+from ipu_trainer.training.tracking import live_view
 from ipu_trainer.training.trainer import IPUTrainer
 
 METRICS = ("perplexity", "nats_per_token", "num_tokens")  # of perplexity()

@@ -6,8 +6,8 @@ from typing import Any, Dict, Mapping, Tuple
 
 from transformers import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, AutoModelForSeq2SeqLM
 
-from ipu_trainer.tasks.models import check_task, random_model, set_vocabulary
 from ipu_trainer.tasks.pretrained import load_pretrained
+from ipu_trainer.tasks.text.text_models import check_task, random_model, set_vocabulary
 
 # tasks/models.py says what these are.
 SIZES: Dict[str, Tuple[str, Dict[str, Any]]] = {

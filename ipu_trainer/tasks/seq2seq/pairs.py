@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ipu_trainer.tasks.documents import Document, Grouped
+from ipu_trainer.tasks.text.documents import Document, Grouped
 
 IGNORED = -100  # the label that no loss counts
 _TARGET_WORDS = (3, 40)

@@ -21,22 +21,10 @@ import transformers
 from ipu_trainer.atomic import write_json, write_text
 from ipu_trainer.config.ipu_config import IPUConfig
 from ipu_trainer.config.profiles import load_profile
-from ipu_trainer.tasks.curves import plot_training
-from ipu_trainer.tasks.documents import drawn, fingerprint, shuffled, split_by_group, unique
-from ipu_trainer.tasks.early_checks import checked
-from ipu_trainer.tasks.fit_warning import feasibility_check, fit_warning, warn
-from ipu_trainer.tasks.flags import check_read
-from ipu_trainer.tasks.models import (
-    change_config,
-    check_overrides,
-    find_config,
-    from_scratch,
-    own_tokenizer,
-    parse_overrides,
-)
-from ipu_trainer.tasks.pages.run import report_or_reason
-from ipu_trainer.tasks.python_code import installed_python
-from ipu_trainer.tasks.record import (
+from ipu_trainer.tasks.recipe.early_checks import checked
+from ipu_trainer.tasks.recipe.fit_warning import feasibility_check, fit_warning, warn
+from ipu_trainer.tasks.recipe.flags import check_read
+from ipu_trainer.tasks.recipe.run_record import (
     RUNNING,
     begin_run,
     finish_run,
@@ -47,8 +35,10 @@ from ipu_trainer.tasks.record import (
     versions,
     write_history,
 )
-from ipu_trainer.tasks.search import Searched
-from ipu_trainer.tasks.seq2seq.arguments import Seq2SeqArguments, parse_arguments
+from ipu_trainer.tasks.reporting.curves import plot_training
+from ipu_trainer.tasks.reporting.run_report import report_or_reason
+from ipu_trainer.tasks.search.search_command import Searched
+from ipu_trainer.tasks.seq2seq.html_report import write_report
 from ipu_trainer.tasks.seq2seq.metrics import baseline_texts, decoded, generation_metrics, text_scores
 from ipu_trainer.tasks.seq2seq.model import (
     NO_DROPOUT,
@@ -58,14 +48,24 @@ from ipu_trainer.tasks.seq2seq.model import (
     check_shapes,
     load_model,
 )
-from ipu_trainer.tasks.seq2seq.page import write_report
 from ipu_trainer.tasks.seq2seq.pairs import FixedShapePairs, Pair, WithDecoderInputs, docstring_pairs, read_pairs
-from ipu_trainer.tasks.tokenizers import has_tokenizer, load_tokenizer, save_tokenizer, train_tokenizer
+from ipu_trainer.tasks.seq2seq.recipe_arguments import Seq2SeqArguments, parse_arguments
+from ipu_trainer.tasks.text.documents import drawn, fingerprint, shuffled, split_by_group, unique
+from ipu_trainer.tasks.text.python_code import installed_python
+from ipu_trainer.tasks.text.text_models import (
+    change_config,
+    check_overrides,
+    find_config,
+    from_scratch,
+    own_tokenizer,
+    parse_overrides,
+)
+from ipu_trainer.tasks.text.tokenizers import has_tokenizer, load_tokenizer, save_tokenizer, train_tokenizer
+from ipu_trainer.training.acceleration.choices import told_speed
+from ipu_trainer.training.acceleration.precision import used_precision
 from ipu_trainer.training.monitor import watch
-from ipu_trainer.training.precision import used_precision
-from ipu_trainer.training.reporting import live_view
 from ipu_trainer.training.seq2seq import IPUSeq2SeqTrainer, IPUSeq2SeqTrainingArguments
-from ipu_trainer.training.speed import told_speed
+from ipu_trainer.training.tracking import live_view
 
 METRICS = ("bleu", "chrf", "exact_match", "generated_tokens")  # of generation_metrics()
 

@@ -1,0 +1,56 @@
+"""What is read or replaced inside of other libraries: one row each, beside the function that does it."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import logging
+from dataclasses import dataclass
+from typing import List, Tuple
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Internal:
+    """A private part of a library that this package touches.
+
+    target: dotted name, the library first. first, last: releases in which it was seen to be as expected, as "2.0" (all of 2.0.x).
+    test: the test that fails when the row is no longer needed, or no longer right.
+    """
+
+    target: str
+    reason: str
+    first: str
+    last: str
+    test: str
+
+    @property
+    def library(self) -> str:
+        return self.target.partition(".")[0]
+
+    def is_known(self) -> bool:
+        """Whether the installed release was seen. If not, callers leave the library as it is, and one warning says so."""
+        installed = _release(importlib.metadata.version(self.library))
+        if _release(self.first) <= installed <= _release(self.last):
+            return True
+        _warn_once(self, ".".join(map(str, installed)))
+        return False
+
+
+@functools.lru_cache(maxsize=None)
+def _warn_once(row: Internal, installed: str) -> None:
+    logger.warning(
+        "%s %s is outside of %s to %s, in which %s was seen: it is left as it is (%s)",
+        row.library,
+        installed,
+        row.first,
+        row.last,
+        row.target,
+        row.reason,
+    )
+
+
+def _release(version: str) -> Tuple[int, int]:
+    numbers: List[int] = [int(part) for part in version.split("+")[0].split(".")[:2]]
+    return numbers[0], numbers[1] if len(numbers) > 1 else 0

@@ -1,0 +1,1 @@
+"""poptorch.DataLoader and the process that loads ahead of it."""

@@ -1,0 +1,84 @@
+"""poptorch.MultiConv: convolutions that the device may run at the same time. Values do not change."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+
+import torch
+
+from ipu_trainer.simulator import enums
+from ipu_trainer.simulator.errors import compiler_error
+from ipu_trainer.simulator.execution.context import context
+from ipu_trainer.simulator.execution.operator_watch import CompilationWatch
+
+
+class MultiConv:
+    """Convolutions inside `with poptorch.MultiConv():` are planned together. The setters are hints."""
+
+    def __init__(self) -> None:
+        self._hints: Dict[str, Any] = {}
+        self._num_convolutions_before = 0
+
+    def availableMemoryProportions(self, value: Union[float, Sequence[float], None]) -> MultiConv:
+        """Share of memory per convolution, or one for all."""
+        self._hints["available memory proportion"] = _per_convolution("available memory proportion", value, float)
+        return self
+
+    def partialsTypes(self, value: Union[torch.dtype, Sequence[torch.dtype]]) -> MultiConv:
+        """The type to sum in, per convolution or one for all: torch.float or torch.half."""
+        types = list(value) if isinstance(value, (list, tuple)) else [value]
+        if any(kind not in (torch.float32, torch.float16) for kind in types):
+            raise ValueError("Invalid partials types. Expecting torch.float or torch.half")
+        self._hints["partials types"] = types
+        return self
+
+    def enableConvDithering(self, value: Union[bool, Sequence[bool], None]) -> MultiConv:
+        """Spread over tiles, per convolution or one for all."""
+        flags = list(value) if isinstance(value, (list, tuple)) else [value]
+        if value is not None and any(not isinstance(flag, bool) for flag in flags):
+            raise ValueError("value must be bool or list of bools")
+        self._hints["dithering"] = None if value is None else flags
+        return self
+
+    def planType(self, value: Optional[enums.MultiConvPlanType]) -> MultiConv:
+        """Side by side or in turn."""
+        if value is not None and not isinstance(value, enums.MultiConvPlanType):
+            raise AssertionError("Invalid plan type!")
+        self._hints["plan type"] = value
+        return self
+
+    def perConvReservedTiles(self, value: int) -> MultiConv:
+        """Tiles for each convolution."""
+        assert isinstance(value, int)
+        self._hints["reserved tiles"] = value
+        return self
+
+    def cycleBackOff(self, value: float) -> MultiConv:
+        """How much slower than the best plan is acceptable."""
+        assert isinstance(value, float)
+        self._hints["cycle back-off"] = value
+        return self
+
+    def __enter__(self) -> None:
+        watch = context.watch
+        if isinstance(watch, CompilationWatch):
+            if watch.in_multi_conv:
+                raise compiler_error("Nested poptorch.MultiConv is not supported.")
+            watch.in_multi_conv = True
+            self._num_convolutions_before = watch.num_convolutions
+
+    def __exit__(self, error: Any, value: Any, traceback: Any) -> None:
+        watch = context.watch
+        if isinstance(watch, CompilationWatch):
+            watch.in_multi_conv = False
+            if error is None and watch.num_convolutions == self._num_convolutions_before:
+                raise compiler_error("Unexpected end_multi_conv: no convolution was computed inside the MultiConv.")
+
+
+def _per_convolution(name: str, value: Any, kind: type) -> Optional[Tuple[Any, ...]]:
+    if value is None:
+        return None
+    values: List[Any] = list(value) if isinstance(value, (list, tuple)) else [value]
+    if not values or any(not isinstance(item, kind) for item in values):
+        raise AssertionError(f"Invalid {name}!")
+    return tuple(values)

@@ -1,0 +1,16 @@
+"""poptorch.optim: optimizers as programs make them, and the weight update that the device makes of them."""
+
+from __future__ import annotations
+
+from ipu_trainer.simulator.optim.optimizers import (
+    LAMB,
+    SGD,
+    Adam,
+    AdamW,
+    Optimizer,
+    RMSprop,
+    VariableAttributes,
+    lamb_update,
+)
+
+__all__ = ["LAMB", "SGD", "Adam", "AdamW", "Optimizer", "RMSprop", "VariableAttributes", "lamb_update"]

@@ -1,0 +1,174 @@
+"""A prepared data set as torch sees it: whole micro-batches gathered from the pixel store.
+
+A key is a position in the data set, or a pair (epoch, position): the epoch travels with the sample, so that augmentation
+is a function of (seed, epoch, sample) even in worker processes that outlive an epoch. A bare position has epoch -1: it is
+no training sample, and collators leave it as it is.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+
+import numpy as np
+import pyarrow
+import pyarrow.ipc
+import torch
+from torch.utils.data import Dataset, get_worker_info
+
+from ipu_trainer.tasks.chest_xray.data.labels import pathologies
+from ipu_trainer.tasks.chest_xray.data.pixel_store import STORE_FILE, open_pixels, read_header
+from ipu_trainer.tasks.chest_xray.data.prepare import FORMAT_VERSION, MANIFEST
+from ipu_trainer.tasks.chest_xray.data.splits import SPLITS
+
+Key = Union[int, Tuple[int, int]]
+Batch = Dict[str, torch.Tensor]
+
+
+class PreparedError(ValueError):
+    """A folder that is not a finished output of `ipu-trainer prepare chest-xray`."""
+
+
+class ChestXrayDataset(Dataset):  # type: ignore[type-arg]  # Dataset is not generic at run time on torch 2.0
+    """Samples of one split.
+
+    `labels` float32 (num_samples, num_findings), `patient_ids`, `table` (columns of the metadata). A sample or batch is
+    {"pixels": uint8 ([micro_batch,] height, width), "labels": float32 ([micro_batch,] num_findings),
+    "epoch": int64 ([micro_batch]), "index": int64 ([micro_batch])}.
+    """
+
+    def __init__(
+        self, store: Path, pixel_rows: np.ndarray, labels: np.ndarray, table: Dict[str, List[Any]], findings: List[str]
+    ) -> None:
+        self.findings = findings
+        self.labels = labels
+        self.table = table
+        self._store = store
+        self._pixel_rows = pixel_rows
+        self._pixels: Optional[np.ndarray] = None
+
+    @property
+    def pathologies(self) -> List[str]:
+        return pathologies(self.findings)
+
+    @property
+    def patient_ids(self) -> List[str]:
+        return list(self.table["patient_id"])
+
+    def __len__(self) -> int:
+        return len(self._pixel_rows)
+
+    def __getitem__(self, key: Key) -> Batch:
+        return {name: values[0] for name, values in self.__getitems__([key]).items()}
+
+    def __getitems__(self, keys: Sequence[Key]) -> Batch:
+        if self._pixels is None:
+            self._pixels = open_pixels(self._store)
+        pairs = np.array([key if isinstance(key, tuple) else (-1, key) for key in keys], dtype=np.int64).reshape(-1, 2)
+        index = pairs[:, 1]
+        return {
+            "pixels": _gather_rows(self._pixels, self._pixel_rows[index]),
+            "labels": torch.from_numpy(self.labels[index]),
+            "epoch": torch.from_numpy(pairs[:, 0].copy()),
+            "index": torch.from_numpy(index.copy()),
+        }
+
+    def subset(self, positions: Sequence[int]) -> ChestXrayDataset:
+        chosen = np.asarray(positions, dtype=np.int64)
+        table = {name: [values[position] for position in chosen] for name, values in self.table.items()}
+        return ChestXrayDataset(self._store, self._pixel_rows[chosen], self.labels[chosen], table, self.findings)
+
+    def __getstate__(self) -> Dict[str, Any]:
+        return {**self.__dict__, "_pixels": None}  # a worker process maps the file itself
+
+
+def _gather_rows(pixels: np.ndarray, rows: np.ndarray) -> torch.Tensor:
+    """pixels[rows], in pinned memory where a GPU is in use, so that it need not be copied there first."""
+    in_use: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    if not in_use or get_worker_info() is not None:
+        return torch.from_numpy(pixels[rows])
+    pinned = torch.empty((len(rows), *pixels.shape[1:]), dtype=torch.uint8, pin_memory=True)
+    np.take(pixels, rows, axis=0, out=pinned.numpy(), mode="clip")  # rows exist; another mode would copy once more
+    return pinned
+
+
+class PreparedChestXrays:
+    """A finished folder of `prepare`: manifest, and one data set a split."""
+
+    def __init__(self, folder: Path, manifest: Dict[str, Any], everything: ChestXrayDataset) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self._everything = everything
+
+    @property
+    def findings(self) -> List[str]:
+        return list(self.manifest["findings"])
+
+    @property
+    def pathologies(self) -> List[str]:
+        return pathologies(self.findings)
+
+    @property
+    def size(self) -> int:
+        return int(self.manifest["size"])
+
+    @property
+    def fingerprint(self) -> str:
+        return str(self.manifest["fingerprint"])
+
+    def split(self, name: str) -> ChestXrayDataset:
+        """ "train", "validation", "test", or "all"."""
+        if name == "all":
+            return self._everything
+        if name not in SPLITS:
+            raise ValueError(f"split {name!r} is not one of {', '.join(SPLITS)}, all.")
+        where = self._everything.table["split"]
+        return self._everything.subset([position for position, split in enumerate(where) if split == name])
+
+
+def load_prepared(folder: Union[str, Path]) -> PreparedChestXrays:
+    """Open a folder made by `ipu-trainer prepare chest-xray`. Raises PreparedError or StoreError if it is damaged."""
+    folder = Path(folder)
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise PreparedError(
+            f"{folder} holds no finished data set ({MANIFEST} is missing). "
+            f"Make it: ipu-trainer prepare chest-xray --csv CSV --images DIR --output {folder}"
+        )
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise PreparedError(
+            f"{path} has format_version {manifest.get('format_version')}, this release reads {FORMAT_VERSION}. "
+            "Prepare the data again into a new folder."
+        )
+    header = read_header(folder / STORE_FILE)
+    if header.source_hash != manifest["fingerprint"]:
+        raise PreparedError(f"{folder}: {STORE_FILE} and {MANIFEST} are of different runs. Prepare the data again.")
+    rows = _read_arrow(folder / "metadata")
+    columns: Dict[str, List[Any]] = {
+        name: rows.column(name).to_pylist() for name in rows.column_names if name not in ("labels", "pixel_row")
+    }
+    flat = rows.column("labels").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    labels = np.array(flat, dtype=np.float32).reshape(len(rows), len(manifest["findings"]))
+    pixel_rows = np.array(rows.column("pixel_row").to_pylist(), dtype=np.int64)
+    if len(rows) != manifest["num_images"] or (len(rows) and int(pixel_rows.max()) >= header.num_rows):
+        raise PreparedError(f"{folder}: metadata and pixel store disagree on the number of images. Prepare it again.")
+    everything = ChestXrayDataset(folder / STORE_FILE, pixel_rows, labels, columns, list(manifest["findings"]))
+    return PreparedChestXrays(folder, manifest, everything)
+
+
+def _read_arrow(folder: Path) -> pyarrow.Table:
+    """The rows of a `datasets` folder.
+
+    Read by pyarrow alone: datasets 2 refuses the names that datasets 4 and later give to the types of columns, and a
+    prepared folder has to travel between the two stacks.
+    """
+    try:
+        names = [
+            item["filename"] for item in json.loads((folder / "state.json").read_text(encoding="utf-8"))["_data_files"]
+        ]
+        tables = [pyarrow.ipc.open_stream(pyarrow.memory_map(str(folder / name))).read_all() for name in names]
+    except (OSError, KeyError, json.JSONDecodeError, pyarrow.ArrowInvalid) as error:
+        raise PreparedError(f"{folder} is damaged ({error}). Prepare the data again into a new folder.") from error
+    return pyarrow.concat_tables(tables)

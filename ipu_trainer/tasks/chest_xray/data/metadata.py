@@ -1,0 +1,235 @@
+"""Reading the label CSV in all its generations, and matching its rows with the images that are there.
+
+NIH's `Data_Entry_2017.csv` says "Patient Gender", the 2020 edition "Patient Sex"; other tables use snake case, or have a
+column of 0 and 1 for each finding (label_columns.py). Images lie flat or spread over `images_001/images ...
+images_012/images`. Every row or file that cannot be used becomes a Rejection that says where and why; nothing is dropped
+silently, but for files that a system or an editor hides.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import sys
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Collection, Dict, Iterator, List, Optional, Sequence, Set, Tuple
+
+from ipu_trainer.tasks.chest_xray.data.label_columns import LabelColumns
+from ipu_trainer.tasks.chest_xray.data.labels import NIH_FINDINGS, NO_FINDING, LabelError, parse_findings, plain
+from ipu_trainer.tasks.chest_xray.data.text_files import open_text, table_rows
+from ipu_trainer.tasks.folders import is_hidden
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+# A year count above this is a typing error; the 2017 edition has ages up to 414.
+OLDEST_YEARS = 120
+
+_COLUMNS: Dict[str, Tuple[str, ...]] = {
+    "file_name": ("Image Index", "file_name", "Image", "Image Name", "Image File", "Image ID", "Image Path", "Path"),
+    "labels": ("Finding Labels", "labels", "Finding Label", "label", "findings"),
+    "patient_id": ("Patient ID", "patient_id", "Patient", "Subject ID"),
+    "age": ("Patient Age", "age", "Age Years"),
+    "sex": ("Patient Sex", "Patient Gender", "sex", "gender"),
+    "view": ("View Position", "view"),
+    "follow_up": ("Follow-up #", "follow_up"),
+}
+_REQUIRED = ("file_name", "patient_id")
+_PLAIN_COLUMNS = {name: tuple(plain(spelling) for spelling in spellings) for name, spellings in _COLUMNS.items()}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One usable line of the CSV. path is relative to the image folder."""
+
+    __slots__ = ("age", "file_name", "findings", "follow_up", "line", "path", "patient_id", "sex", "view")
+
+    file_name: str
+    path: str
+    findings: Tuple[str, ...]
+    patient_id: str
+    age: Optional[int]
+    sex: str
+    view: str
+    follow_up: Optional[int]
+    line: int
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Something in the input that cannot be used: a CSV line (0 where there is none), a file, and the reason."""
+
+    file: str
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Metadata:
+    rows: Tuple[Row, ...]
+    rejections: Tuple[Rejection, ...]
+    num_rows_without_image: int
+    num_unknown_ages: int
+    num_repeated_rows: int = 0
+
+
+def read_metadata(
+    csv_path: Path, images: Path, known: Collection[str] = NIH_FINDINGS, only_present: bool = False
+) -> Metadata:
+    """Match the rows of csv_path with the files below images. Rows come sorted by path.
+
+    only_present drops rows whose image is not there (a partial download) and counts them. A row that says once more what
+    another said of the same image is counted too.
+    Raises ValueError if the file is no table with image, label and patient columns.
+    """
+    root = images.resolve()
+    files = _list_images(images)
+    by_name: Dict[str, List[str]] = {}  # of files in subfolders
+    for path in files:
+        if "/" in path:
+            by_name.setdefault(path.rsplit("/", 1)[-1], []).append(path)
+
+    rows: List[Row] = []
+    rejections: List[Rejection] = []
+    first: Dict[str, Tuple[int, str, str]] = {}  # of each image: line, labels and patient of the row that came first
+    shared: Dict[Tuple[str, ...], Tuple[str, ...]] = {}  # findings that many rows have, once
+    absent = unknown_ages = repeated = 0
+    for line, record in _read_records(csv_path, known):
+        name = record["file_name"].strip()
+        try:
+            located = _locate(name, root, files, by_name)
+            if located is None:
+                if only_present:
+                    absent += 1
+                    continue
+                raise ValueError("row without image: no such file below the image folder")
+            patient = _patient(record["patient_id"])
+            labels = "|".join(sorted(plain(name) for name in record["labels"].split("|")))
+            before, *values = first.setdefault(located, (line, labels, patient))
+            if before != line and values == [labels, patient]:
+                repeated += 1
+                continue
+            if before != line:
+                raise ValueError(
+                    f"duplicate row: line {before} describes this image with other labels or another patient"
+                )
+            if record.get("unreadable"):
+                raise LabelError(record["unreadable"])
+            by_column = "unreadable" in record and known
+            findings = parse_findings(record["labels"], (*known, NO_FINDING) if by_column else known)
+            if not patient:
+                raise ValueError("no patient id: splits are made by patient")
+        except (ValueError, LabelError) as error:
+            rejections.append(Rejection(name, line, str(error)))
+            continue
+        age = _age(record.get("age", ""))
+        unknown_ages += age is None
+        assert located is not None
+        rows.append(
+            Row(
+                file_name=located if name == located else name,
+                path=located,
+                findings=shared.setdefault(findings, findings),
+                patient_id=sys.intern(patient),
+                age=age,
+                sex=record.get("sex", "").strip().upper()[:1],
+                view=sys.intern(record.get("view", "").strip().upper()),
+                follow_up=_whole(record.get("follow_up", "")),
+                line=line,
+            )
+        )
+    rejections += [
+        Rejection(path, 0, f"image without row in {csv_path.name}") for path in sorted(files) if path not in first
+    ]
+    rows.sort(key=lambda row: row.path)
+    return Metadata(tuple(rows), tuple(rejections), absent, unknown_ages, repeated)
+
+
+def _read_records(csv_path: Path, known: Collection[str]) -> Iterator[Tuple[int, Dict[str, str]]]:
+    """Line number and cells by our names, one row at a time: a table may have a hundred thousand."""
+    try:
+        with open_text(csv_path) as text:
+            reader = table_rows(text)
+            header = next(reader, None)
+            if not header:
+                raise ValueError(f"{csv_path} is empty. Give NIH's Data_Entry_2017_v2020.csv or a table like it.")
+            columns = _match_columns(csv_path, header)
+            labels = None if "labels" in columns else LabelColumns.find(csv_path, header, set(columns.values()), known)
+            for cells in reader:
+                if cells and any(cell.strip() for cell in cells):
+                    cells += [""] * (len(header) - len(cells))
+                    record = {name: cells[position] for name, position in columns.items()}
+                    yield reader.line_num, record if labels is None else {**record, **labels.read(cells)}
+    except (UnicodeError, OSError, EOFError, zlib.error, csv.Error) as error:
+        raise ValueError(f"{csv_path} cannot be read as CSV, plain or in gzip: {error}") from error
+
+
+def _match_columns(csv_path: Path, header: Sequence[str]) -> Dict[str, int]:
+    """Positions of the columns by our names; of the same name twice, the first counts."""
+    present = {plain(name): position for position, name in reversed(list(enumerate(header)))}
+    columns = {}
+    for name, spellings in _PLAIN_COLUMNS.items():
+        spelling = next((spelling for spelling in spellings if spelling in present), None)
+        if spelling is not None:
+            columns[name] = present[spelling]
+    missing = [f"{name} ({' / '.join(_COLUMNS[name][:2])})" for name in _REQUIRED if name not in columns]
+    if missing:
+        raise ValueError(f"{csv_path} has no column for {', '.join(missing)}. Its columns: {', '.join(header)}.")
+    return columns
+
+
+def _list_images(images: Path) -> Set[str]:
+    """Paths of image files, without what a system or an editor leaves beside them: .ipynb_checkpoints, __MACOSX, ._name."""
+    found = set()
+    for folder, below, names in os.walk(images, followlinks=False):
+        below[:] = [name for name in below if not is_hidden(name)]
+        prefix = os.path.relpath(folder, images)
+        for name in names:
+            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not is_hidden(name):
+                found.add(name if prefix == "." else f"{prefix}/{name}".replace(os.sep, "/"))
+    return found
+
+
+def _locate(name: str, root: Path, files: Set[str], by_name: Dict[str, List[str]]) -> Optional[str]:
+    """The path of a row's image relative to root. Raises ValueError if the name leaves the folder or is ambiguous."""
+    parts = name.replace("\\", "/").split("/")
+    if not name or name.startswith(("/", "\\")) or ".." in parts or "\0" in name or (len(name) > 1 and name[1] == ":"):
+        raise ValueError("path leaves the image folder: use a file name below it")
+    path = "/".join(part for part in parts if part not in ("", "."))
+    if path not in files:
+        matches = by_name.get(parts[-1], []) + [parts[-1]] * (parts[-1] in files)
+        if len(matches) > 1:
+            raise ValueError(f"ambiguous: {len(matches)} files have this name ({', '.join(sorted(matches)[:3])})")
+        if not matches:
+            return None
+        path = matches[0]
+    resolved = (root / path).resolve()
+    if root not in resolved.parents:
+        raise ValueError("path leaves the image folder through a symbolic link")
+    return path
+
+
+def _age(text: str) -> Optional[int]:
+    """Years from "57", "057Y", "18M" (months) or "30D" (days); None where it is missing or impossible."""
+    text = text.strip().upper()
+    unit = text[-1:] if text[-1:] in ("Y", "M", "D") else ""
+    value = _whole(text[: len(text) - len(unit)])
+    if value is None:
+        return None
+    years = value // {"": 1, "Y": 1, "M": 12, "D": 365}[unit]
+    return years if 0 <= years <= OLDEST_YEARS else None
+
+
+def _whole(text: str) -> Optional[int]:
+    try:
+        return int(float(text))
+    except (ValueError, OverflowError):
+        return None
+
+
+def _patient(text: str) -> str:
+    """ "00000013", "13" and "13.0" (a number column that pandas has seen) are one patient."""
+    text = text.strip()
+    number = re.fullmatch(r"([0-9]+)(\.0*)?", text)
+    return str(int(number.group(1))) if number else text

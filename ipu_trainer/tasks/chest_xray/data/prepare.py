@@ -1,0 +1,487 @@
+"""`ipu-trainer prepare chest-xray`: label CSV and image folder in, a checked, split, decoded data set out.
+
+    prepared/
+      prepared.json    manifest, written last: a folder without it is not finished
+      pixels.u8        decoded pixels (store.py)
+      metadata/        one row an image, as a `datasets` Arrow data set
+      metadata.jsonl   the same rows in Hugging Face's imagefolder form
+      rejected.csv     input that could not be used (file, line, reason)
+
+Everything wrong with the input is found in one pass and listed; without skip_bad nothing else is written then.
+"""
+
+from __future__ import annotations
+
+import collections
+import csv
+import hashlib
+import io
+import json
+import os
+import shutil
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Sequence, Tuple
+
+import numpy as np
+from tqdm import tqdm
+
+from ipu_trainer.atomic import remove_leftovers, write_json, write_text
+from ipu_trainer.tasks.chest_xray.data import image_decoding as image_files
+from ipu_trainer.tasks.chest_xray.data.image_decoding import GrayRange
+from ipu_trainer.tasks.chest_xray.data.image_folder import (
+    METADATA,
+    read_records,
+    records,
+    write_beside_images,
+    write_records,
+)
+from ipu_trainer.tasks.chest_xray.data.labels import NIH_FINDINGS, n_hot
+from ipu_trainer.tasks.chest_xray.data.metadata import Rejection, Row, read_metadata
+from ipu_trainer.tasks.chest_xray.data.pixel_store import (
+    STORE_FILE,
+    StoreWriter,
+    discard_journal,
+    file_digest,
+    writable_rows,
+)
+from ipu_trainer.tasks.chest_xray.data.split_lists import SplitList, listed_rows, read_split_list
+from ipu_trainer.tasks.chest_xray.data.splits import (
+    METHODS,
+    SPLITS,
+    official_split,
+    refuse_empty_training,
+    shared_patients,
+    split_by_patient,
+    split_random_images,
+)
+
+FORMAT_VERSION = 1
+MANIFEST = "prepared.json"
+_CHUNK = 16  # pictures of a task
+_TASKS_AHEAD = 8  # for each worker
+_ROWS_AT_ONCE = 1000  # of the metadata
+
+
+@dataclass(frozen=True)
+class PrepareSettings:
+    """What `prepare` is asked to do. findings empty accepts every name; split None means official if lists are given."""
+
+    csv: Path
+    images: Path
+    output: Path
+    train_val_list: Optional[Path] = None
+    test_list: Optional[Path] = None
+    size: int = 224
+    resample: str = "bilinear"
+    workers: int = 0
+    in_place: bool = False
+    only_present: bool = False
+    skip_bad: bool = False
+    split: Optional[str] = None
+    validation_fraction: float = 0.1
+    test_fraction: float = 0.1
+    seed: int = 0
+    findings: Tuple[str, ...] = NIH_FINDINGS
+
+    def __post_init__(self) -> None:
+        for name, path in (
+            ("--csv", self.csv),
+            ("--train-val-list", self.train_val_list),
+            ("--test-list", self.test_list),
+        ):
+            if path is not None and not path.is_file():
+                raise ValueError(f"{name} {path} is not a file.")
+        if not self.images.is_dir():
+            raise ValueError(f"--images {self.images} is not a folder. Give the folder that holds the image files.")
+        if self.output.exists() and not self.output.is_dir():
+            raise ValueError(f"--output {self.output} is a file. Give a folder.")
+        if not 16 <= self.size <= 1024:
+            raise ValueError(f"--size {self.size} is outside 16 to 1024 pixels. ViT takes 224.")
+        if self.resample not in image_files.RESAMPLES:
+            raise ValueError(f"--resample {self.resample!r} is not one of {', '.join(image_files.RESAMPLES)}.")
+        if self.workers < 0:
+            raise ValueError(f"--workers {self.workers} must be at least 1, or 0 for one for each core.")
+        if (self.train_val_list is None) != (self.test_list is None):
+            raise ValueError("--train-val-list and --test-list belong together. Give both, or neither.")
+        if self.split is not None and self.split not in METHODS:
+            raise ValueError(f"--split {self.split!r} is not one of {', '.join(METHODS)}.")
+        if self.split == "official" and self.train_val_list is None:
+            raise ValueError("--split official needs NIH's lists: --train-val-list FILE --test-list FILE.")
+        if self.in_place and not os.access(self.images, os.W_OK):
+            raise ValueError(f"--in-place writes into {self.images}, which is read-only. Leave it out.")
+
+    @property
+    def split_method(self) -> str:
+        return self.split or ("official" if self.train_val_list is not None else "by-patient")
+
+
+@dataclass(frozen=True)
+class PreparedSummary:
+    """What came out. rejected counts lines of rejected.csv; finished is False if they stopped the run."""
+
+    output: Path
+    finished: bool
+    reused: bool
+    num_images: int
+    rejected: int
+    manifest: Dict[str, Any]
+
+    def describe(self) -> str:
+        if not self.finished:
+            before = "" if self.manifest["decoded"] else " (images were not decoded yet)"
+            return (
+                f"Nothing was written: {self.rejected} lines or files cannot be used{before}. {self.output / 'rejected.csv'} "
+                "names each with its reason. Correct them, or leave them out with --skip-bad."
+            )
+        counts = self.manifest["counts"]
+        width = max(len(name) for name in self.manifest["findings"])
+        lines = [f"{'':{width}}  " + "  ".join(f"{split:>10}" for split in SPLITS)]
+        lines.append(f"{'images':{width}}  " + "  ".join(f"{counts[split]['images']:>10,}" for split in SPLITS))
+        lines.append(f"{'patients':{width}}  " + "  ".join(f"{counts[split]['patients']:>10,}" for split in SPLITS))
+        for name in self.manifest["findings"]:
+            values = "  ".join(f"{counts[split]['findings'][name]:>10,}" for split in SPLITS)
+            lines.append(f"{name:{width}}  {values}")
+        head = "already prepared with these settings" if self.reused else "prepared"
+        left_out = f", {self.rejected} rejected (rejected.csv)" if self.rejected else ""
+        absent, ages = self.manifest["rows_without_image"], self.manifest["unknown_ages"]
+        left_out += f", {absent} rows without image left out" if absent else ""
+        repeated = self.manifest.get("repeated_rows")
+        left_out += f", {repeated} repeated rows" if repeated else ""
+        left_out += f", {ages} unknown ages" if ages else ""
+        wide = self.manifest.get("wide_images")
+        if wide:
+            largest = max(wide["whole"], wide["floating"])
+            lines.append(
+                f"{wide['count']:,} images of more than 8 bits: the largest value is {largest:,g}, so {wide['white']:,} is white"
+            )
+        if wide and wide["darker"]:
+            lines.append(
+                f"{wide['darker']:,} of these have much smaller values. That is right if they are dark; if they are of another "
+                "scale, prepare them apart."
+            )
+        return f"{self.output}: {head}, {self.num_images:,} images{left_out}\n" + "\n".join(lines)
+
+
+def prepare(settings: PrepareSettings, progress: bool = True) -> PreparedSummary:
+    """Prepare a data set. Raises ValueError for settings or tables that cannot work; bad rows and files are listed."""
+    identity = _identity(settings)
+    manifest_path = settings.output / MANIFEST
+    if manifest_path.is_file():
+        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+        if manifest.get("identity") != identity:
+            raise ValueError(
+                f"{settings.output} was prepared with other settings or another CSV. Give another --output, or remove it."
+            )
+        discard_journal(settings.output / STORE_FILE)  # of a run that was killed after its manifest
+        if settings.in_place:
+            write_beside_images(settings.images, read_records(settings.output / METADATA))
+        return PreparedSummary(settings.output, True, True, manifest["num_images"], manifest["rejected"], manifest)
+
+    remove_leftovers(settings.output)
+    found = read_metadata(settings.csv, settings.images, settings.findings, settings.only_present)
+    rejections = list(found.rejections)
+    rows = list(found.rows)
+    lists = _read_lists(settings)
+    if lists is not None:
+        rows, strays = listed_rows(rows, *lists)
+        rejections += strays
+    if not rows and not rejections:
+        raise ValueError(f"{settings.csv} and {settings.images} have no image in common. Are they one data set?")
+    if rejections and not settings.skip_bad:  # before anything is decoded
+        return _refused(settings.output, rejections, decoded=False)
+    splits = _split(rows, settings, lists)
+
+    plan = hashlib.blake2b(digest_size=16)
+    for part in (settings.size, settings.resample, settings.images.resolve(), *(row.path for row in rows)):
+        plan.update(f"{part}\0".encode())
+    writer = StoreWriter(
+        settings.output / STORE_FILE, len(rows), settings.size, settings.resample, image_files.DECODER, plan.hexdigest()
+    )
+    failures, wide = _decode_all(writer, rows, settings, progress)
+    rejections += [Rejection(rows[position].path, rows[position].line, reason) for position, reason in failures.items()]
+    if rejections and not settings.skip_bad:
+        writer.discard()
+        return _refused(settings.output, rejections, decoded=True)
+
+    pixel_rows = np.delete(np.arange(len(rows)), sorted(failures))
+    splits = [splits[position] for position in pixel_rows]
+    rows = [rows[position] for position in pixel_rows]
+    try:
+        refuse_empty_training(splits, settings.split_method, len({row.patient_id for row in rows}))
+    except ValueError:
+        writer.discard()
+        raise
+    findings = sorted({name for row in rows for name in row.findings})
+    fingerprint = hashlib.blake2b(digest_size=16)
+    for position, row, split in zip(pixel_rows.tolist(), rows, splits):
+        fingerprint.update(f"{row.path}\0{'|'.join(row.findings)}\0{split}\0".encode() + writer.digest(position))
+    source_hash = fingerprint.hexdigest()
+
+    _write_rejections(settings.output, rejections)
+    _write_arrow(settings.output / "metadata", rows, pixel_rows, splits, findings)
+    write_records(settings.output / METADATA, records(rows, findings))
+    if settings.in_place:
+        write_beside_images(settings.images, records(rows, findings))
+    writer.finish(source_hash)
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "identity": identity,
+        "fingerprint": source_hash,
+        "findings": findings,
+        "num_images": len(rows),
+        "size": settings.size,
+        "resample": settings.resample,
+        "decoder": image_files.DECODER,
+        "split": {
+            "method": settings.split_method,
+            "validation_fraction": settings.validation_fraction,
+            "test_fraction": None if settings.split_method == "official" else settings.test_fraction,
+            "seed": settings.seed,
+            "images_of_patients_in_another_split": shared_patients(splits, [row.patient_id for row in rows]),
+        },
+        "counts": _counts(rows, splits, findings),
+        "rejected": len(rejections),
+        "rows_without_image": found.num_rows_without_image,
+        "unknown_ages": found.num_unknown_ages,
+        "repeated_rows": found.num_repeated_rows,
+        "wide_images": wide,
+        "source": {"csv": str(settings.csv), "images": str(settings.images)},
+    }
+    write_json(manifest_path, manifest)
+    writer.discard()
+    return PreparedSummary(settings.output, True, False, len(rows), len(rejections), manifest)
+
+
+# Decoding -------------------------------------------------------------------------------------------------------
+
+
+def _decode_all(
+    writer: StoreWriter, rows: Sequence[Row], settings: PrepareSettings, progress: bool
+) -> Tuple[Dict[int, str], Dict[str, Any]]:
+    """Fill the store. Returns the reason for each row whose file cannot be decoded, and what images of more than 8 bits hold.
+
+    Those are scaled by the range of all of them: what was stored with another one is decoded once more.
+    """
+    missing = writer.missing_rows().tolist()
+    failures: Dict[int, str] = {}
+    with tqdm(
+        total=len(rows), initial=len(rows) - len(missing), unit="image", desc="decoding", disable=not progress
+    ) as bar:
+        for row, digest, reason, own in _decoded(missing, None, writer, rows, settings):
+            if reason is not None:
+                failures[row] = reason
+            else:
+                writer.commit(row, digest, (0.0, 0.0) if own is None else (own.whole, own.floating))
+            bar.update()
+    whole = GrayRange(*writer.ranges.max(axis=0).tolist())
+    wide = np.flatnonzero(writer.ranges.max(axis=1)).tolist()
+    again = [row for row in wide if not whole.scales_alike(GrayRange(*writer.ranges[row].tolist()))]
+    failures.update((row, reason) for row, _, reason, _ in _decoded(again, whole, writer, rows, settings) if reason)
+    white = max((white for white, value in zip(whole.whites, (whole.whole, whole.floating)) if value), default=0)
+    about = {"count": len(wide), "white": white, "darker": len(again), **asdict(whole)} if wide else {}
+    return failures, about
+
+
+_Result = List[Tuple[int, bytes, Optional[str], Optional[GrayRange]]]
+
+
+def _decoded(
+    wanted: Sequence[int],
+    scale: Optional[GrayRange],
+    writer: StoreWriter,
+    rows: Sequence[Row],
+    settings: PrepareSettings,
+) -> Iterator[Tuple[int, bytes, Optional[str], Optional[GrayRange]]]:
+    """(row, digest, reason, the image's own range) of the wanted rows, whose pixels are in the store, or else have a reason."""
+    num_tasks = -(-len(wanted) // _CHUNK)
+    if not num_tasks:
+        return
+
+    def tasks() -> Iterator[List[Tuple[int, str]]]:
+        for start in range(0, len(wanted), _CHUNK):
+            yield [(row, rows[row].path) for row in wanted[start : start + _CHUNK]]
+
+    context = (str(writer.partial), len(rows), settings.size, settings.resample, str(settings.images), scale)
+    for chunk in _run(tasks(), context, min(settings.workers or os.cpu_count() or 1, num_tasks)):
+        yield from chunk
+
+
+def _run(tasks: Iterator[List[Tuple[int, str]]], context: Tuple[Any, ...], num_workers: int) -> Iterator[_Result]:
+    """Results in the order of the tasks, of which only a few for each worker are made ahead."""
+    if num_workers == 1:
+        decode = _Decoder(*context)
+        for task in tasks:
+            yield decode(task)
+        return
+    with ProcessPoolExecutor(num_workers, initializer=_start_worker, initargs=context) as pool:
+        ahead: Deque[Future[_Result]] = collections.deque()
+        for task in tasks:
+            ahead.append(pool.submit(_work, task))
+            if len(ahead) >= _TASKS_AHEAD * num_workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+class _Decoder:
+    """scale: the range of the data set; without it, each image is scaled by its own."""
+
+    def __init__(
+        self, partial: str, num_rows: int, size: int, resample: str, images: str, scale: Optional[GrayRange]
+    ) -> None:
+        self.size, self.resample, self.images, self.scale = size, resample, Path(images), scale
+        self.pixels = writable_rows(Path(partial), num_rows, size)
+
+    def __call__(self, task: Sequence[Tuple[int, str]]) -> _Result:
+        results: _Result = []
+        for row, path in task:
+            try:
+                content = (self.images / path).read_bytes()
+                image = image_files.open_image(content)
+                own = image_files.gray_range(image)
+                gray = image_files.to_gray(image, self.scale or own)
+                self.pixels[row] = image_files.resize(gray, self.size, self.resample)
+            except (image_files.ImageError, OSError) as error:
+                results.append((row, b"", str(error), None))
+            else:
+                results.append((row, file_digest(content), None, own))
+        return results
+
+
+_worker: Optional[Callable[[Sequence[Tuple[int, str]]], _Result]] = None
+
+
+def _start_worker(*context: Any) -> None:
+    global _worker
+    _worker = _Decoder(*context)
+
+
+def _work(task: Sequence[Tuple[int, str]]) -> _Result:
+    assert _worker is not None
+    return _worker(task)
+
+
+# Splits and outputs ---------------------------------------------------------------------------------------------
+
+
+def _read_lists(settings: PrepareSettings) -> Optional[Tuple[SplitList, SplitList]]:
+    """(train_val, test), where the split is by them."""
+    if settings.split_method != "official":
+        return None
+    assert settings.train_val_list is not None and settings.test_list is not None
+    return read_split_list(settings.train_val_list), read_split_list(settings.test_list)
+
+
+def _split(rows: Sequence[Row], settings: PrepareSettings, lists: Optional[Tuple[SplitList, SplitList]]) -> List[str]:
+    """The split of each row. Raises SplitError where a patient is in both lists, or nobody is left to train on."""
+    patients = [row.patient_id for row in rows]
+    names = [row.path.rsplit("/", 1)[-1] for row in rows]
+    if lists is not None:
+        paths = [row.path for row in rows]
+        splits = official_split(paths, patients, lists[0], lists[1], settings.validation_fraction, settings.seed)
+    else:
+        by_patient = settings.split_method == "by-patient"
+        divide, of = (split_by_patient, patients) if by_patient else (split_random_images, names)
+        splits = divide(of, settings.validation_fraction, settings.test_fraction, settings.seed)
+    refuse_empty_training(splits, settings.split_method, len(set(patients)))
+    return splits
+
+
+def _refused(output: Path, rejections: Sequence[Rejection], decoded: bool) -> PreparedSummary:
+    """Write the list alone."""
+    _write_rejections(output, rejections)
+    return PreparedSummary(output, False, False, 0, len(rejections), {"decoded": decoded})
+
+
+def _counts(rows: Sequence[Row], splits: Sequence[str], findings: Sequence[str]) -> Dict[str, Any]:
+    counts: Dict[str, Any] = {}
+    for split in SPLITS:
+        inside = [row for row, where in zip(rows, splits) if where == split]
+        counts[split] = {
+            "images": len(inside),
+            "patients": len({row.patient_id for row in inside}),
+            "findings": {name: sum(name in row.findings for row in inside) for name in findings},
+        }
+    return counts
+
+
+def _write_arrow(
+    folder: Path, rows: Sequence[Row], pixel_rows: np.ndarray, splits: Sequence[str], findings: Sequence[str]
+) -> None:
+    import datasets
+    from datasets.arrow_writer import ArrowWriter
+
+    features = datasets.Features(
+        {
+            "file_name": datasets.Value("string"),
+            "labels": datasets.Sequence(datasets.Value("float32"), length=len(findings)),
+            "patient_id": datasets.Value("string"),
+            "age": datasets.Value("int32"),
+            "sex": datasets.Value("string"),
+            "view": datasets.Value("string"),
+            "follow_up": datasets.Value("int32"),
+            "split": datasets.Value("string"),
+            "pixel_row": datasets.Value("int64"),
+        }
+    )
+    temporary, table = (folder.with_name(folder.name + ending) for ending in (".partial", ".rows.partial"))
+    for stale in (temporary, folder):
+        if stale.exists():
+            shutil.rmtree(stale)
+    with ArrowWriter(path=str(table), features=features) as arrow:
+        for begin in range(0, len(rows), _ROWS_AT_ONCE):
+            some = slice(begin, begin + _ROWS_AT_ONCE)
+            columns = {
+                "file_name": [row.path for row in rows[some]],
+                "labels": n_hot([row.findings for row in rows[some]], findings),
+                "patient_id": [row.patient_id for row in rows[some]],
+                "age": [row.age for row in rows[some]],
+                "sex": [row.sex for row in rows[some]],
+                "view": [row.view for row in rows[some]],
+                "follow_up": [row.follow_up for row in rows[some]],
+                "split": splits[some],
+                "pixel_row": pixel_rows[some],
+            }
+            arrow.write_batch(columns)
+        arrow.finalize()
+    shown = datasets.utils.logging.is_progress_bar_enabled()
+    datasets.utils.logging.disable_progress_bar()
+    try:
+        datasets.Dataset.from_file(str(table)).save_to_disk(str(temporary))
+    finally:
+        if shown:
+            datasets.utils.logging.enable_progress_bar()
+    table.unlink()
+    os.replace(temporary, folder)
+
+
+def _write_rejections(folder: Path, rejections: Sequence[Rejection]) -> None:
+    out = io.StringIO()
+    table = csv.writer(out, lineterminator="\n")
+    table.writerow(["file", "line", "reason"])
+    for item in sorted(rejections, key=lambda item: (item.line, item.file)):
+        table.writerow([item.file, item.line or "", item.reason])
+    write_text(folder / "rejected.csv", out.getvalue())
+
+
+def _identity(settings: PrepareSettings) -> str:
+    """Changes with everything that changes the result; not with the number of workers."""
+    values = asdict(replace(settings, workers=0, in_place=False))
+    values["csv_digest"] = _digest_of(settings.csv)
+    for name in ("train_val_list", "test_list"):
+        path = getattr(settings, name)
+        values[name] = None if path is None else _digest_of(path)
+    for name in ("csv", "output"):
+        values.pop(name)
+    values["images"] = str(settings.images.resolve())
+    return hashlib.blake2b(json.dumps(values, default=str, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _digest_of(path: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        for part in iter(lambda: file.read(1 << 20), b""):
+            digest.update(part)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Scores of a finding on unseen patients: AUROC with intervals, calibration, and labels that radiologists gave."""

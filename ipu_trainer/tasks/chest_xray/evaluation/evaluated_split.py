@@ -1,0 +1,71 @@
+"""What an evaluated split left behind, read back: a run's own, or a folder that `evaluate` wrote."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, List, Mapping, Tuple
+
+import numpy as np
+
+from ipu_trainer.tasks.chest_xray.data.labels import pathologies
+from ipu_trainer.tasks.chest_xray.evaluation.predictions import Predictions, read_predictions
+from ipu_trainer.tasks.recipe.run_record import METRICS_FILE, RUN_FILE
+from ipu_trainer.tasks.reporting.run_report import Run, load_run, read_json
+
+_NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluated split: of the run itself, or a folder that `evaluate` wrote. fingerprint is of the evaluated data."""
+
+    run: Run
+    folder: Path
+    metrics: Mapping[str, Any]
+    predictions: Predictions
+    split: str
+    data: Path
+    fingerprint: str
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def seen_in_training(self) -> str:
+        """ "training" or "thresholds" if evaluated images took part in the one or in choosing the other, else ""."""
+        if self.fingerprint != self.run.record["data"]["fingerprint"]:
+            return ""
+        return {"train": "training", "all": "training", "validation": "thresholds"}.get(self.split, "")
+
+    @property
+    def findings(self) -> List[str]:
+        """The findings that are reported, without "No Finding"."""
+        return pathologies(self.predictions.findings)
+
+    @property
+    def defined(self) -> List[str]:
+        """Those with both classes and with numbers for probabilities."""
+        rows = self.metrics["per_finding"]
+        return [name for name in self.findings if name in rows and rows[name].get("auroc") is not None]
+
+    def column(self, name: str) -> Tuple[np.ndarray, np.ndarray]:
+        """(truth, probability) of one finding: (num_images,) each."""
+        position = self.predictions.findings.index(name)
+        return self.predictions.truth[:, position], self.predictions.probability[:, position]
+
+
+def load_evaluation(folder: Path) -> Evaluation:
+    """A run's folder, or a folder that `evaluate` wrote. Raises ValueError if it is neither."""
+    folder = Path(folder)
+    if (folder / RUN_FILE).is_file():
+        run = load_run(folder)
+        metrics, split = run.metrics, str(run.record["evaluated_split"])
+        data, fingerprint = run.record["data"]["folder"], run.record["data"]["fingerprint"]
+    else:
+        metrics = read_json(folder / METRICS_FILE)
+        if "run" not in metrics or "data" not in metrics:
+            raise ValueError(f"{folder / METRICS_FILE} names no run and data. Evaluate the run again.")
+        run = load_run(Path(metrics["run"]))
+        split, data, fingerprint = str(metrics["split"]), metrics["data"], metrics["data_fingerprint"]
+    predictions = read_predictions(folder / "predictions.csv")
+    thresholds = {n: _NAN if v is None else float(v) for n, v in run.record.get("thresholds", {}).items()}
+    return Evaluation(run, folder, metrics, predictions, split, Path(data), str(fingerprint), thresholds)

@@ -1,0 +1,1 @@
+"""The classifier with one output a finding, its losses, and the trainer that samples by finding."""

@@ -1,0 +1,209 @@
+"""IPUTrainer with the task's loss and its batch sampler."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback
+
+from ipu_trainer.config.batching import BatchGeometry
+from ipu_trainer.tasks.chest_xray.data.dataset import ChestXrayDataset
+from ipu_trainer.tasks.chest_xray.data.sampler import FindingBatchSampler
+from ipu_trainer.tasks.chest_xray.data.transforms import ChestXrayCollator, augment, change_pictures, stack
+from ipu_trainer.tasks.chest_xray.model.class_token import ClassTokenLayer
+from ipu_trainer.tasks.chest_xray.model.grayscale_input import GrayProjection
+from ipu_trainer.tasks.chest_xray.model.losses import FindingLoss
+from ipu_trainer.training.acceleration.choices import choose_compile
+from ipu_trainer.training.acceleration.input_pipeline import sent
+from ipu_trainer.training.trainer import IPUTrainer
+
+
+class _Rewrites(NamedTuple):
+    """What the host computes in fewer operations, exactly; None where the model has no such part."""
+
+    projection: Optional[GrayProjection]
+    last_layer: Optional[ClassTokenLayer]
+
+
+class ChestXrayTrainer(IPUTrainer):
+    """IPUTrainer with the task's loss and its batch sampler.
+
+    compute_loss: finding_loss of the logits. get_train_dataloader: whole host steps from FindingBatchSampler, already
+    shared out over the processes. On a GPU batches travel as uint8 gray pixels, and _prepare_inputs augments and normalises
+    them there; a training step reads the gray channel alone (gray_input.py). On the host a training step computes of the last
+    layer what the head reads (class_token.py). Everything else is IPUTrainer's.
+    """
+
+    data_collator: Any
+    loader_follows_folding = True
+    loss_is_scaled_for_ga = False  # means of micro-batches: the ranking loss compares the samples of one
+
+    def __init__(
+        self, *positional: Any, finding_loss: FindingLoss, balance: float = 0.0, tail: str = "drop", **named: Any
+    ) -> None:
+        super().__init__(*positional, **named)
+        self.finding_loss = finding_loss
+        self.model_accepts_loss_kwargs = False  # means over samples: nobody counts labels, or waits for the count
+        self._collator_on_gpu: Optional[ChestXrayCollator] = None
+        self._change_pictures: Any = change_pictures
+        if not self.backend.has_executors and self.args.device.type == "cuda":
+            self._feed_gpu()
+        self._balance, self._tail = balance, tail
+        self.train_sampler = self._new_sampler()
+        self.epoch_plan = self.batch_geometry.epoch(len(self.train_dataset), tail)
+        self.add_callback(_SamplerEpoch(self))
+
+    def _feed_gpu(self) -> None:
+        """Leave to the GPU what ChestXrayCollator does, and to the loader the gathering of bytes."""
+        if isinstance(self.data_collator, ChestXrayCollator):
+            self._collator_on_gpu, self.data_collator = self.data_collator, gathered
+            self._found_rewrites = None
+            choice = choose_compile(getattr(self.args, "compile", "off"), self.args.device.type, self.args.n_gpu)
+            if choice.name != "off":
+                self._change_pictures = torch.compile(change_pictures)
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        collator = self._collator_on_gpu
+        if collator is None or "pixels" not in inputs:
+            return super()._prepare_inputs(inputs)
+        # epoch and index stay: numbers of the augmentation are drawn here, and reading them back would wait for the GPU.
+        device = self.args.device
+        pixels = sent(inputs["pixels"], device)
+        gray = augment(
+            pixels, inputs["epoch"], inputs["index"], collator.augmentation, collator.seed, self._change_pictures
+        )
+        labels = sent(inputs["labels"], device)
+        if self.model.training and self._rewrites().projection is not None:
+            return {"gray": gray, "labels": labels}
+        return {"pixel_values": collator.normalisation(gray), "labels": labels}
+
+    def _rewrites(self) -> _Rewrites:
+        """Those of the current model: a search, or model_init, makes another one."""
+        if self._found_rewrites is None or self._found_rewrites[0] is not self.model:
+            self._found_rewrites = (self.model, self._find_rewrites())
+        return self._found_rewrites[1]
+
+    def _find_rewrites(self) -> _Rewrites:
+        if self.backend.has_executors or self.args.n_gpu > 1:  # DataParallel copies the model for each batch
+            return _Rewrites(None, None)
+        collator = self._collator_on_gpu
+        projection = None if collator is None else GrayProjection.of(self.model, collator.normalisation)
+        return _Rewrites(projection, ClassTokenLayer.of(self.model))
+
+    _found_rewrites: Optional[Tuple[Any, _Rewrites]] = None
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        if "pixels" in inputs:  # the shape is what counts
+            number, height, width = inputs["pixels"].shape
+            channels = self._collator_on_gpu.normalisation.num_channels if self._collator_on_gpu else 3
+            inputs = {"pixel_values": torch.empty((number, channels, height, width), device="meta")}
+        return super().floating_point_ops(inputs)
+
+    def _new_sampler(self) -> FindingBatchSampler:
+        """Anew for each loop: a search, or a micro-batch that did not fit, changes seed and geometry."""
+        return FindingBatchSampler(
+            self.train_dataset.labels,
+            self._loader_geometry(),
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            balance=self._balance,
+            shuffle=getattr(self.args, "train_sampling_strategy", "random") != "sequential",
+            tail=self._tail,
+            process_index=self.args.process_index,
+            num_processes=self.args.world_size,
+        )
+
+    def _loader_geometry(self) -> BatchGeometry:
+        """What the data loader groups: micro-batches, or on a device whole host steps of each process."""
+        geometry = self.batch_geometry
+        if self.backend.has_executors:
+            processes = self.args.world_size
+            return BatchGeometry(geometry.samples_per_host_step // processes, replicas=processes)
+        # Several GPUs of one process (DataParallel) share out one batch: the micro-batches of all of them.
+        copies = max(1, self.args.n_gpu)
+        folded = 1 if self.folding is None else self.folding.factor
+        replicas, processes = geometry.replicas // copies, int(self.args.world_size)
+        accumulation = geometry.gradient_accumulation * replicas // processes
+        return dataclasses.replace(
+            geometry,
+            micro_batch=geometry.micro_batch * copies * folded,
+            gradient_accumulation=accumulation // folded,
+            replicas=processes,
+        )
+
+    def why_not_foldable(self, *_: Any, **__: Any) -> Optional[str]:
+        return None  # the sampler gives whole updates alone
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, *_: Any, **__: Any) -> Any:
+        labels = inputs["labels"]
+        with contextlib.ExitStack() as rewrites:
+            last_layer = self._rewrites().last_layer
+            # Evaluation computes what plain Transformers does, bit by bit.
+            if last_layer is not None and self.model.training:
+                rewrites.enter_context(last_layer.reading_class_token())
+            projection = self._rewrites().projection if "gray" in inputs else None
+            if projection is not None:
+                rewrites.enter_context(projection.reading_gray())
+                outputs = model(pixel_values=projection.gray_channels(inputs["gray"]))
+            else:
+                outputs = model(pixel_values=inputs["pixel_values"])
+        logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+        loss = self.finding_loss(logits, labels)
+        return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
+
+    def get_train_dataloader(self) -> Any:
+        args = self.args
+        self.train_sampler = self._new_sampler()
+        workers: Dict[str, Any] = {}
+        if args.dataloader_num_workers:
+            workers["persistent_workers"] = getattr(args, "dataloader_persistent_workers", False)
+            workers["prefetch_factor"] = getattr(args, "dataloader_prefetch_factor", None) or 2
+            workers["multiprocessing_context"] = getattr(args, "dataloader_multiprocessing_context", None)
+            if not getattr(args, "dataloader_in_order", True):  # torch 2.0 has no such choice
+                workers["in_order"] = False
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=self.train_sampler,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
+            **workers,
+        )
+
+    def probabilities(self, dataset: ChestXrayDataset) -> np.ndarray:
+        """float64 (num_images, num_findings): sigmoid of the logits."""
+        logits = self.predict(dataset).predictions
+        return sigmoid(np.asarray(logits, dtype=np.float64))
+
+
+def gathered(samples: Any) -> Dict[str, torch.Tensor]:
+    """A batch of ChestXrayDataset, or a list of its samples, as stored: what travels to a GPU."""
+    return dict(samples) if isinstance(samples, Mapping) else stack(samples)
+
+
+class PicturesOnly:
+    """Leaves the labels out: those of another data set may be of other findings than the model's outputs."""
+
+    def __init__(self, collator: ChestXrayCollator) -> None:
+        self.collator = collator
+
+    def __call__(self, samples: Any) -> Dict[str, torch.Tensor]:
+        return {"pixel_values": self.collator(samples)["pixel_values"]}
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    return np.asarray(0.5 * (1.0 + np.tanh(0.5 * logits)))
+
+
+class _SamplerEpoch(TrainerCallback):  # type: ignore[misc]
+    """Tells the sampler which epoch begins; the stock loop reaches only samplers of its own making, on some versions."""
+
+    def __init__(self, trainer: ChestXrayTrainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer.train_sampler.set_epoch(int(state.epoch or 0))

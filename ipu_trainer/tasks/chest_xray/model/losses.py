@@ -1,0 +1,92 @@
+"""The training loss over findings: binary cross-entropy or its asymmetric form, mixed with a pairwise ranking loss.
+
+AUROC is the probability that a positive sample scores above a negative one. The ranking term is the logistic bound of its
+complement over the pairs of a micro-batch (Burges et al., "Learning to rank using gradient descent", ICML 2005), so it
+trains what is reported; cross-entropy keeps the probabilities calibrated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional, Tuple
+
+import numpy as np
+import torch
+import torch.nn.functional as functional
+
+from ipu_trainer.training.acceleration.input_pipeline import constant
+
+KINDS = ("bce", "asymmetric")
+
+
+@dataclass(frozen=True)
+class FindingLoss:
+    """Loss of logits against N-hot labels, both (micro_batch, num_findings), as a float32 mean.
+
+    ranking_weight w mixes (1 - w) x kind + w x ranking. pos_weight, one number a finding, weighs positives (bce only).
+    asymmetric: Ridnik et al., "Asymmetric loss for multi-label classification", ICCV 2021, focusing exponent gamma on
+    negatives whose probability was shifted down by margin. label_smoothing s: kind's targets are s / 2 and 1 - s / 2; an order
+    has none.
+    """
+
+    kind: str = "bce"
+    ranking_weight: float = 0.5
+    pos_weight: Optional[Tuple[float, ...]] = None
+    gamma: float = 2.0
+    margin: float = 0.05
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"loss {self.kind!r} is not one of {', '.join(KINDS)}.")
+        if not 0.0 <= self.ranking_weight < 1.0:
+            raise ValueError(f"ranking_weight {self.ranking_weight} must be at least 0 (off) and below 1.")
+        if self.pos_weight is not None and self.kind != "bce":
+            raise ValueError("pos_weight weighs the positives of bce; asymmetric has gamma for that. Use --loss bce.")
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise ValueError(f"label_smoothing {self.label_smoothing} must be at least 0 (off) and below 1.")
+        if self.gamma < 0 or not 0.0 <= self.margin < 1.0:
+            raise ValueError(f"gamma {self.gamma} must be at least 0 and margin {self.margin} from 0 to below 1.")
+
+    def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        logits, labels = logits.float(), labels.float()
+        targets = labels * (1.0 - self.label_smoothing) + 0.5 * self.label_smoothing if self.label_smoothing else labels
+        if self.kind == "bce":
+            weight = None if self.pos_weight is None else constant(self.pos_weight, logits)
+            loss = functional.binary_cross_entropy_with_logits(logits, targets, pos_weight=weight)
+        else:
+            loss = self._asymmetric(logits, targets)
+        if self.ranking_weight:
+            loss = (1.0 - self.ranking_weight) * loss + self.ranking_weight * ranking_loss(logits, labels)
+        return loss
+
+    def describe(self) -> str:
+        parts = [f"{1.0 - self.ranking_weight:g} x {self.kind}"]
+        parts += [f"{self.ranking_weight:g} x pairwise ranking"] if self.ranking_weight else []
+        weighted = ", positives weighted" if self.pos_weight is not None else ""
+        smoothed = f", targets smoothed by {self.label_smoothing:g}" if self.label_smoothing else ""
+        return " + ".join(parts) + weighted + smoothed
+
+    def _asymmetric(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        probability = torch.sigmoid(logits)
+        shifted = (probability - self.margin).clamp(min=0.0)
+        positive = labels * functional.logsigmoid(logits)
+        negative = (1.0 - labels) * torch.log1p(-shifted) * shifted**self.gamma
+        return -(positive + negative).mean()
+
+
+def ranking_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean of softplus(negative's logit - positive's logit) over all pairs of a finding, all findings together.
+
+    0 where a micro-batch has no such pair.
+    """
+    margin = logits[:, None, :] - logits[None, :, :]
+    pairs = labels[:, None, :] * (1.0 - labels[None, :, :])
+    return (functional.softplus(-margin) * pairs).sum() / pairs.sum().clamp(min=1.0)
+
+
+def inverse_frequency(labels: np.ndarray, largest: float = 20.0) -> Tuple[float, ...]:
+    """negatives / positives of each finding, at least 1 and at most largest."""
+    positives = labels.sum(axis=0)
+    ratio = (len(labels) - positives + 1.0) / (positives + 1.0)
+    return tuple(float(value) for value in np.clip(ratio, 1.0, largest))

@@ -1,0 +1,186 @@
+"""Command-line flags of a task: its own dataclass and IPUTrainingArguments in one parser, with the task's defaults."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, Collection, Dict, List, Mapping, NoReturn, Sequence, Tuple
+
+from transformers import HfArgumentParser
+
+from ipu_trainer.backends import choose_backend
+from ipu_trainer.compat import argument_names as renamed
+from ipu_trainer.compat import transformers_versions as compat
+from ipu_trainer.tasks.folders import results
+from ipu_trainer.tasks.recipe.flag_table import check_flags
+from ipu_trainer.training.acceleration.precision import choose_precision
+from ipu_trainer.training.arguments import IPUTrainingArguments
+from ipu_trainer.training.tracking import check_reporters
+
+
+def parse_flags(
+    task: str,
+    recipe_class: Any,
+    argv: Sequence[str],
+    defaults: Mapping[str, Any],
+    arguments_class: Any = IPUTrainingArguments,
+    command: str = "train",
+) -> Tuple[Any, Dict[str, Any]]:
+    """(the recipe, values for arguments_class by field name, those that __post_init__ makes left out).
+
+    --ipu-config and --ipu_config are one flag; --output is Trainer's --output_dir. Raises ValueError for unknown flags,
+    with the task's name, and where --output is missing and CHECKPOINT_DIR is not set.
+    """
+    # Abbreviations would take a misspelt flag for another.
+    parser = HfArgumentParser([recipe_class, arguments_class], prog=f"ipu-trainer {command} {task}", allow_abbrev=False)
+    parser.add_argument(
+        "--config", help="best.json of a search, or one like it; flags on the command line count instead"
+    )
+    parser.set_defaults(**defaults)
+    taken = {item.name for item in dataclasses.fields(arguments_class) if item.init}
+    words, kept = _by_todays_names([_field_flag(word) for word in with_config(task, argv)], taken)
+    if not any(word.split("=")[0] == "--output_dir" for word in words) and not {"-h", "--help"} & set(argv):
+        words += ["--output_dir", str(results("--output", task))]
+    parser.error = _refuse  # type: ignore[assignment,method-assign]  # one line, instead of all flags first
+    namespace, unknown = parser.parse_known_args(words)
+    if unknown:
+        raise ValueError(f"unknown flags {' '.join(unknown)}. `ipu-trainer {command} {task} --help` lists them.")
+    values = {**vars(namespace), **kept}
+    check_reporters(values["report_to"])
+    defaults_of_all = {name: parser.get_default(name) for name in values}
+    check_flags(task, values, defaults_of_all, flags_given(words))
+    names = {item.name for item in dataclasses.fields(recipe_class)}
+    recipe = recipe_class(**{name: value for name, value in values.items() if name in names})
+    return recipe, {name: value for name, value in values.items() if name in taken or name in kept}
+
+
+def _refuse(message: str) -> NoReturn:
+    raise ValueError(f"{message.rstrip('.')}.")
+
+
+def _by_todays_names(words: Sequence[str], fields: Collection[str]) -> Tuple[List[str], Dict[str, Any]]:
+    """(flags by the installed transformers' names, values of those that only scripts read). Raises ValueError as renamed.today."""
+    given = {name: _value(text) for name, text in flags_given(words).items()}
+    kept = {name: given.pop(name) for name in renamed.KEPT if name in given and name not in fields}
+    current = renamed.today(given, fields)
+    changed = {name: value for name, value in current.items() if name not in given or value is not given[name]}
+    left: List[str] = []
+    keep = True
+    for word in words:
+        if word.startswith("--"):
+            name = word[2:].partition("=")[0]
+            keep = name in current and name not in changed
+        left += [word] if keep else []
+    for name, value in changed.items():
+        text = json.dumps(value) if isinstance(value, dict) else value
+        left += [f"--{name}", *(map(str, text) if isinstance(text, list) else [str(text)])]
+    return left, kept
+
+
+def _value(text: Any) -> Any:
+    """What a flag's text means: true, false, a number, or a text; lists item by item."""
+    if isinstance(text, list):
+        return [_value(item) for item in text]
+    if not isinstance(text, str):
+        return text
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def with_config(task: str, argv: Sequence[str]) -> List[str]:
+    """argv with the flags of its --config FILE in front, so that those which were typed count.
+
+    FILE is JSON: {"about": {"task": ...}, "flags": {"learning_rate": 1e-4, ...}}, flags by their names without dashes.
+    Raises ValueError for a file of another form or task.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config")
+    own, rest = parser.parse_known_args(list(argv))
+    if own.config is None:
+        return rest
+    try:
+        content = json.loads(Path(own.config).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--config {own.config} is not JSON: {error}.") from None
+    flags = content.get("flags") if isinstance(content, dict) else None
+    if not isinstance(flags, dict) or not all(_is_flag_value(value) for value in flags.values()):
+        raise ValueError(
+            f'--config {own.config} must hold {{"flags": {{NAME: VALUE, ...}}}}, values being texts, numbers, true, false '
+            "or lists of these, as best.json of `ipu-trainer search` does."
+        )
+    meant = content.get("about", {}).get("task", task)
+    if meant != task:
+        raise ValueError(f"--config {own.config} is for {meant}, not for {task}.")
+    words: List[str] = []
+    for name, value in flags.items():
+        if value is None:
+            continue
+        words.append(f"--{name}")
+        if value is not True:
+            words += [str(item) for item in value] if isinstance(value, list) else [str(value)]
+    return words + rest
+
+
+def flags_given(argv: Sequence[str]) -> Dict[str, Any]:
+    """Flags by field name as they were typed: a text, a list of texts, or True for a flag without a value."""
+    given: Dict[str, Any] = {}
+    values: List[str] = []
+    name = ""
+    for word in [*(_field_flag(word) for word in argv), "--"]:
+        if not word.startswith("--"):
+            values.append(word)
+            continue
+        if name:
+            given[name] = values if len(values) > 1 else values[0] if values else True
+        name, equals, value = word[2:].partition("=")
+        values = [value] if equals else []
+    return given
+
+
+def check_fraction(validation_fraction: float) -> None:
+    if not 0.0 < validation_fraction < 1.0:
+        raise ValueError(f"validation_fraction {validation_fraction} must be above 0 and below 1 (0.1 is usual).")
+
+
+def check_read(recipe: Any, name: str, is_read: bool, why: str) -> None:
+    """Raise ValueError for a recipe's flag that has not its default and is not read."""
+    value, default = getattr(recipe, name), type(recipe).__dataclass_fields__[name].default
+    if value != default and not is_read:
+        raise ValueError(f"--{name} {value} would not be read: {why}. Leave it out.")
+
+
+def _is_flag_value(value: Any) -> bool:
+    items = value if isinstance(value, list) else [value]
+    return all(item is None or isinstance(item, (str, int, float, bool)) for item in items)
+
+
+def takes_bf16(requested: str, values: Mapping[str, Any]) -> bool:
+    """Whether to set Trainer's bf16. Its own flags --bf16 and --fp16 stand in for --precision auto."""
+    if choose_backend(values["backend"], "", bool(values.get("compile_only"))).has_executors:
+        if requested == "bf16":
+            raise ValueError(
+                "--precision bf16 is for the host: IPUs have no bfloat16. Use --half, or --precision fp32."
+            )
+        return bool(values.get("bf16"))
+    flags = [name for name in ("bf16", "fp16") if values.get(name)]
+    if flags and requested not in ("auto", flags[0]):
+        raise ValueError(f"--precision {requested} and --{flags[0]} contradict each other. Give one of them.")
+    if flags:
+        return "bf16" in flags
+    return choose_precision(requested, bool(values.get(compat.field_name("use_cpu")))).name == "bf16"
+
+
+def _field_flag(word: str) -> str:
+    if not word.startswith("--"):
+        return word
+    flag, equals, value = word.partition("=")
+    flag = "--" + flag[2:].replace("-", "_")
+    return ("--output_dir" if flag == "--output" else flag) + equals + value

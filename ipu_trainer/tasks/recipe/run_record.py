@@ -1,0 +1,147 @@
+"""run.json: what ran, written beside its results; and whether an interrupted run may go on."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
+
+import numpy as np
+import torch
+import transformers
+
+import ipu_trainer
+from ipu_trainer.atomic import remove_leftovers, write_json
+from ipu_trainer.training.arguments import IPUTrainingArguments
+from ipu_trainer.training.state.checkpoints import last_complete_checkpoint
+
+RUN_FILE = "run.json"
+METRICS_FILE = "metrics.json"
+HISTORY_FILE = "history.json"
+# status in run.json: the weights are not final; they and history.json are there; only the page may be missing; all is there.
+RUNNING, TRAINED, EVALUATED, FINISHED = "running", "trained", "evaluated", "finished"
+# What a resumed run may have otherwise: where its logs go and what is written at the end.
+_MAY_DIFFER = ("report", "report_to", "run_name", "disable_tqdm")
+
+
+def read_run(run_dir: Path) -> Dict[str, Any]:
+    """run.json of a run with all its results. Raises ValueError if there is none."""
+    path = Path(run_dir) / RUN_FILE
+    if not path.is_file():
+        raise ValueError(f"{run_dir} holds no run ({RUN_FILE} is missing). Make one: ipu-trainer train ...")
+    record: Dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if record.get("status") not in (EVALUATED, FINISHED):
+        raise ValueError(f"the run in {run_dir} is not finished. Give the same train command again: it resumes.")
+    return record
+
+
+def write_history(run_dir: Path, history: Sequence[Mapping[str, Any]]) -> None:
+    """Trainer's log history as history.json; a checkpoint has it up to its own step only."""
+    write_json(run_dir / HISTORY_FILE, list(history))
+
+
+def read_history(run_dir: Path) -> List[Dict[str, Any]]:
+    """history.json; without it what the last checkpoint has; else nothing."""
+    checkpoint = last_complete_checkpoint(run_dir)
+    path = Path(run_dir) / HISTORY_FILE
+    if path.is_file():
+        history = json.loads(path.read_text(encoding="utf-8"))
+    elif checkpoint is not None:
+        state = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))
+        history = state.get("log_history", [])
+    else:
+        history = []
+    return [dict(entry) for entry in history]
+
+
+def training_settings(args: IPUTrainingArguments) -> Dict[str, Any]:
+    """The arguments that say how a run computes: no tokens, nothing that differs between a run and its resumption."""
+    left_out = ("resume_from_checkpoint", "logging_dir", "local_rank", "hub_token", "push_to_hub_token")
+    return {name: value for name, value in args.to_dict().items() if name not in left_out}
+
+
+def resumable_checkpoint(run_dir: Path, args: IPUTrainingArguments, settings: Dict[str, Any]) -> Optional[str]:
+    """The checkpoint to go on from. Raises ValueError if the folder holds a finished or a different run."""
+    path = run_dir / RUN_FILE
+    if args.resume_from_checkpoint and args.resume_from_checkpoint not in ("True", "true"):
+        return str(args.resume_from_checkpoint)
+    if not path.is_file():
+        return None
+    record = json.loads(path.read_text(encoding="utf-8"))
+    if record.get("status") == FINISHED:
+        raise ValueError(f"{run_dir} holds a finished run. Give another --output, or remove it.")
+    then, now = record.get("settings", {}), json.loads(json.dumps(settings["settings"], default=str))
+    changed = sorted(
+        name
+        for group in ("recipe", "training")
+        for name in set(then.get(group, {})) | set(now[group])
+        if name not in _MAY_DIFFER and then.get(group, {}).get(name) != now[group].get(name)
+    )
+    if record.get("data", {}).get("fingerprint") != settings["data"]["fingerprint"]:
+        changed.append("data")
+    if changed:
+        raise ValueError(
+            f"{run_dir} holds an interrupted run with other settings ({', '.join(changed)}). "
+            "Give the same command to go on, or another --output."
+        )
+    return last_complete_checkpoint(run_dir)
+
+
+def begin_run(run_dir: Path, record: Mapping[str, Any]) -> None:
+    """Write run.json, unless the weights are there already; remove files that killed runs left half written."""
+    remove_leftovers(run_dir)
+    if record["status"] == RUNNING:
+        write_json(run_dir / RUN_FILE, record)
+
+
+def trained_record(run_dir: Path, args: IPUTrainingArguments) -> Optional[Dict[str, Any]]:
+    """run.json of a run that ended after its training, whose results alone are missing; None where there is none."""
+    path = run_dir / RUN_FILE
+    if args.resume_from_checkpoint and args.resume_from_checkpoint not in ("True", "true"):
+        return None
+    record: Dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return record if record.get("status") in (TRAINED, EVALUATED) else None
+
+
+def train_or_restore(trainer: Any, record: Mapping[str, Any], checkpoint: Optional[str]) -> None:
+    """Train, save the weights and say so in run.json; or, where that was done, give the trainer the log of that training."""
+    run_dir = Path(trainer.args.output_dir)
+    if record["status"] == RUNNING:
+        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.save_model()
+        if trainer.is_world_process_zero():
+            write_history(run_dir, trainer.state.log_history)
+            write_json(run_dir / RUN_FILE, {**record, "status": TRAINED})
+        return
+    history = read_history(run_dir)
+    last = max((place for place, entry in enumerate(history) if "train_runtime" in entry), default=len(history) - 1)
+    trainer.state.log_history = history[: last + 1]
+    trainer.state.global_step, trainer.state.epoch = history[last]["step"], history[last]["epoch"]
+
+
+def finish_run(
+    run_dir: Path, record: Mapping[str, Any], write_report: Optional[Callable[[Path], Any]] = None, **results: Any
+) -> None:
+    """The page, which reads the run's other files, and then the word that all is there. results: more for run.json."""
+    write_json(run_dir / RUN_FILE, {**record, **results, "status": EVALUATED})
+    if write_report is not None:
+        write_report(run_dir)
+    write_json(run_dir / RUN_FILE, {**record, **results, "status": FINISHED})
+
+
+def versions() -> Dict[str, str]:
+    import accelerate
+    import datasets
+
+    return {
+        "ipu_trainer": ipu_trainer.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "accelerate": accelerate.__version__,
+        "datasets": datasets.__version__,
+        "numpy": np.__version__,
+        "platform": sys.platform,
+    }

@@ -1,0 +1,218 @@
+"""`ipu-trainer search TASK`: hyper-parameter search over a task's recipe, and its results as files that people look at.
+
+    ipu-trainer search TASK --output FOLDER [--space NAME=LOW:HIGH:log ...] [--n-trials N] [any flag of train TASK]
+
+FOLDER holds the study (study.db), trials.csv, study.json, plots and best.json, which `ipu-trainer train TASK --config`
+takes. The same command after a kill goes on: no finished trial is repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
+
+import transformers
+
+from ipu_trainer.atomic import remove_leftovers, write_json
+from ipu_trainer.tasks.folders import results
+from ipu_trainer.tasks.recipe.early_checks import check_metric
+from ipu_trainer.tasks.recipe.flags import flags_given, with_config
+from ipu_trainer.tasks.search.search_results import header, row, write_results
+from ipu_trainer.tasks.search.search_space import Range, parse_range
+from ipu_trainer.training.hyperparameter_search.optuna_search import GEOMETRY, SearchError
+
+SEARCH_FILE = "search.json"
+STUDY_FILE = "study.db"
+
+
+@dataclass
+class Searched:
+    """What a task brings: a trainer with model_init, its metric and direction, a line on the data, what defines the run,
+    what skips a trial that cannot run, and the names of all its metrics."""
+
+    trainer: Any
+    objective: str
+    direction: str
+    about: str
+    settings: Dict[str, Any]
+    is_feasible: Optional[Callable[[Any, int], Optional[str]]] = None
+    metrics: Sequence[str] = ()
+
+
+def run(task: str, searched: Callable[[Sequence[str]], Searched], words: Sequence[str]) -> None:
+    """`ipu-trainer search TASK`. searched: the task's own, given train's flags."""
+    own, rest = _parser(task).parse_known_args(list(words))
+    if own.help:
+        _parser(task).print_help()
+        print(f"\nEvery flag of `ipu-trainer train {task}` may follow: it holds for all trials.")
+        return
+    if own.n_trials < 1:
+        raise ValueError(f"--n-trials {own.n_trials}: a search needs at least 1.")
+    space = [parse_range(text) for text in own.space]
+    names = [item.name for item in space]
+    if len(set(names)) < len(names):
+        raise ValueError(f"--space names one value twice: {', '.join(names)}.")
+    pruner = _pruner(own.pruner)
+    folder = Path(own.output or results("--output", f"{task}-search"))
+    rest = with_config(task, rest)
+    given = ["--output", str(folder), *rest]
+    if not {"--save_strategy", "--save-strategy"} & {word.split("=")[0] for word in rest}:
+        given += ["--save_strategy", "no"]  # a trial is judged, not kept
+    if not {"--report_to", "--report-to"} & {word.split("=")[0] for word in rest}:
+        given += ["--report_to", "none"]  # the study has the results; a folder of logs for each trial is asked for
+    subject = searched(given)
+    args = subject.trainer.args
+    space = space or _default_space(args)
+    _check_space(space, subject.trainer)
+    objectives = own.objective.split(",") if own.objective else [subject.objective]
+    for name in objectives:
+        check_metric("objective", name, subject.metrics)
+    objectives = [name if name.startswith("eval_") else f"eval_{name}" for name in objectives]
+    directions = own.direction.split(",") if own.direction else _known_directions(objectives, subject)
+    if len(directions) != len(objectives):
+        raise ValueError(
+            f"{len(objectives)} objective(s) ({', '.join(objectives)}) and {len(directions)} direction(s) "
+            f"({', '.join(directions)}): give one --direction for each, as --direction minimize,maximize."
+        )
+    plan = {
+        "task": task,
+        "objectives": objectives,
+        "directions": directions,
+        "space": [dataclasses.asdict(item) for item in space],
+        "flags": flags_given(rest),
+        "settings": subject.settings,
+    }
+    _check_same(folder, plan)
+    remove_leftovers(folder)
+    write_json(folder / SEARCH_FILE, plan)
+    print(subject.about)
+    print("searching   " + "\n            ".join(item.describe() for item in space))
+    print(f"objective   {', '.join(f'{d} {o}' for o, d in zip(objectives, directions))}; {own.n_trials} trials")
+    study_name, storage = own.study or task, own.storage or str(folder / STUDY_FILE)
+
+    def objective(metrics: Mapping[str, float]) -> Any:
+        missing = [name for name in objectives if name not in metrics]
+        if missing:
+            raise SearchError(f"there is no metric {', '.join(missing)}. There are {', '.join(sorted(metrics))}.")
+        values = [float(metrics[name]) for name in objectives]
+        return values if len(values) > 1 else values[0]
+
+    def say(study: Any, trial: Any) -> None:
+        print(row(trial, [item.name for item in space]), flush=True)
+
+    transformers.utils.logging.set_verbosity_error()  # one line a trial says what there is to say
+    print(header(objectives, [item.name for item in space]))
+    subject.trainer.hyperparameter_search(
+        hp_space=lambda trial: {item.name: item.suggest(trial) for item in space},
+        compute_objective=objective,
+        n_trials=own.n_trials,
+        direction=directions if len(directions) > 1 else directions[0],
+        study_name=study_name,
+        storage=storage,
+        pruner=pruner,
+        is_feasible=subject.is_feasible,
+        callbacks=[say],
+        **({"timeout": own.timeout} if own.timeout else {}),
+    )
+    write_results(folder, storage, study_name, plan, subject.trainer)
+
+
+def _known_directions(objectives: Sequence[str], subject: Searched) -> List[str]:
+    """Of the task's own metric and of the loss; raises ValueError for others, of which only the user knows what is better."""
+    known = {"eval_loss": "minimize", subject.objective: subject.direction}
+    unknown = [name for name in objectives if name not in known]
+    if unknown:
+        raise ValueError(
+            f"--objective {','.join(objectives)}: whether {', '.join(unknown)} is better larger or smaller is not known here. Say "
+            f"--direction maximize or --direction minimize{', one for each objective' if len(objectives) > 1 else ''}."
+        )
+    return [known[name] for name in objectives]
+
+
+def _parser(task: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"ipu-trainer search {task}", add_help=False, allow_abbrev=False)
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("--output", help="folder for the study and its results; the same folder goes on")
+    parser.add_argument(
+        "--space",
+        action="append",
+        default=[],
+        metavar="NAME=VALUES",
+        help="learning_rate=1e-5:1e-3:log, num_train_epochs=1:4, micro_batch=1,2,4; may be given several times. "
+        "micro_batch and replication_factor keep the global batch. Default: learning rate and weight decay",
+    )
+    parser.add_argument("--n-trials", type=int, default=12, help="trials in all, earlier ones included (default 12)")
+    parser.add_argument("--objective", help="metric of the evaluation, or several with commas (default: the task's)")
+    parser.add_argument(
+        "--direction",
+        help="minimize or maximize, one for each objective (default: of the task's metric and of the loss)",
+    )
+    parser.add_argument("--pruner", default="median", help="median (default), hyperband or none: ends hopeless trials")
+    parser.add_argument("--timeout", type=float, help="begin no trial after so many seconds")
+    parser.add_argument("--study", help="the study's name (default: the task's)")
+    parser.add_argument("--storage", help=".db (SQLite), .journal, or a database URL (default: study.db in the output)")
+    return parser
+
+
+def _pruner(name: str) -> Any:
+    try:
+        import optuna
+    except ImportError:
+        raise ValueError("`ipu-trainer search` needs optuna: pip install 'ipu-trainer[search]'.") from None
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    pruners = {
+        "median": optuna.pruners.MedianPruner,
+        "hyperband": optuna.pruners.HyperbandPruner,
+        "none": optuna.pruners.NopPruner,
+    }
+    if name not in pruners:
+        raise ValueError(f"--pruner {name!r} is not one of {', '.join(pruners)}.")
+    return pruners[name]()
+
+
+def _default_space(args: Any) -> List[Range]:
+    rate = args.learning_rate
+    return [Range("learning_rate", (), rate / 10, rate * 10, True), Range("weight_decay", (), 0.0, 0.3)]
+
+
+def _check_space(space: Sequence[Range], trainer: Any) -> None:
+    """Raises ValueError for names that trials may not differ in, and micro-batches that never make up the global batch."""
+    fields = {item.name for item in dataclasses.fields(trainer.args)}
+    for item in space:
+        if item.name in ("output_dir", "backend") or (item.name not in fields and item.name not in GEOMETRY):
+            raise ValueError(
+                f"--space {item.name}: not a value that trials may differ in. Those are fields of the training "
+                f"arguments, {' and '.join(GEOMETRY)}; model and data are the same for all trials."
+            )
+    searched = {item.name: item for item in space}
+    if "micro_batch" in searched and "replication_factor" not in searched:
+        geometry = trainer.batch_geometry
+        per_replica = geometry.global_batch // geometry.replicas
+        wrong = [size for size in searched["micro_batch"].choices if not isinstance(size, int) or per_replica % size]
+        if wrong:
+            raise ValueError(
+                f"--space micro_batch={','.join(map(str, wrong))}: micro-batch x accumulation must stay "
+                f"{per_replica} samples a replica (global batch {geometry.global_batch}). Give divisors of "
+                f"{per_replica}, or change --gradient_accumulation_steps."
+            )
+
+
+def _check_same(folder: Path, plan: Mapping[str, Any]) -> None:
+    """Raises ValueError if the folder holds a search with other settings, whose trials would not compare."""
+    path = folder / SEARCH_FILE
+    if not path.is_file():
+        return
+    then, now = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(plan, default=str))
+    changed = [name for name in ("task", "objectives", "directions", "space", "flags") if then.get(name) != now[name]]
+    if then.get("settings", {}).get("data") != now["settings"].get("data"):
+        changed.append("data")
+    if changed:
+        raise ValueError(
+            f"{folder} holds a search with other {', '.join(changed)}. Give the same command to go on (--n-trials may "
+            "grow), or another --output."
+        )

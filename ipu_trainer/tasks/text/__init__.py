@@ -1,0 +1,1 @@
+"""Documents, tokenizers and small models, for the tasks on text."""

@@ -1,0 +1,1 @@
+"""Training in plain PyTorch: micro-batches of an update computed together, and layers compiled."""

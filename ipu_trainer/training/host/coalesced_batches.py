@@ -1,0 +1,122 @@
+"""Passes of several micro-batches (folding.py decides how many): how their samples are collated, and how a step counts them."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+from torch import nn
+from torch.utils.data import default_collate
+from transformers import DefaultDataCollator, default_data_collator
+from transformers.trainer_pt_utils import find_batch_size
+from transformers.utils import logging
+
+from ipu_trainer.training.state.generators import generator_states, restore_generators
+
+logger = logging.get_logger(__name__)
+
+
+def by_micro_batches(collator: Callable[[Any], Any], micro_batch: int) -> Callable[[Any], Any]:
+    """The collator for passes of several micro-batches: the given one where it only stacks samples."""
+    stacks = collator in (default_data_collator, default_collate) or isinstance(collator, DefaultDataCollator)
+    return collator if stacks else MicroBatches(collator, micro_batch)
+
+
+class MicroBatches:
+    """A collator that makes each micro-batch of a pass by itself, as the literal loop does, and joins them.
+
+    So padding and random numbers are those of single micro-batches. Where they differ in shape (padded to their longest
+    sample each), `collator` makes one batch of all samples instead.
+    """
+
+    def __init__(self, collator: Callable[[Any], Any], micro_batch: int) -> None:
+        self.collator, self.micro_batch = collator, micro_batch
+
+    def __call__(self, samples: Any) -> Any:
+        if not isinstance(samples, list) or len(samples) <= self.micro_batch:
+            return self.collator(samples)
+        groups = [samples[begin : begin + self.micro_batch] for begin in range(0, len(samples), self.micro_batch)]
+        states = generator_states(with_cuda=False)  # loading processes must not touch a GPU
+        first, second = self.collator(groups[0]), self.collator(groups[1])
+        if shapes_of_rows(first, len(groups[0])) is not None and shapes_of_rows(
+            first, len(groups[0])
+        ) == shapes_of_rows(second, len(groups[1])):
+            batches = [first, second, *(self.collator(group) for group in groups[2:])]
+            shapes = {shapes_of_rows(batch, len(group)) for batch, group in zip(batches, groups)}
+            if len(shapes) == 1:
+                return {name: torch.cat([batch[name] for batch in batches]) for name in first}
+        restore_generators(states)
+        return self.collator(samples)
+
+
+def shapes_of_rows(batch: Any, rows: int) -> Optional[Tuple[Any, ...]]:
+    """Names, types and shapes of one sample in a batch of so many; None if it is not made of tensors of that many rows."""
+    if not isinstance(batch, Mapping):
+        return None
+    if not all(torch.is_tensor(value) and value.dim() and len(value) == rows for value in batch.values()):
+        return None
+    return tuple((name, value.dtype, value.shape[1:]) for name, value in batch.items())
+
+
+def rows_of(inputs: Any, begin: int, end: int) -> Dict[str, Any]:
+    """Samples begin to end of a batch. Raises ValueError if something in it is not one row a sample."""
+    rows = find_batch_size(inputs)
+    cut: Dict[str, Any] = {}
+    for name, value in inputs.items():
+        has_rows = isinstance(value, (list, tuple)) or (torch.is_tensor(value) and value.dim())
+        if has_rows and len(value) == rows:
+            cut[name] = value[begin:end]
+        elif value is None or isinstance(value, (bool, int, float, str)):
+            cut[name] = value
+        else:
+            raise ValueError(f"{name} of a batch of {rows} samples has no row for each of them.")
+    return cut
+
+
+def parts_of(rows: int, micro_batch: int, largest: int) -> List[Tuple[int, int]]:
+    """Begin and end of the parts of a pass of so many samples: at most `largest` whole micro-batches, or a smaller last one."""
+    whole = rows - rows % micro_batch
+    cuts = [*range(0, whole, micro_batch * largest), whole, rows]
+    return [(begin, end) for begin, end in zip(cuts, cuts[1:]) if end > begin]
+
+
+def folded_step(trainer: Any, step: Callable[[Any], torch.Tensor], model: nn.Module, inputs: Any) -> torch.Tensor:
+    """The step of a pass, in parts: each counts by what it holds of the update. Out of memory makes parts smaller, for good.
+
+    step(part): the stock training_step of some of its samples. A smaller last micro-batch of an epoch is a part of its own, as it
+    may be padded otherwise. Under DistributedDataParallel a pass stays one part: a process that failed could not meet the others.
+    """
+    micro_batch, rows = trainer.batch_geometry.micro_batch, int(find_batch_size(inputs))
+    alone = not hasattr(model, "no_sync")
+    # What earlier passes of the update left is set aside, so that a pass that fails halfway can begin again.
+    parameters = [parameter for parameter in model.parameters() if alone and parameter.grad is not None]
+    earlier = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    for parameter in parameters:
+        parameter.grad = None
+    while True:
+        parts = parts_of(rows, micro_batch, trainer.largest_part or trainer.folding.factor)
+        try:
+            losses = [step(inputs if len(parts) == 1 else rows_of(inputs, *part)) for part in parts]
+            break
+        except Exception as error:
+            count = -(-parts[0][1] // micro_batch)
+            of_memory = isinstance(error, torch.cuda.OutOfMemoryError) or should_reduce_batch_size(error)
+            if not alone or count == 1 or not of_memory:
+                raise
+            trainer.largest_part = count // 2
+        gc.collect()
+        torch.cuda.empty_cache()
+        model.zero_grad(set_to_none=True)
+        logger.warning(
+            "out of memory: %d micro-batches at a time instead of %d; the global batch stays %d",
+            trainer.largest_part,
+            count,
+            trainer.batch_geometry.global_batch,
+        )
+    with torch.no_grad():
+        for parameter, gradient in zip(parameters, earlier):
+            parameter.grad = gradient if parameter.grad is None else gradient.add_(parameter.grad)
+    return losses[0] if len(losses) == 1 else torch.stack(losses).sum()

@@ -1,0 +1,1 @@
+"""Hyper-parameter searches over one trainer, with optuna and with Ray Tune."""

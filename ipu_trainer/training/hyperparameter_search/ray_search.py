@@ -1,0 +1,125 @@
+"""Hyper-parameter search with Ray Tune: transformers' own, refused before work where its trials could not be right.
+
+Each trial is a pickled copy of the trainer in a process of its own, on any machine of Ray's cluster. A trial there cannot be
+skipped, so `micro_batch` and `replication_factor` are choices that all make up the global batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import inspect
+import itertools
+from typing import Any, Dict, Iterator, List, Mapping, Sequence
+
+from transformers.trainer_utils import HPSearchBackend, default_hp_space_ray
+
+from ipu_trainer.compat.argument_names import takes
+from ipu_trainer.training.hyperparameter_search.optuna_search import (
+    GEOMETRY,
+    check_names,
+    set_geometry,
+    why_not_geometry,
+)
+
+# Option of an optuna study -> what does it in Ray Tune.
+_OF_OPTUNA = {
+    "study_name": "name= and storage_path= name an experiment",
+    "storage": "storage_path= names the folder of the results",
+    "sampler": "search_alg= draws the values",
+    "pruner": "scheduler= ends trials early",
+    "timeout": "time_budget_s= bounds the search",
+    "n_jobs": "max_concurrent_trials= and resources_per_trial= say how many run at once",
+    "load_if_exists": "resume= goes on with an experiment",
+    "gc_after_trial": "each trial has a process of its own",
+}
+
+
+def check_directions_of_stock(directions: Sequence[str], backend: str) -> None:
+    """Raises ValueError for several directions, which transformers hands to optuna alone."""
+    if len(directions) > 1:
+        raise ValueError(
+            f"{len(directions)} directions are for backend='optuna': {backend} searches one objective. Give one direction."
+        )
+
+
+@contextlib.contextmanager
+def prepared_for_ray(trainer: Any, hp_space: Any, options: Mapping[str, Any]) -> Iterator[None]:
+    """Inside the block the trainer is what trials begin with; after it, its model and GPUs are what they were.
+
+    Raises ValueError before any work.
+    """
+    _check_options(trainer, options)
+    space = (hp_space or default_hp_space_ray)(None)
+    check_names(trainer, list(space))
+    _check_geometry(trainer, space)
+    model, num_gpus = trainer.model, trainer.args._n_gpu
+    if trainer._device_run is not None:
+        trainer._device_run.release()
+    # Of an earlier training: every trial makes its own.
+    trainer._device_run = trainer.optimizer = trainer.lr_scheduler = None
+    try:
+        yield
+    finally:  # transformers takes the model away and leaves the GPUs of one trial
+        trainer.model, trainer.args._n_gpu, trainer.hp_search_backend = model, num_gpus, None
+
+
+def arguments_of_trial(trainer: Any, trial: Dict[str, Any]) -> Dict[str, Any]:
+    """What of a trial's values transformers sets on the arguments; the geometry is set here, the rest is model_init(trial)'s."""
+    if "micro_batch" in trial or "replication_factor" in trial:
+        micro_batch = int(trial.get("micro_batch", trainer.args.per_device_train_batch_size))
+        replicas = trial.get("replication_factor")
+        copies = None if replicas is None else int(replicas)
+        wrong = why_not_geometry(trainer.batch_geometry, micro_batch, copies or trainer.batch_geometry.replicas)
+        if wrong:  # of a wandb sweep, whose values nobody sees before
+            raise ValueError(f"{wrong}. Give values that all make it up.")
+        set_geometry(trainer, trainer.batch_geometry, trainer.ipu_config, micro_batch, copies)
+    is_ray = trainer.hp_search_backend == HPSearchBackend.RAY
+    known = {name: value for name, value in trial.items() if not is_ray or takes(trainer.args, name)}
+    return {name: value for name, value in known.items() if name not in GEOMETRY}
+
+
+def _check_options(trainer: Any, options: Mapping[str, Any]) -> None:
+    if importlib.util.find_spec("ray") is None:
+        raise ValueError("backend='ray' needs Ray: pip install 'ipu-trainer[search]' (Python 3.9 or newer).")
+    from ray import tune
+
+    for name in options:
+        if name in _OF_OPTUNA:
+            raise ValueError(f"{name}= is for backend='optuna'. With ray, {_OF_OPTUNA[name]}.")
+    known = [name for name in inspect.signature(tune.run).parameters if not name.startswith("_")]
+    # transformers gives these itself.
+    unknown = [name for name in options if name not in known or name in ("run_or_experiment", "config", "num_samples")]
+    if unknown:
+        raise ValueError(f"{', '.join(unknown)}: no option of ray.tune.run that a search takes. See its documentation.")
+    if trainer.args.world_size > 1:
+        raise ValueError(
+            f"{trainer.args.world_size} processes would each begin a Ray search. Begin it from one; "
+            "resources_per_trial= says what a trial gets."
+        )
+
+
+def _check_geometry(trainer: Any, space: Mapping[str, Any]) -> None:
+    if not any(name in space for name in GEOMETRY):
+        return
+    both = [name for name in ("per_device_train_batch_size", "gradient_accumulation_steps") if name in space]
+    if both:
+        raise ValueError(f"hp_space has {', '.join(both)} beside {' or '.join(GEOMETRY)}, which set it. Leave it out.")
+    geometry = trainer.batch_geometry
+    micro_batches = _choices(space, "micro_batch", trainer.args.per_device_train_batch_size)
+    copies = _choices(space, "replication_factor", geometry.replicas)
+    for micro_batch, replicas in itertools.product(micro_batches, copies):
+        wrong = why_not_geometry(geometry, micro_batch, replicas)
+        if wrong:
+            raise ValueError(f"hp_space: {wrong}, and Ray cannot skip a trial. Give choices that all make it up.")
+
+
+def _choices(space: Mapping[str, Any], name: str, given: int) -> List[int]:
+    value = space.get(name, given)
+    if isinstance(value, Mapping) and "grid_search" in value:
+        value = value["grid_search"]
+    value = getattr(value, "categories", value)
+    choices = list(value) if isinstance(value, (list, tuple)) else [value]
+    if not all(isinstance(choice, int) for choice in choices):
+        raise ValueError(f"hp_space: {name} must be ray.tune.choice([...]) or grid_search([...]) of whole numbers.")
+    return choices
