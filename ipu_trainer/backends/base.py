@@ -57,8 +57,9 @@ class Backend:
     def __reduce__(self) -> Any:
         """Modules do not pickle: the backend of that name is made again, or refused where it cannot be."""
         from ipu_trainer.backends.select import same_backend
+        from ipu_trainer.simulator.execution.torch_device import torch_device
 
-        device = str(self.poptorch.torch_device.torch_device()) if self.name == "simulated" else ""
+        device = str(torch_device()) if self.name == "simulated" else ""
         return same_backend, (self.name, self.reason, device)
 
     def __deepcopy__(self, _: Any) -> Backend:

@@ -103,13 +103,13 @@ def test_bytes_reach_the_model_once_and_pictures_are_made_there(prepared, phanto
     batch = gathered([job.train_set[(0, 1)], job.train_set[(0, 2)]])
     assert batch["pixels"].dtype == torch.uint8
     trainer.model.train()
-    made = trainer._prepare_inputs(copy.copy(batch))
+    made = trainer.prepare_inputs(copy.copy(batch))
     expected = trainer._collator_on_gpu(batch)
     torch.testing.assert_close(
         trainer._collator_on_gpu.normalisation(made["gray"]), expected["pixel_values"], rtol=0, atol=0
     )
     trainer.model.eval()
-    torch.testing.assert_close(trainer._prepare_inputs(batch)["pixel_values"], expected["pixel_values"], rtol=0, atol=0)
+    torch.testing.assert_close(trainer.prepare_inputs(batch)["pixel_values"], expected["pixel_values"], rtol=0, atol=0)
 
 
 def test_pictures_are_gathered_into_pinned_memory_while_a_gpu_is_in_use(prepared, monkeypatch):

@@ -368,7 +368,7 @@ def test_a_run_refuses_what_cannot_be_before_it_starts(tmp_path):
 
 def as_on_an_h100(monkeypatch):
     """The trainer's choices of an H100 on this CPU, where the operations are plain torch."""
-    host_loop = "ipu_trainer.training.host.host_loop"
+    host_loop = "ipu_trainer.training.acceleration.accelerated_layers"
     monkeypatch.setattr(f"{host_loop}.choose_kernels", lambda requested, args: Choice("on", "a test"))
     monkeypatch.setattr(
         f"{host_loop}.compiled_layers", lambda model, required: compiled_layers(model, required, "eager")

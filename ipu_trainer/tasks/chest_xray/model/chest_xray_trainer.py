@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple
 
 import numpy as np
@@ -11,7 +10,6 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
-from ipu_trainer.config.batching import BatchGeometry
 from ipu_trainer.tasks.chest_xray.data.dataset import ChestXrayDataset
 from ipu_trainer.tasks.chest_xray.data.sampler import FindingBatchSampler
 from ipu_trainer.tasks.chest_xray.data.transforms import ChestXrayCollator, augment, change_pictures, stack
@@ -40,7 +38,7 @@ class ChestXrayTrainer(IPUTrainer):
     """
 
     data_collator: Any
-    loader_follows_folding = True
+    loader_follows_coalescing = True
     loss_is_scaled_for_ga = False  # means of micro-batches: the ranking loss compares the samples of one
 
     def __init__(
@@ -67,10 +65,10 @@ class ChestXrayTrainer(IPUTrainer):
             if choice.name != "off":
                 self._change_pictures = torch.compile(change_pictures)
 
-    def _prepare_inputs(self, inputs: Any) -> Any:
+    def prepare_inputs(self, inputs: Any) -> Any:
         collator = self._collator_on_gpu
         if collator is None or "pixels" not in inputs:
-            return super()._prepare_inputs(inputs)
+            return super().prepare_inputs(inputs)
         # epoch and index stay: numbers of the augmentation are drawn here, and reading them back would wait for the GPU.
         device = self.args.device
         pixels = sent(inputs["pixels"], device)
@@ -108,7 +106,7 @@ class ChestXrayTrainer(IPUTrainer):
         """Anew for each loop: a search, or a micro-batch that did not fit, changes seed and geometry."""
         return FindingBatchSampler(
             self.train_dataset.labels,
-            self._loader_geometry(),
+            self.execution.loader_geometry(),
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             balance=self._balance,
             shuffle=getattr(self.args, "train_sampling_strategy", "random") != "sequential",
@@ -117,25 +115,7 @@ class ChestXrayTrainer(IPUTrainer):
             num_processes=self.args.world_size,
         )
 
-    def _loader_geometry(self) -> BatchGeometry:
-        """What the data loader groups: micro-batches, or on a device whole host steps of each process."""
-        geometry = self.batch_geometry
-        if self.backend.has_executors:
-            processes = self.args.world_size
-            return BatchGeometry(geometry.samples_per_host_step // processes, replicas=processes)
-        # Several GPUs of one process (DataParallel) share out one batch: the micro-batches of all of them.
-        copies = max(1, self.args.n_gpu)
-        folded = 1 if self.folding is None else self.folding.factor
-        replicas, processes = geometry.replicas // copies, int(self.args.world_size)
-        accumulation = geometry.gradient_accumulation * replicas // processes
-        return dataclasses.replace(
-            geometry,
-            micro_batch=geometry.micro_batch * copies * folded,
-            gradient_accumulation=accumulation // folded,
-            replicas=processes,
-        )
-
-    def why_not_foldable(self, *_: Any, **__: Any) -> Optional[str]:
+    def why_not_coalescable(self, *_: Any, **__: Any) -> Optional[str]:
         return None  # the sampler gives whole updates alone
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, *_: Any, **__: Any) -> Any:
