@@ -10,7 +10,8 @@ is not. Imports torch and `ipu_trainer.machine` only.
 from __future__ import annotations
 
 from ipu_trainer.simulator import enums, ops, optim, options
-from ipu_trainer.simulator.analysis.printing import module_repr, print
+from ipu_trainer.simulator.analysis import trace
+from ipu_trainer.simulator.arguments.nested_values import ICustomArgParser, registerCustomArgParser
 from ipu_trainer.simulator.data.async_loader import AsynchronousDataAccessor, poptorchAtExit
 from ipu_trainer.simulator.data.loader import DataLoader
 from ipu_trainer.simulator.enums import (
@@ -31,16 +32,15 @@ from ipu_trainer.simulator.enums import (
     VariableRetrievalMode,
 )
 from ipu_trainer.simulator.errors import Error, RecoverableError, UnrecoverableError, createPoptorchError
-from ipu_trainer.simulator.execution.blocks import BlockObserver, ExecutedBlock
-from ipu_trainer.simulator.execution.coalesced import fold_micro_batches
-from ipu_trainer.simulator.execution.context import isRunningOnIpu
+from ipu_trainer.simulator.execution.coalescing import coalesce_micro_batches, fold_micro_batches
+from ipu_trainer.simulator.execution.compilation import registerPostCompileHook, registerPreCompileHook
+from ipu_trainer.simulator.execution.devices import ipuHardwareIsAvailable, ipuHardwareVersion, use_torch_device
 from ipu_trainer.simulator.execution.executor import PoplarExecutor
 from ipu_trainer.simulator.execution.models import inferenceModel, load, trainingModel
-from ipu_trainer.simulator.execution.nested_values import ICustomArgParser, registerCustomArgParser
-from ipu_trainer.simulator.execution.torch_device import ipuHardwareIsAvailable, ipuHardwareVersion, use_torch_device
+from ipu_trainer.simulator.forward.blocks import BlockObserver, ExecutedBlock
+from ipu_trainer.simulator.forward.context import isRunningOnIpu
 from ipu_trainer.simulator.logs import setLogLevel
 from ipu_trainer.simulator.ops.annotations import (
-    Attribute,
     BeginBlock,
     Block,
     BlockFunction,
@@ -54,6 +54,7 @@ from ipu_trainer.simulator.ops.custom_ops import custom_op, register_custom_op
 from ipu_trainer.simulator.ops.decoders import ctc_beam_search_decoder
 from ipu_trainer.simulator.ops.multiconv import MultiConv
 from ipu_trainer.simulator.ops.points import fps, nearest
+from ipu_trainer.simulator.ops.printing import module_repr, print
 from ipu_trainer.simulator.ops.tensor_ops import (
     dynamic_slice,
     dynamic_update,
@@ -66,6 +67,7 @@ from ipu_trainer.simulator.ops.tensor_ops import (
     set_overlap_for_output,
 )
 from ipu_trainer.simulator.options.options import (
+    Attribute,
     BlockId,
     ConfigFileError,
     Options,
@@ -83,7 +85,6 @@ from ipu_trainer.simulator.sdk import (
     profiling,
     testing,
 )
-from ipu_trainer.simulator.sdk.compile_hooks import registerPostCompileHook, registerPreCompileHook
 from ipu_trainer.simulator.sdk.install import NotRunnableError, install, run_module, run_script
 from ipu_trainer.simulator.sdk.unavailable import (
     accessAttributes,
@@ -139,6 +140,7 @@ __all__ = [
     "UnrecoverableError",
     "VariableRetrievalMode",
     "accessAttributes",
+    "coalesce_micro_batches",
     "cond",
     "createPoptorchError",
     "ctc_beam_search_decoder",
@@ -184,6 +186,7 @@ __all__ = [
     "set_overlap_for_input",
     "set_overlap_for_output",
     "testing",
+    "trace",
     "trainingModel",
     "use_torch_device",
 ]

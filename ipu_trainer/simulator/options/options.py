@@ -16,7 +16,6 @@ import torch
 
 from ipu_trainer.simulator import enums
 from ipu_trainer.simulator.logs import logger
-from ipu_trainer.simulator.ops.annotations import Attribute
 from ipu_trainer.simulator.options.closed_dictionary import OptionsDict
 from ipu_trainer.simulator.options.options_file import ConfigFileError, apply_file
 from ipu_trainer.simulator.options.options_groups import (
@@ -372,6 +371,22 @@ class Options(OptionsDict):
         properties = sorted(name for name in dir(type(self)) if isinstance(getattr(type(self), name), property))
         parts = [f"{k}={v!r}" for k, v in self._values.items()]
         return f"{type(self).__name__}(" + ", ".join(parts + [f"{p}={getattr(self, p)}" for p in properties]) + ")"
+
+
+class Attribute:
+    """Attaches attributes to operators of the SDK's graph, such as hints for outlining. Nothing here reads them."""
+
+    def __init__(self, **kwargs: Dict[str, Any]) -> None:
+        for group, attributes in kwargs.items():
+            if not isinstance(attributes, dict):
+                raise ValueError(f"Attribute {group} needs a dictionary of names and values, not {attributes!r}")
+        self._kwargs = kwargs
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: Any) -> None:
+        pass
 
 
 def _enumerator(value: Any) -> Any:

@@ -5,8 +5,8 @@ What it changes of Trainer:
     get_batch_samples      the time it takes
     training_step          micro-batches count by what they hold of their update (accumulated_loss.py), and folded passes are split
                            where memory ends (passes.py);
-                           what a torch version computes wrongly is mended (torch_faults.py); logits that nobody reads are
-                           not copied to float32 (unread_outputs.py), and nothing waits for a GPU (gpu_waits.py)
+                           what a torch release computes wrongly has a workaround (torch_workarounds.py); logits that nobody reads
+                           are not copied to float32 (unread_outputs.py), and nothing waits for a GPU (gpu_waits.py)
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from ipu_trainer.backends import Backend
-from ipu_trainer.compat import torch_workarounds as torch_faults
+from ipu_trainer.compat.torch_workarounds import contiguous_gelu_gradients
 from ipu_trainer.compat.trainer_signatures import AnyRelease
 from ipu_trainer.config.batching import BatchGeometry
 from ipu_trainer.training.acceleration.bfloat16_residual import bfloat16_residual_stream
@@ -213,7 +213,7 @@ class HostLoop(AnyRelease, AccumulatedLoss):
             return loss
 
         with contextlib.ExitStack() as stack:
-            stack.enter_context(torch_faults.mended(model))
+            stack.enter_context(contiguous_gelu_gradients(model))
             if reads_the_loss_alone:
                 stack.enter_context(rows_not_packed(inputs))
                 stack.enter_context(loss_alone_in_float32())
