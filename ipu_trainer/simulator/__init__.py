@@ -4,7 +4,7 @@
 
 runs programs that were written for IPUs, without one: it computes what the device would compute, refuses what the
 compiler would refuse, and measures what a pipeline would keep where. docs/simulator.md says what is faithful and what
-is not. Imports torch and `ipu_trainer.machine` only.
+is not. Imports torch, `ipu_trainer.machine` and `ipu_trainer.compat.torch_*` only.
 """
 
 from __future__ import annotations
@@ -40,33 +40,35 @@ from ipu_trainer.simulator.execution.models import inferenceModel, load, trainin
 from ipu_trainer.simulator.forward.blocks import BlockObserver, ExecutedBlock
 from ipu_trainer.simulator.forward.context import isRunningOnIpu
 from ipu_trainer.simulator.logs import setLogLevel
-from ipu_trainer.simulator.ops.annotations import (
+from ipu_trainer.simulator.ops import (
+    CPU,
     BeginBlock,
     Block,
     BlockFunction,
     LegacyBeginBlockFn,
+    MultiConv,
     NameScope,
-    recomputationCheckpoint,
-    removeBlocks,
-)
-from ipu_trainer.simulator.ops.control_flow import CPU, cond, for_loop
-from ipu_trainer.simulator.ops.custom_ops import custom_op, register_custom_op
-from ipu_trainer.simulator.ops.decoders import ctc_beam_search_decoder
-from ipu_trainer.simulator.ops.multiconv import MultiConv
-from ipu_trainer.simulator.ops.points import fps, nearest
-from ipu_trainer.simulator.ops.printing import module_repr, print
-from ipu_trainer.simulator.ops.tensor_ops import (
+    cond,
+    ctc_beam_search_decoder,
+    custom_op,
     dynamic_slice,
     dynamic_update,
+    for_loop,
+    fps,
     identity_loss,
     ipu_print_tensor,
+    nearest,
     nop,
+    recomputationCheckpoint,
+    removeBlocks,
     serializedMatMul,
     set_available_memory,
     set_overlap_for_input,
     set_overlap_for_output,
 )
-from ipu_trainer.simulator.options.options import (
+from ipu_trainer.simulator.ops.custom_ops import register_custom_op
+from ipu_trainer.simulator.ops.printing import module_repr, print
+from ipu_trainer.simulator.options import (
     Attribute,
     BlockId,
     ConfigFileError,

@@ -17,10 +17,9 @@ import torch
 from ipu_trainer.simulator import enums
 from ipu_trainer.simulator.logs import logger
 from ipu_trainer.simulator.options.closed_dictionary import OptionsDict
-from ipu_trainer.simulator.options.options_file import ConfigFileError, apply_file
+from ipu_trainer.simulator.options.options_file import apply_file
 from ipu_trainer.simulator.options.options_groups import (
     CompilationProgress,
-    TensorLocationSettings,
     _DistributedOptions,
     _JitOptions,
     _PopartOptions,
@@ -28,30 +27,7 @@ from ipu_trainer.simulator.options.options_groups import (
     _TensorLocationOptions,
     _TrainingOptions,
 )
-from ipu_trainer.simulator.options.strategies import (
-    BlockId,
-    ParallelPhasedExecution,
-    Phase,
-    PipelinedExecution,
-    SerialPhasedExecution,
-    ShardedExecution,
-    Stage,
-    _IExecutionStrategy,
-)
-
-__all__ = [
-    "Attribute",
-    "BlockId",
-    "ConfigFileError",
-    "Options",
-    "ParallelPhasedExecution",
-    "Phase",
-    "PipelinedExecution",
-    "SerialPhasedExecution",
-    "ShardedExecution",
-    "Stage",
-    "TensorLocationSettings",
-]
+from ipu_trainer.simulator.options.strategies import PipelinedExecution, _IExecutionStrategy
 
 DEFAULT_SOURCE_LOCATION_EXCLUDES = ["install/poptorch", "site-packages/torch", "site-packages/poptorch"]
 # Source: popart::SyntheticDataMode, Off 0, Zeros 1, RandomNormal 2.
