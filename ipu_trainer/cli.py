@@ -294,7 +294,7 @@ def _simulate(namespace: argparse.Namespace) -> int:
     from ipu_trainer.simulator.analysis import trace
 
     simulator.use_torch_device(namespace.device)
-    simulator.fold_micro_batches(namespace.fold)
+    simulator.coalesce_micro_batches(namespace.fold)
     simulator.install()
     if not namespace.is_module and not Path(namespace.script).is_file():
         raise FileNotFoundError(

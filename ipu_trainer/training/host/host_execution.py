@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from transformers.utils import logging
 
-from ipu_trainer.compat import torch_workarounds
 from ipu_trainer.compat.stock_trainer import StockLoop
+from ipu_trainer.compat.torch_workarounds import contiguous_gelu_gradients
 from ipu_trainer.config.batching import BatchGeometry
 from ipu_trainer.training.acceleration.accelerated_layers import accelerated_layers, host_sync_skipped
 from ipu_trainer.training.batches import num_model_copies
@@ -109,7 +109,7 @@ class HostExecution(Execution):
                 loss: torch.Tensor = stock(chunk)
             return loss
 
-        with torch_workarounds.mended(model), host_sync_skipped(trainer, model, inputs):
+        with contiguous_gelu_gradients(model), host_sync_skipped(trainer, model, inputs):
             if self.coalescing is None or self.coalescing.factor == 1:
                 loss = step(inputs)
             else:
