@@ -11,6 +11,7 @@ from transformers import (
     AutoModelForMaskedLM,
 )
 
+from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.pretrained import load_pretrained
 from ipu_trainer.tasks.text.text_models import check_task, random_model, set_vocabulary
 
@@ -48,7 +49,7 @@ _MASKED_TYPES = {
 def is_masked(config: Any, objective: str) -> bool:
     """Whether the model learns masked tokens. objective "auto": as its architecture, or else its type, says."""
     if objective not in ("auto", "causal", "masked"):
-        raise ValueError(f"objective {objective!r} is not one of auto, causal, masked.")
+        raise UserError(f"objective {objective!r} is not one of auto, causal, masked.")
     if objective != "auto":
         return objective == "masked"
     names = config.architectures or []
@@ -99,7 +100,7 @@ def load_model(model: str, masked: bool) -> Any:
 
 def check_shapes(config: Any, num_tokens: int, sequence_length: int) -> None:
     if num_tokens > config.vocab_size:
-        raise ValueError(
+        raise UserError(
             f"the tokenizer has {num_tokens:,} tokens, but the model's vocabulary holds {config.vocab_size:,}. Use the "
             "model's own tokenizer, or train from scratch without setting vocab_size."
         )
@@ -107,7 +108,7 @@ def check_shapes(config: Any, num_tokens: int, sequence_length: int) -> None:
     if positions is not None and config.model_type in ("roberta", "camembert", "xlm-roberta"):
         positions -= 2  # theirs begin after the padding id
     if positions is not None and sequence_length > positions:
-        raise ValueError(
+        raise UserError(
             f"sequence_length {sequence_length} is longer than the model's {positions} positions. Use at most "
             f"{positions}, or from scratch --model_overrides max_position_embeddings={sequence_length + 2}."
         )

@@ -6,6 +6,7 @@ from typing import Any, Dict, Mapping, Tuple
 
 from transformers import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, AutoModelForSeq2SeqLM
 
+from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.pretrained import load_pretrained
 from ipu_trainer.tasks.text.text_models import check_task, random_model, set_vocabulary
 
@@ -73,7 +74,7 @@ def load_model(model: str) -> Any:
 
 def check_encoder_decoder(model: str, config: Any) -> None:
     if not getattr(config, "is_encoder_decoder", False):
-        raise ValueError(
+        raise UserError(
             f"{model} is a {config.model_type}, not an encoder-decoder. Use T5 or BART ({', '.join(SIZES)}), or "
             "`ipu-trainer train language-modeling`."
         )
@@ -82,11 +83,11 @@ def check_encoder_decoder(model: str, config: Any) -> None:
 
 def check_shapes(config: Any, num_tokens: int, lengths: Tuple[int, int]) -> None:
     if num_tokens > config.vocab_size:
-        raise ValueError(
+        raise UserError(
             f"the tokenizer has {num_tokens:,} tokens, but the model's vocabulary holds {config.vocab_size:,}. Use the "
             "model's own tokenizer, or train from scratch without setting vocab_size."
         )
     positions = getattr(config, "max_position_embeddings", None)  # T5 has none: its positions are relative
     for name, length in zip(("source_length", "target_length"), lengths):
         if length < 2 or (positions is not None and length > positions):
-            raise ValueError(f"{name} {length} must be from 2 to the model's {positions or 'any number of'} positions.")
+            raise UserError(f"{name} {length} must be from 2 to the model's {positions or 'any number of'} positions.")
