@@ -144,9 +144,7 @@ def _run_task(command: str, name: str, words: List[str]) -> int:
     if command not in task.commands:
         there = ["train", *(["search"] if task.search else []), *task.commands]
         raise UserError(f"task {name} has no {command}. It has {', '.join(there)}.")
-    parser = argparse.ArgumentParser(prog=f"ipu-trainer {command} {name}", description=task.commands[command].help)
-    task.commands[command].add_arguments(parser)
-    return task.commands[command].run(parser.parse_args(words))
+    return task.commands[command](words)
 
 
 def _report(namespace: argparse.Namespace) -> int:

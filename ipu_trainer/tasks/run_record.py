@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import platform
 import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
-import numpy as np
-import torch
-import transformers
-
-import ipu_trainer
 from ipu_trainer.atomic import read_json, remove_leftovers, write_json
 from ipu_trainer.errors import UserError
 from ipu_trainer.training.arguments import IPUTrainingArguments
@@ -143,16 +139,6 @@ def finish_run(
 
 
 def versions() -> Dict[str, str]:
-    import accelerate
-    import datasets
-
-    return {
-        "ipu_trainer": ipu_trainer.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "accelerate": accelerate.__version__,
-        "datasets": datasets.__version__,
-        "numpy": np.__version__,
-        "platform": sys.platform,
-    }
+    names = ("ipu_trainer", "torch", "transformers", "accelerate", "datasets", "numpy")
+    found = {name: str(importlib.import_module(name).__version__) for name in names}
+    return {**found, "python": platform.python_version(), "platform": sys.platform}

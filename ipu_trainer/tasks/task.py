@@ -7,13 +7,12 @@ ipu_trainer.tasks =
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import importlib.metadata
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from ipu_trainer.errors import UserError
 
@@ -40,20 +39,12 @@ class SearchTask:
     metrics: Sequence[str] = ()
 
 
-class Command(NamedTuple):
-    """A command that some tasks have: what --help says of it, its flags, and what runs it and returns the exit code."""
-
-    help: str
-    add_arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], int]
-
-
 @dataclass(frozen=True)
 class Task:
-    """What `ipu-trainer COMMAND NAME` runs. train and search take the flags behind the name, as words.
+    """What `ipu-trainer COMMAND NAME` runs: functions of the flags behind the name, as words.
 
-    write_report(folder, output or None, **inputs) and write_comparison(folders, output) return the path of an HTML page;
-    report_inputs are names of inputs that it takes. commands: evaluate, prepare or phantoms, where the task has them.
+    commands: evaluate, prepare or phantoms where the task has them, which return the exit code. write_report(folder, output or
+    None, **inputs) and write_comparison(folders, output) return the path of an HTML page; report_inputs names the inputs.
     """
 
     train: Callable[[Sequence[str]], Any]
@@ -61,7 +52,7 @@ class Task:
     write_report: Optional[Callable[..., Path]] = None
     write_comparison: Optional[Callable[[Sequence[Path], Path], Path]] = None
     report_inputs: Tuple[str, ...] = ()
-    commands: Mapping[str, Command] = field(default_factory=dict)
+    commands: Mapping[str, Callable[[Sequence[str]], int]] = field(default_factory=dict)
 
 
 def task_names() -> List[str]:

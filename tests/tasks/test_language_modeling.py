@@ -27,7 +27,7 @@ from ipu_trainer.tasks.language_modeling.train import prepare
 from ipu_trainer.tasks.recipe.recipe import train
 from ipu_trainer.tasks.run_record import read_run
 from ipu_trainer.tasks.text.documents import Document
-from ipu_trainer.tasks.text.text_models import find_config, parse_overrides
+from ipu_trainer.tasks.text.text_models import ModelChoice, find_config, parse_overrides
 from ipu_trainer.tasks.text.tokenizers import load_tokenizer, save_tokenizer, train_tokenizer
 
 
@@ -140,7 +140,7 @@ def test_small_gpt2_has_its_published_number_of_parameters():
         config = find_config("gpt2-small", SIZES, NO_DROPOUT)
         tokenizer = SimpleNamespace(bos_token_id=50256, eos_token_id=50256, pad_token_id=None)
         tokenizer = type("T", (), {"__len__": lambda self: 50257, **vars(tokenizer)})()
-        model = build_model("gpt2-small", config, tokenizer, 1024, False, True, {})
+        model = build_model("gpt2-small", ModelChoice(config, True, {}, ""), tokenizer, 1024, False)
     model.tie_weights()  # transformers 5.0 leaves that out on the meta device
     assert model.num_parameters() == 124_439_808
     assert model.config.vocab_size == 50257 and model.config.eos_token_id == model.config.bos_token_id == 50256

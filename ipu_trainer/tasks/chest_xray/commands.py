@@ -8,10 +8,17 @@ from pathlib import Path
 from typing import Any, Dict, Optional, Sequence
 
 from ipu_trainer.tasks import folders
-from ipu_trainer.tasks.task import Command, SearchTask, Task
+from ipu_trainer.tasks.task import SearchTask, Task
 
 
-def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
+def _prepare(flags: Sequence[str]) -> int:
+    from ipu_trainer.tasks.chest_xray.data import source
+    from ipu_trainer.tasks.chest_xray.data.labels import NIH_FINDINGS
+    from ipu_trainer.tasks.chest_xray.data.prepare import PrepareSettings, prepare
+
+    parser = argparse.ArgumentParser(
+        prog="ipu-trainer prepare chest-xray", description="Check, split and decode a data set once."
+    )
     parser.add_argument(
         "--csv",
         type=Path,
@@ -38,13 +45,7 @@ def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the split by patient")
     parser.add_argument("--findings", help="comma-separated names to accept, or any (default: NIH's fifteen)")
-
-
-def _prepare(namespace: argparse.Namespace) -> int:
-    from ipu_trainer.tasks.chest_xray.data import source
-    from ipu_trainer.tasks.chest_xray.data.labels import NIH_FINDINGS
-    from ipu_trainer.tasks.chest_xray.data.prepare import PrepareSettings, prepare
-
+    namespace = parser.parse_args(flags)
     given = {name: getattr(namespace, name) for name in ("csv", "images", "train_val_list", "test_list")}
     for name, path in source.stand_ins(given, namespace.split).items():
         setattr(namespace, name, path)
@@ -68,7 +69,11 @@ def _prepare(namespace: argparse.Namespace) -> int:
     return 0 if summary.finished else 1
 
 
-def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+def _evaluate(flags: Sequence[str]) -> int:
+    from ipu_trainer.tasks.chest_xray.evaluation.evaluate_run import evaluate
+    from ipu_trainer.tasks.chest_xray.report import artifacts as report
+
+    parser = argparse.ArgumentParser(prog="ipu-trainer evaluate chest-xray", description="Evaluate a finished run.")
     parser.add_argument(
         "--run",
         type=Path,
@@ -84,12 +89,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder for metrics, predictions and plots (default: CHECKPOINT_DIR/chest-xray-SPLIT)",
     )
     parser.add_argument("--num_bootstrap", type=int, default=1000, help="patient-bootstrap replicates")
-
-
-def _evaluate(namespace: argparse.Namespace) -> int:
-    from ipu_trainer.tasks.chest_xray.evaluation.evaluate_run import evaluate
-    from ipu_trainer.tasks.chest_xray.report import artifacts as report
-
+    namespace = parser.parse_args(flags)
     run_dir = namespace.run_dir or folders.results("--run", "chest-xray")
     data = namespace.data or folders.data_to_read("--data", "chest-xray")
     output = namespace.output or folders.results("--output", f"chest-xray-{namespace.split}")
@@ -100,7 +100,12 @@ def _evaluate(namespace: argparse.Namespace) -> int:
     return 0
 
 
-def _phantoms_arguments(parser: argparse.ArgumentParser) -> None:
+def _phantoms(flags: Sequence[str]) -> int:
+    from ipu_trainer.tasks.chest_xray.data.phantoms import PhantomSettings, write_phantoms, write_small_vit
+
+    parser = argparse.ArgumentParser(
+        prog="ipu-trainer phantoms chest-xray", description="Write synthetic chest X-rays and a small ViT."
+    )
     parser.add_argument(
         "--output", type=Path, help="folder for images, phantoms.csv and model (default: DATASETS_DIR/phantoms)"
     )
@@ -108,11 +113,7 @@ def _phantoms_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, default=128, help="side of the images in pixels")
     parser.add_argument("--model_size", type=int, default=64, help="side that the small ViT reads")
     parser.add_argument("--seed", type=int, default=0)
-
-
-def _phantoms(namespace: argparse.Namespace) -> int:
-    from ipu_trainer.tasks.chest_xray.data.phantoms import PhantomSettings, write_phantoms, write_small_vit
-
+    namespace = parser.parse_args(flags)
     settings = PhantomSettings(namespace.num_images, namespace.size, seed=namespace.seed)
     output = namespace.output or folders.data_to_write("--output", "phantoms")
     csv_path = write_phantoms(output, settings)
@@ -156,9 +157,5 @@ TASK = Task(
     _write_report,
     _write_comparison,
     ("data", "boxes", "radiologist_labels"),
-    {
-        "prepare": Command("check, split and decode a data set once", _prepare_arguments, _prepare),
-        "evaluate": Command("evaluate a finished run", _evaluate_arguments, _evaluate),
-        "phantoms": Command("write synthetic chest X-rays and a small ViT", _phantoms_arguments, _phantoms),
-    },
+    {"prepare": _prepare, "evaluate": _evaluate, "phantoms": _phantoms},
 )

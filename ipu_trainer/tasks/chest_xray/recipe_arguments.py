@@ -12,7 +12,7 @@ from ipu_trainer.tasks.chest_xray.data.transforms import NO_AUGMENTATION, Augmen
 from ipu_trainer.tasks.chest_xray.evaluation.metrics import check_replicates
 from ipu_trainer.tasks.chest_xray.model.losses import FindingLoss, inverse_frequency
 from ipu_trainer.tasks.folders import data_to_read
-from ipu_trainer.tasks.recipe.flags import parse_flags, recipe_defaults, training_arguments
+from ipu_trainer.tasks.recipe.flags import flag, parse_flags, recipe_defaults, training_arguments
 from ipu_trainer.training.arguments import IPUTrainingArguments
 
 # Pairs of one micro-batch make the ranking loss; fewer samples than this give it too few.
@@ -37,33 +37,29 @@ class ChestXrayArguments:
     """What the recipe takes besides IPUTrainingArguments."""
 
     model: str = field(metadata={"help": "Model folder or Hub id, with its preprocessor_config.json."})
-    data: str = field(
-        default="",
-        metadata={
-            "help": "Folder made by `ipu-trainer prepare chest-xray`; default: chest-xray in DATASETS_DIR or "
-            "PUBLIC_DATASETS_DIR."
-        },
+    data: str = flag(
+        "",
+        "Folder made by `ipu-trainer prepare chest-xray`; default: chest-xray in DATASETS_DIR or PUBLIC_DATASETS_DIR.",
     )
-    loss: str = field(default="bce", metadata={"help": "bce or asymmetric."})
-    ranking_weight: Optional[float] = field(
-        default=None,
-        metadata={"help": "Share of the pairwise ranking loss; default 0.5, or 0 for micro-batches below 8."},
+    loss: str = flag("bce", "bce or asymmetric.")
+    ranking_weight: Optional[float] = flag(
+        None, "Share of the pairwise ranking loss; default 0.5, or 0 for micro-batches below 8."
     )
-    pos_weight: bool = field(default=False, metadata={"help": "Weigh positives by inverse frequency (at most 20)."})
-    balance: float = field(default=0.0, metadata={"help": "0 to 1: how far rare findings are drawn more often."})
-    tail: str = field(default="drop", metadata={"help": "drop or pad what does not fill the last host step."})
-    augment: bool = field(default=True, metadata={"help": "Augment training images."})
-    rotation_degrees: float = field(default=Augmentation.rotation_degrees, metadata={"help": "Largest rotation."})
-    scale: float = field(default=Augmentation.scale, metadata={"help": "Largest relative zoom."})
-    aspect: float = field(default=Augmentation.aspect, metadata={"help": "Largest relative change of aspect."})
-    shift: float = field(default=Augmentation.shift, metadata={"help": "Largest shift, as a share of the side."})
-    brightness: float = field(default=Augmentation.brightness, metadata={"help": "Largest brightness offset."})
-    contrast: float = field(default=Augmentation.contrast, metadata={"help": "Largest relative contrast change."})
-    gamma: float = field(default=Augmentation.gamma, metadata={"help": "Largest relative gamma."})
-    erasing: float = field(default=Augmentation.erasing, metadata={"help": "Probability of one erased rectangle."})
-    horizontal_flip: bool = field(default=False, metadata={"help": "Flip left and right (dextrocardia: off)."})
-    report: bool = field(default=True, metadata={"help": "Write report.html at the end."})
-    num_bootstrap: int = field(default=1000, metadata={"help": "Patient-bootstrap replicates for intervals."})
+    pos_weight: bool = flag(False, "Weigh positives by inverse frequency (at most 20).")
+    balance: float = flag(0.0, "0 to 1: how far rare findings are drawn more often.")
+    tail: str = flag("drop", "drop or pad what does not fill the last host step.")
+    augment: bool = flag(True, "Augment training images.")
+    rotation_degrees: float = flag(Augmentation.rotation_degrees, "Largest rotation.")
+    scale: float = flag(Augmentation.scale, "Largest relative zoom.")
+    aspect: float = flag(Augmentation.aspect, "Largest relative change of aspect.")
+    shift: float = flag(Augmentation.shift, "Largest shift, as a share of the side.")
+    brightness: float = flag(Augmentation.brightness, "Largest brightness offset.")
+    contrast: float = flag(Augmentation.contrast, "Largest relative contrast change.")
+    gamma: float = flag(Augmentation.gamma, "Largest relative gamma.")
+    erasing: float = flag(Augmentation.erasing, "Probability of one erased rectangle.")
+    horizontal_flip: bool = flag(False, "Flip left and right (dextrocardia: off).")
+    report: bool = flag(True, "Write report.html at the end.")
+    num_bootstrap: int = flag(1000, "Patient-bootstrap replicates for intervals.")
 
     def __post_init__(self) -> None:
         check_replicates(self.num_bootstrap)

@@ -45,15 +45,11 @@ class Job:
     settings: Dict[str, Any]
     train_set: ChestXrayDataset
     validation_set: ChestXrayDataset
-
-    metrics = ("mean_auroc_14",)
-    objective = ("eval_mean_auroc_14", "maximize")
-    tracked = WATCHED
-    sample_shape = ()
-
-    @property
-    def write_report(self) -> Optional[Callable[[Path], Path]]:
-        return write_report if self.recipe.report else None
+    write_report: Optional[Callable[[Path], Path]]
+    metrics: Sequence[str] = ("mean_auroc_14",)
+    objective: Tuple[str, str] = ("eval_mean_auroc_14", "maximize")
+    tracked: Any = WATCHED
+    sample_shape: Sequence[int] = ()
 
     def describe(self) -> Rows:
         images = (
@@ -127,12 +123,8 @@ class Job:
 
 
 def prepare(flags: Sequence[str]) -> Job:
-    """Flags of `ipu-trainer train chest-xray` to a Job."""
-    return prepare_job(*parse_arguments(flags))
-
-
-def prepare_job(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Job:
-    """Data, normalisation and loss. Raises UserError for what does not go together."""
+    """Flags of `ipu-trainer train chest-xray` to a Job. Raises UserError for what does not go together."""
+    recipe, args = parse_arguments(flags)
     read_config(recipe.model)
     data = load_prepared(recipe.data)
     train_set, validation_set = data.split("train"), data.split("validation")
@@ -160,4 +152,5 @@ def prepare_job(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Job:
         augmentation=dataclasses.asdict(recipe.augmentation),
         normalisation=dataclasses.asdict(normalisation),
     )
-    return Job(recipe, args, data, config, normalisation, loss, settings, train_set, validation_set)
+    report = write_report if recipe.report else None
+    return Job(recipe, args, data, config, normalisation, loss, settings, train_set, validation_set, report)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Mapping, Tuple
+import copy
+from typing import Any, Dict, Tuple
 
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -13,7 +14,7 @@ from transformers import (
 
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.pretrained import load_pretrained
-from ipu_trainer.tasks.text.text_models import check_task, random_model, set_vocabulary
+from ipu_trainer.tasks.text.text_models import ModelChoice, check_task, random_model, set_vocabulary
 
 # tasks/models.py says what these are. GPT-2's sizes are the published ones.
 SIZES: Dict[str, Tuple[str, Dict[str, Any]]] = {
@@ -66,15 +67,7 @@ def check_architecture(model: str, config: Any, masked: bool) -> None:
     check_task(model, config, mapping, f"{'masked' if masked else 'causal'} language modelling")
 
 
-def build_model(
-    model: str,
-    config: Any,
-    tokenizer: Any,
-    sequence_length: int,
-    masked: bool,
-    scratch: bool,
-    overrides: Mapping[str, Any],
-) -> Any:
+def build_model(model: str, choice: ModelChoice, tokenizer: Any, sequence_length: int, masked: bool) -> Any:
     """The model, float32: also where weights or configuration were saved in another type, unless overrides name a dtype.
     From scratch its vocabulary is len(tokenizer), with the tokenizer's bos, eos and pad ids; a vocab_size of overrides, which
     the configuration has already, counts instead.
@@ -82,14 +75,15 @@ def build_model(
     Raises ValueError where the tokenizer has more tokens than the model, rows are longer than its positions, or weights are
     missing.
     """
-    if not scratch:
+    config = copy.deepcopy(choice.config)
+    if not choice.from_scratch:
         check_shapes(config, len(tokenizer), sequence_length)
         return load_model(model, masked)
-    set_vocabulary(config, tokenizer, overrides)
+    set_vocabulary(config, tokenizer, choice.overrides)
     if not masked and config.model_type in _MASKED_TYPES:
         config.is_decoder = True
     check_shapes(config, len(tokenizer), sequence_length)
-    return random_model(AutoModelForMaskedLM if masked else AutoModelForCausalLM, config, overrides)
+    return random_model(AutoModelForMaskedLM if masked else AutoModelForCausalLM, config, choice.overrides)
 
 
 def load_model(model: str, masked: bool) -> Any:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Optional, Sequence, Tuple
 
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.recipe.flags import (
     check_fraction,
     check_read,
+    flag,
     parse_flags,
     recipe_defaults,
     training_arguments,
@@ -33,40 +34,28 @@ DEFAULTS = recipe_defaults(
 class LanguageModelingArguments:
     """What the recipe takes besides IPUTrainingArguments."""
 
-    corpus: Optional[str] = field(
-        default=None,
-        metadata={"help": "Folder or file of .txt, .md, .py or .jsonl; default: the Python code installed here."},
+    corpus: Optional[str] = flag(
+        None, "Folder or file of .txt, .md, .py or .jsonl; default: the Python code installed here."
     )
-    model: str = field(
-        default="gpt2-mini",
-        metadata={
-            "help": "gpt2-nano, -mini, -small, -medium, -large or -xl, bert-mini or -base, roberta-mini or -base, from "
-            "scratch; or a model folder or Hub id."
-        },
+    model: str = flag(
+        "gpt2-mini",
+        "gpt2-nano, -mini, -small, -medium, -large or -xl, bert-mini or -base, roberta-mini or -base, from "
+        "scratch; or a model folder or Hub id.",
     )
-    from_scratch: bool = field(default=False, metadata={"help": "Random weights, also where the model has some."})
-    model_overrides: str = field(
-        default="", metadata={"help": "Configuration values of a model from scratch: n_layer=6 n_embd=384."}
+    from_scratch: bool = flag(False, "Random weights, also where the model has some.")
+    model_overrides: str = flag("", "Configuration values of a model from scratch: n_layer=6 n_embd=384.")
+    objective: str = flag("auto", "causal, masked, or auto: as the model's type says.")
+    mlm_probability: float = flag(0.15, "Share of masked tokens, of a masked model.")
+    tokenizer: Optional[str] = flag(None, "Folder or Hub id; default: the model's own, or one trained from the corpus.")
+    vocab_size: int = flag(8192, "Tokens of a tokenizer that is trained.")
+    sequence_length: int = flag(0, "Tokens in a row; default 128 for nano and mini, else the model's positions.")
+    files: str = flag("data-science", "data-science or all, of the installed Python code.")
+    max_megabytes: float = flag(4.0, "Largest part of the corpus to take; 0 is all.")
+    validation_fraction: float = flag(0.1, "Share of the text in packages (or folders) that are not trained on.")
+    prompts: str = flag(
+        "import numpy as np\\n||def plot(||class ", "What samples begin with, parted by ||; empty prints none."
     )
-    objective: str = field(default="auto", metadata={"help": "causal, masked, or auto: as the model's type says."})
-    mlm_probability: float = field(default=0.15, metadata={"help": "Share of masked tokens, of a masked model."})
-    tokenizer: Optional[str] = field(
-        default=None, metadata={"help": "Folder or Hub id; default: the model's own, or one trained from the corpus."}
-    )
-    vocab_size: int = field(default=8192, metadata={"help": "Tokens of a tokenizer that is trained."})
-    sequence_length: int = field(
-        default=0, metadata={"help": "Tokens in a row; default 128 for nano and mini, else the model's positions."}
-    )
-    files: str = field(default="data-science", metadata={"help": "data-science or all, of the installed Python code."})
-    max_megabytes: float = field(default=4.0, metadata={"help": "Largest part of the corpus to take; 0 is all."})
-    validation_fraction: float = field(
-        default=0.1, metadata={"help": "Share of the text in packages (or folders) that are not trained on."}
-    )
-    prompts: str = field(
-        default="import numpy as np\\n||def plot(||class ",
-        metadata={"help": "What samples begin with, parted by ||; empty prints none."},
-    )
-    sample_tokens: int = field(default=60, metadata={"help": "Tokens of each sample."})
+    sample_tokens: int = flag(60, "Tokens of each sample.")
 
     def __post_init__(self) -> None:
         if self.files not in ("data-science", "all"):

@@ -7,11 +7,10 @@ Here is what is particular to the task: corpus, tokenizer and model, trainer, ev
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import transformers
 
@@ -36,7 +35,7 @@ from ipu_trainer.tasks.language_modeling.samples import PrintSamples, continuati
 from ipu_trainer.tasks.recipe.flags import check_read
 from ipu_trainer.tasks.recipe.recipe import Results, Rows, recipe_task
 from ipu_trainer.tasks.run_record import run_settings
-from ipu_trainer.tasks.text.text_models import ModelChoice, choose_model, is_small
+from ipu_trainer.tasks.text.text_models import ModelChoice, choose_model, is_small, model_card
 from ipu_trainer.tasks.text.tokenizers import save_tokenizer
 from ipu_trainer.training.arguments import IPUTrainingArguments
 from ipu_trainer.training.trainer import IPUTrainer
@@ -55,16 +54,12 @@ class Job:
     sequence_length: int
     settings: Dict[str, Any]
     baseline: float  # perplexity of token frequencies
-    loaded: Optional[Any] = None  # the model with its weights, for new_model() to give away once
-
-    metrics = ("perplexity", "nats_per_token", "num_tokens")
-    objective = ("eval_nats_per_token", "minimize")
-    tracked = WATCHED
-    write_report = staticmethod(write_report)
-
-    @property
-    def sample_shape(self) -> Sequence[int]:
-        return (self.sequence_length,)
+    sample_shape: Sequence[int]
+    loaded: Optional[Any]  # the model with its weights, for new_model() to give away once
+    metrics: Sequence[str] = ("perplexity", "nats_per_token", "num_tokens")
+    objective: Tuple[str, str] = ("eval_nats_per_token", "minimize")
+    tracked: Any = WATCHED
+    write_report: Optional[Callable[[Path], Path]] = write_report
 
     def describe(self) -> Rows:
         baseline = f"unigram perplexity on validation {self.baseline:,.1f}"
@@ -74,16 +69,7 @@ class Job:
         model, self.loaded = self.loaded, None
         if model is not None:
             return model
-        config = copy.deepcopy(self.choice.config)
-        return build_model(
-            self.recipe.model,
-            config,
-            self.corpus.tokenizer,
-            self.sequence_length,
-            self.masked,
-            self.choice.from_scratch,
-            self.choice.overrides,
-        )
+        return build_model(self.recipe.model, self.choice, self.corpus.tokenizer, self.sequence_length, self.masked)
 
     def trained_model(self, run_dir: Path) -> Any:
         return load_model(str(run_dir), self.masked)
@@ -136,25 +122,26 @@ class Job:
         return Results(metrics, write)
 
     def table(self, metrics: Mapping[str, Any]) -> str:
-        return table(metrics)
+        """What came out, as a person reads it."""
+        rows = [
+            f"{'validation':24}{metrics['num_tokens']:>12,} tokens of packages or folders not trained on, each weighed once",
+            f"{'unigram perplexity':24}{metrics['unigram_perplexity']:>12,.1f}",
+            f"{'perplexity':24}{metrics['perplexity']:>12,.2f}",
+            f"{'nats a token':24}{metrics['nats_per_token']:>12.4f}",
+        ]
+        if "bits_per_byte" in metrics:
+            rows.append(f"{'bits a byte':24}{metrics['bits_per_byte']:>12.4f}")
+        return "\n".join(rows + [f"\n>>> {text}" for text in metrics["samples"]])
 
     def model_card(self, record: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
         corpus = self.recipe.corpus or "installed Python code"
-        return (
-            f"---\nlibrary_name: transformers\npipeline_tag: {'fill-mask' if self.masked else 'text-generation'}\n"
-            f"tags: [language-modeling, ipu_trainer]\n---\n# {record['model']}, {record['num_parameters']:,} parameters\n\n"
-            f"Trained by `ipu-trainer train language-modeling` on {self.corpus.about['train']['tokens']:,} tokens ({corpus}).\n\n"
-            f"```\n{table(metrics)}\n```\n"
-        )
+        data = f"{self.corpus.about['train']['tokens']:,} tokens ({corpus})"
+        return model_card(record, "fill-mask" if self.masked else "text-generation", data, self.table(metrics))
 
 
 def prepare(flags: Sequence[str]) -> Job:
-    """Flags of `ipu-trainer train language-modeling` to a Job."""
-    return prepare_job(*parse_arguments(flags))
-
-
-def prepare_job(recipe: LanguageModelingArguments, args: IPUTrainingArguments) -> Job:
-    """Model configuration, tokenizer and corpus. Raises UserError for what does not go together."""
+    """Flags of `ipu-trainer train language-modeling` to a Job. Raises UserError for what does not go together."""
+    recipe, args = parse_arguments(flags)
     choice = choose_model(recipe, SIZES, NO_DROPOUT)
     masked = is_masked(choice.config, recipe.objective)
     check_architecture(recipe.model, choice.config, masked)
@@ -171,20 +158,7 @@ def prepare_job(recipe: LanguageModelingArguments, args: IPUTrainingArguments) -
         "language-modeling", recipe, args, config, masked=masked, sequence_length=length, data=corpus.about
     )
     baseline, _ = unigram_perplexity(corpus.train, corpus.validation, len(corpus.tokenizer))
-    return Job(recipe, args, choice, masked, config, corpus, length, settings, baseline, loaded)
-
-
-def table(metrics: Mapping[str, Any]) -> str:
-    """What came out, as a person reads it."""
-    rows = [
-        f"{'validation':24}{metrics['num_tokens']:>12,} tokens of packages or folders not trained on, each weighed once",
-        f"{'unigram perplexity':24}{metrics['unigram_perplexity']:>12,.1f}",
-        f"{'perplexity':24}{metrics['perplexity']:>12,.2f}",
-        f"{'nats a token':24}{metrics['nats_per_token']:>12.4f}",
-    ]
-    if "bits_per_byte" in metrics:
-        rows.append(f"{'bits a byte':24}{metrics['bits_per_byte']:>12.4f}")
-    return "\n".join(rows + [f"\n>>> {text}" for text in metrics["samples"]])
+    return Job(recipe, args, choice, masked, config, corpus, length, settings, baseline, (length,), loaded)
 
 
 def _default_length(model: str, config: Any) -> int:

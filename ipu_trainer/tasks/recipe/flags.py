@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from typing import Any, Callable, Collection, Dict, List, Mapping, NoReturn, Sequence, Tuple
+from typing import Any, Callable, Collection, Dict, List, Mapping, NoReturn, Sequence, Tuple, TypeVar
 
 import torch
 from transformers import HfArgumentParser
 
 from ipu_trainer.atomic import read_json
-from ipu_trainer.command_line import hint, snake_case
+from ipu_trainer.command_line import hint, plain_value, snake_case
 from ipu_trainer.compat import argument_names as renamed
 from ipu_trainer.compat import transformers_versions as compat
 from ipu_trainer.config.profiles import load_profile
@@ -21,8 +21,14 @@ from ipu_trainer.tasks.recipe.flag_table import check_flags
 from ipu_trainer.training.arguments import IPUTrainingArguments
 from ipu_trainer.training.tracking import check_reporters, default_reporters
 
+T = TypeVar("T")
 # Flags that --precision takes the place of.
 _OLD_PRECISION = {"bf16": "bf16", "fp16": "fp16", "half": "fp16"}
+
+
+def flag(default: T, help_text: str) -> T:
+    """A field of a task's own arguments, with what --help says of it."""
+    return dataclasses.field(default=default, metadata={"help": help_text})
 
 
 def recipe_defaults(**values: Any) -> Dict[str, Any]:
@@ -96,7 +102,7 @@ def _refuse(message: str) -> NoReturn:
 
 def _by_todays_names(words: Sequence[str], fields: Collection[str]) -> Tuple[List[str], Dict[str, Any]]:
     """(flags by the installed transformers' names, values of those that only scripts read). Raises ValueError as renamed.today."""
-    given = {name: _value(text) for name, text in flags_given(words).items()}
+    given = {name: _plain(value) for name, value in flags_given(words).items()}
     kept = {name: given.pop(name) for name in renamed.KEPT if name in given and name not in fields}
     current = renamed.today(given, fields)
     changed = {name: value for name, value in current.items() if name not in given or value is not given[name]}
@@ -113,27 +119,15 @@ def _by_todays_names(words: Sequence[str], fields: Collection[str]) -> Tuple[Lis
     return left, kept
 
 
-def _value(text: Any) -> Any:
-    """What a flag's text means: true, false, a number, or a text; lists item by item."""
-    if isinstance(text, list):
-        return [_value(item) for item in text]
-    if not isinstance(text, str):
-        return text
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+def _plain(value: Any) -> Any:
+    return [plain_value(item) for item in value] if isinstance(value, list) else plain_value(str(value))
 
 
 def with_config(task: str, argv: Sequence[str]) -> List[str]:
     """argv with the flags of its --config FILE in front, so that those which were typed count.
 
     FILE is JSON: {"about": {"task": ...}, "flags": {"learning_rate": 1e-4, ...}}, flags by their names without dashes.
-    Raises ValueError for a file of another form or task.
+    Raises UserError for a file of another form or task.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config")
@@ -142,7 +136,7 @@ def with_config(task: str, argv: Sequence[str]) -> List[str]:
         return rest
     content = read_json(own.config)
     flags = content.get("flags") if isinstance(content, dict) else None
-    if not isinstance(flags, dict) or not all(_is_flag_value(value) for value in flags.values()):
+    if not isinstance(flags, dict) or any(isinstance(item, dict) for value in flags.values() for item in _items(value)):
         raise UserError(
             f'--config {own.config} must hold {{"flags": {{NAME: VALUE, ...}}}}, values being texts, numbers, true, false '
             "or lists of these, as best.json of `ipu-trainer search` does."
@@ -152,12 +146,13 @@ def with_config(task: str, argv: Sequence[str]) -> List[str]:
         raise UserError(f"--config {own.config} is for {meant}, not for {task}.")
     words: List[str] = []
     for name, value in flags.items():
-        if value is None:
-            continue
-        words.append(f"--{name}")
-        if value is not True:
-            words += [str(item) for item in value] if isinstance(value, list) else [str(value)]
+        if value is not None:
+            words += [f"--{name}", *(str(item) for item in _items(value) if value is not True)]
     return words + rest
+
+
+def _items(value: Any) -> List[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def flags_given(argv: Sequence[str]) -> Dict[str, Any]:
@@ -186,11 +181,6 @@ def check_read(recipe: Any, name: str, is_read: bool, why: str) -> None:
     value, default = getattr(recipe, name), type(recipe).__dataclass_fields__[name].default
     if value != default and not is_read:
         raise UserError(f"--{name} {value} would not be read: {why}. Leave it out.")
-
-
-def _is_flag_value(value: Any) -> bool:
-    items = value if isinstance(value, list) else [value]
-    return all(item is None or isinstance(item, (str, int, float, bool)) for item in items)
 
 
 def _field_flags(argv: Sequence[str]) -> List[str]:

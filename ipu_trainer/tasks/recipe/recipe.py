@@ -58,21 +58,11 @@ class Job(Protocol):
 
     args: Any
     settings: Dict[str, Any]
-
-    @property
-    def metrics(self) -> Sequence[str]: ...
-
-    @property
-    def objective(self) -> Tuple[str, str]: ...
-
-    @property
-    def tracked(self) -> Any: ...
-
-    @property
-    def sample_shape(self) -> Sequence[int]: ...
-
-    @property
-    def write_report(self) -> Optional[Callable[[Path], Path]]: ...
+    metrics: Sequence[str]
+    objective: Tuple[str, str]
+    tracked: Any
+    sample_shape: Sequence[int]
+    write_report: Optional[Callable[[Path], Path]]
 
     def describe(self) -> Rows:
         """Data, loss and baseline, for the header."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Optional, Sequence, Tuple
 
 from ipu_trainer.errors import UserError
-from ipu_trainer.tasks.recipe.flags import check_fraction, parse_flags, recipe_defaults, training_arguments
+from ipu_trainer.tasks.recipe.flags import check_fraction, flag, parse_flags, recipe_defaults, training_arguments
 from ipu_trainer.training.seq2seq import IPUSeq2SeqTrainingArguments
 
 DEFAULTS = recipe_defaults(
@@ -27,32 +27,22 @@ DEFAULTS = recipe_defaults(
 class Seq2SeqArguments:
     """What the recipe takes besides IPUSeq2SeqTrainingArguments."""
 
-    pairs: Optional[str] = field(
-        default=None,
-        metadata={"help": "A .jsonl file of source and target; default: functions and docstrings of installed code."},
+    pairs: Optional[str] = flag(
+        None, "A .jsonl file of source and target; default: functions and docstrings of installed code."
     )
-    model: str = field(
-        default="t5-nano",
-        metadata={"help": "t5-nano, -mini or -small, bart-nano or -base, from scratch; or a model folder or Hub id."},
+    model: str = flag(
+        "t5-nano", "t5-nano, -mini or -small, bart-nano or -base, from scratch; or a model folder or Hub id."
     )
-    from_scratch: bool = field(default=False, metadata={"help": "Random weights, also where the model has some."})
-    model_overrides: str = field(
-        default="", metadata={"help": "Configuration values of a model from scratch: num_layers=4 d_model=192."}
-    )
-    source_prefix: str = field(
-        default="", metadata={"help": 'Put before each source, as T5 was taught: "summarize: ".'}
-    )
-    tokenizer: Optional[str] = field(
-        default=None, metadata={"help": "Folder or Hub id; default: the model's own, or one trained from the pairs."}
-    )
-    vocab_size: int = field(default=4096, metadata={"help": "Tokens of a tokenizer that is trained."})
-    source_length: int = field(default=96, metadata={"help": "Tokens of a source; longer ones are cut."})
-    target_length: int = field(default=32, metadata={"help": "Tokens of a target; longer ones are cut."})
-    max_pairs: int = field(default=6000, metadata={"help": "Most pairs to take; 0 is all."})
-    max_validation_pairs: int = field(default=200, metadata={"help": "Most pairs to generate for; 0 is all."})
-    validation_fraction: float = field(
-        default=0.1, metadata={"help": "Share of the text in packages (or groups) that are not trained on."}
-    )
+    from_scratch: bool = flag(False, "Random weights, also where the model has some.")
+    model_overrides: str = flag("", "Configuration values of a model from scratch: num_layers=4 d_model=192.")
+    source_prefix: str = flag("", 'Put before each source, as T5 was taught: "summarize: ".')
+    tokenizer: Optional[str] = flag(None, "Folder or Hub id; default: the model's own, or one trained from the pairs.")
+    vocab_size: int = flag(4096, "Tokens of a tokenizer that is trained.")
+    source_length: int = flag(96, "Tokens of a source; longer ones are cut.")
+    target_length: int = flag(32, "Tokens of a target; longer ones are cut.")
+    max_pairs: int = flag(6000, "Most pairs to take; 0 is all.")
+    max_validation_pairs: int = flag(200, "Most pairs to generate for; 0 is all.")
+    validation_fraction: float = flag(0.1, "Share of the text in packages (or groups) that are not trained on.")
 
     def __post_init__(self) -> None:
         for name, least in (("source_length", 1), ("target_length", 1), ("max_pairs", 0), ("max_validation_pairs", 0)):

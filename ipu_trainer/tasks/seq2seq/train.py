@@ -7,13 +7,12 @@ Here is what is particular to the task: pairs, tokenizer and model, trainer, eva
 
 from __future__ import annotations
 
-import copy
 import csv
 import dataclasses
 import io
 import itertools
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import transformers
 
@@ -37,7 +36,7 @@ from ipu_trainer.tasks.seq2seq.pairs import FixedShapePairs, Pair, WithDecoderIn
 from ipu_trainer.tasks.seq2seq.recipe_arguments import Seq2SeqArguments, parse_arguments
 from ipu_trainer.tasks.text.documents import drawn, fingerprint, shuffled, split_by_group, unique
 from ipu_trainer.tasks.text.python_code import installed_python
-from ipu_trainer.tasks.text.text_models import ModelChoice, choose_model
+from ipu_trainer.tasks.text.text_models import ModelChoice, choose_model, model_card
 from ipu_trainer.tasks.text.tokenizers import load_tokenizer, save_tokenizer, train_tokenizer
 from ipu_trainer.training.seq2seq import IPUSeq2SeqTrainer, IPUSeq2SeqTrainingArguments
 
@@ -56,19 +55,12 @@ class Job:
     validation_pairs: List[Pair]
     settings: Dict[str, Any]
     baseline: Dict[str, float]  # scores of the words of each function's name
-    loaded: Optional[Any] = None  # the model with its weights, for new_model() to give away once
-
-    objective = ("eval_loss", "minimize")
-    tracked = WATCHED
-    write_report = staticmethod(write_report)
-
-    @property
-    def metrics(self) -> Sequence[str]:
-        return ("bleu", "chrf", "exact_match", "generated_tokens") if self.args.predict_with_generate else ()
-
-    @property
-    def sample_shape(self) -> Tuple[int, int]:
-        return (self.recipe.source_length, self.recipe.target_length)
+    metrics: Sequence[str]
+    sample_shape: Sequence[int]
+    loaded: Optional[Any]  # the model with its weights, for new_model() to give away once
+    objective: Tuple[str, str] = ("eval_loss", "minimize")
+    tracked: Any = WATCHED
+    write_report: Optional[Callable[[Path], Path]] = write_report
 
     def describe(self) -> Rows:
         groups = ", ".join(sorted({pair.group for pair in self.validation_pairs})[:5])
@@ -82,9 +74,7 @@ class Job:
         model, self.loaded = self.loaded, None
         if model is not None:
             return model
-        config, choice = copy.deepcopy(self.choice.config), self.choice
-        name, shape = self.recipe.model, self.sample_shape
-        return build_model(name, config, self.tokenizer, shape, choice.from_scratch, choice.overrides)
+        return build_model(self.recipe.model, self.choice, self.tokenizer, self.sample_shape)
 
     def trained_model(self, run_dir: Path) -> Any:
         return load_model(str(run_dir))
@@ -128,23 +118,28 @@ class Job:
         return Results(metrics, write)
 
     def table(self, metrics: Mapping[str, Any]) -> str:
-        return table(metrics)
+        """What came out, as a person reads it."""
+        baseline = metrics["baseline"]
+        rows = [
+            f"{'':24}{'model':>8}{'names':>8}   {metrics['num_pairs']:,} pairs of packages or groups not trained on",
+            *(
+                f"{label:24}{metrics[name]:>8.2f}{baseline[name]:>8.2f}"
+                for label, name in (("BLEU", "bleu"), ("chrF", "chrf"), ("exactly right", "exact_match"))
+                if name in metrics
+            ),
+            f"{'loss':24}{metrics['loss']:>8.3f}",
+        ]
+        for example in metrics["examples"]:
+            rows += ["", example["name"], f"  reference  {example['reference']}", f"  written    {example['written']}"]
+        return "\n".join(rows)
 
     def model_card(self, record: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
-        return (
-            "---\nlibrary_name: transformers\npipeline_tag: text2text-generation\ntags: [seq2seq, ipu_trainer]\n---\n"
-            f"# {record['model']}, {record['num_parameters']:,} parameters\n\nTrained by `ipu-trainer train seq2seq` on "
-            f"{record['data']['pairs']:,} pairs.\n\n```\n{table(metrics)}\n```\n"
-        )
+        return model_card(record, "text2text-generation", f"{record['data']['pairs']:,} pairs", self.table(metrics))
 
 
 def prepare(flags: Sequence[str]) -> Job:
-    """Flags of `ipu-trainer train seq2seq` to a Job."""
-    return prepare_job(*parse_arguments(flags))
-
-
-def prepare_job(recipe: Seq2SeqArguments, args: IPUSeq2SeqTrainingArguments) -> Job:
-    """Model configuration, pairs and tokenizer. Raises UserError for what does not go together."""
+    """Flags of `ipu-trainer train seq2seq` to a Job. Raises UserError for what does not go together."""
+    recipe, args = parse_arguments(flags)
     choice = choose_model(recipe, SIZES, NO_DROPOUT)
     check_encoder_decoder(recipe.model, choice.config)
     lengths = (recipe.source_length, recipe.target_length)
@@ -169,9 +164,9 @@ def prepare_job(recipe: Seq2SeqArguments, args: IPUSeq2SeqTrainingArguments) -> 
     train_set, validation_set = (
         FixedShapePairs(pairs, tokenizer, *lengths, recipe.source_prefix) for pairs in (train_pairs, validation_pairs)
     )
-    return Job(
-        recipe, args, choice, config, tokenizer, train_set, validation_set, validation_pairs, settings, baseline, loaded
-    )
+    metrics = ("bleu", "chrf", "exact_match", "generated_tokens") if args.predict_with_generate else ()
+    data_sets = (train_set, validation_set, validation_pairs)
+    return Job(recipe, args, choice, config, tokenizer, *data_sets, settings, baseline, metrics, lengths, loaded)
 
 
 def split_pairs(recipe: Seq2SeqArguments, seed: int) -> Tuple[List[Pair], List[Pair]]:
@@ -185,23 +180,6 @@ def split_pairs(recipe: Seq2SeqArguments, seed: int) -> Tuple[List[Pair], List[P
         raise UserError("there are no pairs to learn from. Give --pairs FILE.jsonl.")
     train_pairs, validation_pairs = split_by_group(pairs, recipe.validation_fraction, seed)
     return train_pairs, drawn(validation_pairs, recipe.max_validation_pairs)
-
-
-def table(metrics: Mapping[str, Any]) -> str:
-    """What came out, as a person reads it."""
-    baseline = metrics["baseline"]
-    rows = [
-        f"{'':24}{'model':>8}{'names':>8}   {metrics['num_pairs']:,} pairs of packages or groups not trained on",
-        *(
-            f"{label:24}{metrics[name]:>8.2f}{baseline[name]:>8.2f}"
-            for label, name in (("BLEU", "bleu"), ("chrF", "chrf"), ("exactly right", "exact_match"))
-            if name in metrics
-        ),
-        f"{'loss':24}{metrics['loss']:>8.3f}",
-    ]
-    for example in metrics["examples"]:
-        rows += ["", example["name"], f"  reference  {example['reference']}", f"  written    {example['written']}"]
-    return "\n".join(rows)
 
 
 def _predictions(pairs: Sequence[Pair], written: Sequence[str]) -> str:

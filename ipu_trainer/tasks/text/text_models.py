@@ -10,6 +10,7 @@ import torch
 import transformers
 from transformers import AutoConfig
 
+from ipu_trainer.command_line import plain_value
 from ipu_trainer.errors import UserError, user_input
 from ipu_trainer.tasks.pretrained import DTYPE
 from ipu_trainer.tasks.recipe.flags import check_read
@@ -117,16 +118,15 @@ def parse_overrides(text: str) -> Dict[str, Any]:
         name, equals, value = item.partition("=")
         if not equals or not name:
             raise UserError(f"model_overrides: {item!r} is not NAME=VALUE. Example: n_layer=6 n_embd=384.")
-        values[name] = _plain(value)
+        values[name] = plain_value(value)
     return values
 
 
-def _plain(word: str) -> Any:
-    if word.lower() in ("true", "false"):
-        return word.lower() == "true"
-    for kind in (int, float):
-        try:
-            return kind(word)
-        except ValueError:
-            continue
-    return word
+def model_card(record: Mapping[str, Any], pipeline_tag: str, data: str, table: str) -> str:
+    """README.md of a run of a task on text. record: run.json."""
+    task = record["task"]
+    return (
+        f"---\nlibrary_name: transformers\npipeline_tag: {pipeline_tag}\ntags: [{task}, ipu_trainer]\n---\n"
+        f"# {record['model']}, {record['num_parameters']:,} parameters\n\n"
+        f"Trained by `ipu-trainer train {task}` on {data}.\n\n```\n{table}\n```\n"
+    )

@@ -26,6 +26,7 @@ SPECIAL_TOKENS: Dict[str, Dict[str, str]] = {
     },
 }
 _SMALLEST_VOCABULARY = 300
+_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, tokenizer_class: str) -> Any:
@@ -54,11 +55,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, tokenizer_class: str)
 
 
 def load_tokenizer(source: str) -> Any:
-    """AutoTokenizer of a folder or Hub id. Raises ValueError for a folder without a tokenizer."""
-    path = Path(source)
-    names = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
-    if path.is_dir() and not any((path / name).is_file() for name in names):
-        raise UserError(f"{source} holds no tokenizer (looked for {', '.join(names)}). Give another --tokenizer.")
+    """AutoTokenizer of a folder or Hub id. Raises UserError for a folder without a tokenizer."""
+    if not has_tokenizer(source):
+        raise UserError(f"{source} holds no tokenizer (looked for {', '.join(_FILES)}). Give another --tokenizer.")
     with user_input():
         return AutoTokenizer.from_pretrained(source)
 
@@ -66,9 +65,7 @@ def load_tokenizer(source: str) -> Any:
 def has_tokenizer(source: str) -> bool:
     """Whether a local model folder brings its own tokenizer; a Hub id is taken to."""
     path = Path(source)
-    return not path.is_dir() or any(
-        (path / name).is_file() for name in ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model")
-    )
+    return not path.is_dir() or any((path / name).is_file() for name in _FILES)
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
