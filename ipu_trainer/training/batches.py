@@ -7,6 +7,8 @@ from typing import Any, Optional, Union
 from ipu_trainer.config.batching import BatchGeometry
 from ipu_trainer.config.ipu_config import IPUConfig
 from ipu_trainer.config.profiles import load_profile
+from ipu_trainer.errors import UserError
+from ipu_trainer.training.arguments import agreed_ipu_config
 
 
 def num_model_copies(args: Any) -> int:
@@ -43,10 +45,11 @@ def smaller_micro_batch(args: Any, accumulation: int, batch_size: Optional[int])
 
 def ipu_config_of(given: Union[IPUConfig, str, None], args: Any) -> IPUConfig:
     """The IPUConfig of a trainer, with the overrides of its arguments."""
+    given = agreed_ipu_config(given, args)
     if isinstance(given, str):
         given = load_profile(given).config
     elif given is not None and not isinstance(given, IPUConfig):
-        raise ValueError(
+        raise UserError(
             f"ipu_config is a {type(given).__name__}. Give an IPUConfig, a profile's name such as 'vit_base_pod4', or the path "
             "of an ipu_config.json."
         )

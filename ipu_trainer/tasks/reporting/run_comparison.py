@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Sequence, Tuple
 
+from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.reporting.html_document import (
     Block,
     Page,
@@ -51,9 +52,9 @@ def comparison_page(
 def check_runs(tasks: Sequence[str]) -> None:
     """Raises ValueError unless these are the tasks of 2 to MOST_RUNS runs that can be compared."""
     if not 2 <= len(tasks) <= MOST_RUNS:
-        raise ValueError(f"{len(tasks)} runs cannot be compared side by side. Give 2 to {MOST_RUNS}.")
+        raise UserError(f"{len(tasks)} runs cannot be compared side by side. Give 2 to {MOST_RUNS}.")
     if len(set(tasks)) > 1:
-        raise ValueError(f"runs of {', '.join(sorted(set(tasks)))} have no metric in common. Compare runs of one task.")
+        raise UserError(f"runs of {', '.join(sorted(set(tasks)))} have no metric in common. Compare runs of one task.")
 
 
 def distinct_names(folders: Sequence[Path]) -> List[str]:

@@ -11,6 +11,7 @@ from typing import Any, Callable, Dict, List, Mapping, Sequence, Tuple
 import torch
 
 from ipu_trainer.config.ipu_config import IPUConfig
+from ipu_trainer.errors import UserError
 from ipu_trainer.machine.hardware import SYSTEMS
 from ipu_trainer.machine.schedule import Schedule, pipelined_training
 from ipu_trainer.planner import report as plan_report
@@ -20,7 +21,6 @@ from ipu_trainer.planner.search import Plan
 from ipu_trainer.planner.time import predict_time
 from ipu_trainer.planner.workload import Workload, measure
 from ipu_trainer.simulator.analysis.stages import StageCost
-from ipu_trainer.tasks.recipe.run_record import METRICS_FILE, RUN_FILE, read_history, read_run
 from ipu_trainer.tasks.reporting.drawing import curves, from_history, stage_timeline
 from ipu_trainer.tasks.reporting.html_document import (
     Block,
@@ -36,6 +36,7 @@ from ipu_trainer.tasks.reporting.html_document import (
     flat,
     number,
 )
+from ipu_trainer.tasks.run_record import METRICS_FILE, RUN_FILE, read_history, read_run
 
 REPORT_FILE = "report.html"
 # Logged values that get a drawing of their own where a run has them: (key, label, factor).
@@ -94,9 +95,9 @@ def read_json(path: Path) -> Dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}). It is written at the end of a run.") from error
+        raise UserError(f"{path} cannot be read ({error}). It is written at the end of a run.") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path} holds no JSON object. It is written at the end of a run.")
+        raise UserError(f"{path} holds no JSON object. It is written at the end of a run.")
     return value
 
 
@@ -199,8 +200,8 @@ def settings_blocks(run: Run) -> List[Block]:
 def ipu_blocks(run: Run, workload_of: Sequence[Any]) -> List[Block]:
     """Pipeline and prediction for the IPUConfig that the run was given; empty where it was given none."""
     settings = run.record["settings"]
-    named = settings["recipe"].get("ipu_config")
     training = settings["training"]
+    named = training.get("ipu_config") or settings["recipe"].get("ipu_config")  # where older runs have it
     if not named and not training.get("ipu_config_overrides"):
         return []
     try:

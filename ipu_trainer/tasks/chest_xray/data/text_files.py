@@ -11,6 +11,8 @@ import zlib
 from pathlib import Path
 from typing import IO, Any, Iterator, List, TextIO, cast
 
+from ipu_trainer.errors import UserError
+
 _SEPARATORS = ",;\t"
 
 
@@ -33,7 +35,7 @@ def read_lines(path: Path, what: str) -> List[str]:
         with open_text(path) as text:
             return text.read().splitlines()
     except (UnicodeError, OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read as {what}: {error}") from error
+        raise UserError(f"{path} cannot be read as {what}: {error}") from error
 
 
 def table_rows(text: TextIO) -> Any:  # csv.reader's type has no public name

@@ -15,6 +15,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
+from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.text_files import open_text, table_rows
 
 # BBox_List_2017.csv is in pixels of the 1024 px images that NIH ships.
@@ -46,14 +47,14 @@ def read_table(path: Path) -> List[List[str]]:
         with open_text(path) as text:
             return list(table_rows(text))
     except (OSError, EOFError, UnicodeError, zlib.error, csv.Error) as error:
-        raise ValueError(f"{path} is no readable CSV ({error}). Give NIH's file, plain or .gz.") from error
+        raise UserError(f"{path} is no readable CSV ({error}). Give NIH's file, plain or .gz.") from error
 
 
 def read_boxes(path: Path) -> Dict[str, List[Box]]:
     """Boxes by the name of the image file. Raises ValueError with the line for a box that cannot be."""
     lines = read_table(path)
     if not lines or [cell.strip() for cell in lines[0][:2]] != ["Image Index", "Finding Label"]:
-        raise ValueError(
+        raise UserError(
             f"{path} begins with {','.join(lines[0])[:120] if lines else 'nothing'!r}, but a list of boxes with Image Index,"
             "Finding Label,Bbox [x,y,w,h]. Give NIH's BBox_List_2017.csv or a file like it."
         )
@@ -67,7 +68,7 @@ def read_boxes(path: Path) -> Dict[str, List[Box]]:
         except ValueError:
             good = False
         if not good:
-            raise ValueError(
+            raise UserError(
                 f"{path}, line {number}: {','.join(cells)[:120]!r} is no box within {ORIGINAL_SIDE:.0f} x "
                 f"{ORIGINAL_SIDE:.0f} pixels (name, finding, x, y, width, height). Mend or remove the line."
             )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, List, Mapping, Optional, Sequence, Tuple
 
+from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.dataset import load_prepared
 from ipu_trainer.tasks.chest_xray.evaluation.evaluated_split import Evaluation, load_evaluation
 from ipu_trainer.tasks.chest_xray.evaluation.predictions import choose_images
@@ -160,7 +161,7 @@ def _looking(evaluation: Evaluation, data: Optional[Path]) -> Looking:
     if prepared.fingerprint != evaluation.fingerprint:
         message = f"{folder} holds other data (fingerprint {prepared.fingerprint}) than was evaluated ({evaluation.fingerprint})."
         if data:
-            raise ValueError(f"{message} Give the folder that was evaluated.")
+            raise UserError(f"{message} Give the folder that was evaluated.")
         return Looking(reason=f"{message} Give it with --data.")
     subject = prepared.split(evaluation.split)
     return Looking.of_run(evaluation.run.folder, evaluation.predictions.findings, prepared, subject)

@@ -223,7 +223,7 @@ def radiologist_blocks(
         return [
             Text(
                 "Not compared. With labels that radiologists gave, such as Google's for ChestX-ray14: "
-                "ipu-trainer report RUN --radiologist-labels FILE.",
+                "ipu-trainer report RUN --radiologist_labels FILE.",
                 "note",
             )
         ]
