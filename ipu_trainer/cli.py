@@ -184,12 +184,12 @@ def _task_command(
 
 def _prepare(namespace: argparse.Namespace) -> int:
     from ipu_trainer.tasks import folders
-    from ipu_trainer.tasks.chest_xray.data import source
+    from ipu_trainer.tasks.chest_xray.data import nih_paths
     from ipu_trainer.tasks.chest_xray.data.labels import NIH_FINDINGS
     from ipu_trainer.tasks.chest_xray.data.prepare import PrepareSettings, prepare
 
     given = {name: getattr(namespace, name) for name in ("csv", "images", "train_val_list", "test_list")}
-    for name, path in source.stand_ins(given, namespace.split).items():
+    for name, path in nih_paths.default_paths(given, namespace.split).items():
         setattr(namespace, name, path)
         print(f"--{name.replace('_', '-')} {path}")
     namespace.output = namespace.output or folders.data_to_write("--output", "chest-xray")
@@ -233,7 +233,7 @@ def _task_module(task: str, name: str) -> Any:
 
 def _evaluate(namespace: argparse.Namespace) -> int:
     from ipu_trainer.tasks import folders
-    from ipu_trainer.tasks.chest_xray.evaluation.evaluate_run import evaluate
+    from ipu_trainer.tasks.chest_xray.evaluate import evaluate
     from ipu_trainer.tasks.chest_xray.report import artifacts as report
 
     run_dir = namespace.run_dir or folders.results("--run", "chest-xray")
@@ -247,8 +247,8 @@ def _evaluate(namespace: argparse.Namespace) -> int:
 
 
 def _report(namespace: argparse.Namespace) -> int:
+    from ipu_trainer.tasks.reporting.finished_run import task_of
     from ipu_trainer.tasks.reporting.run_comparison import check_runs
-    from ipu_trainer.tasks.reporting.run_report import task_of
 
     folders: List[Path] = namespace.folders
     tasks = [task_of(folder) for folder in folders]

@@ -10,8 +10,8 @@ import torch
 
 from ipu_trainer.compat import transformers_versions as compat
 from ipu_trainer.config.profiles import Profile, load_profile
+from ipu_trainer.tasks.chest_xray.data.augmentation import NO_AUGMENTATION, Augmentation
 from ipu_trainer.tasks.chest_xray.data.dataset import ChestXrayDataset, load_prepared
-from ipu_trainer.tasks.chest_xray.data.transforms import NO_AUGMENTATION, Augmentation
 from ipu_trainer.tasks.chest_xray.evaluation.metrics import check_replicates
 from ipu_trainer.tasks.chest_xray.model.losses import FindingLoss, inverse_frequency
 from ipu_trainer.tasks.folders import data_to_read

@@ -8,7 +8,7 @@ from typing import Any, Dict
 from ipu_trainer.config.ipu_config import IPUConfig
 from ipu_trainer.tasks.chest_xray.data.dataset import PreparedChestXrays
 from ipu_trainer.tasks.chest_xray.data.labels import pathologies
-from ipu_trainer.tasks.chest_xray.data.transforms import Normalisation
+from ipu_trainer.tasks.chest_xray.model.inputs import Normalisation
 from ipu_trainer.tasks.chest_xray.model.losses import FindingLoss
 from ipu_trainer.tasks.chest_xray.recipe_arguments import ChestXrayArguments
 from ipu_trainer.tasks.recipe.run_record import training_settings

@@ -20,7 +20,6 @@ from ipu_trainer.atomic import write_text
 from ipu_trainer.config.ipu_config import IPUConfig
 from ipu_trainer.config.profiles import load_profile
 from ipu_trainer.tasks.chest_xray.data.dataset import ChestXrayDataset, PreparedChestXrays, load_prepared
-from ipu_trainer.tasks.chest_xray.data.transforms import ChestXrayCollator, Normalisation, load_normalisation
 from ipu_trainer.tasks.chest_xray.evaluation import metrics as metric
 from ipu_trainer.tasks.chest_xray.model.chest_xray_trainer import ChestXrayTrainer, sigmoid
 from ipu_trainer.tasks.chest_xray.model.classifier import (
@@ -29,6 +28,7 @@ from ipu_trainer.tasks.chest_xray.model.classifier import (
     load_processor,
     read_config,
 )
+from ipu_trainer.tasks.chest_xray.model.inputs import ChestXrayCollator, Normalisation, load_normalisation
 from ipu_trainer.tasks.chest_xray.model.losses import FindingLoss
 from ipu_trainer.tasks.chest_xray.recipe_arguments import ChestXrayArguments, finding_loss, parse_arguments
 from ipu_trainer.tasks.chest_xray.report import artifacts as report
@@ -46,7 +46,7 @@ from ipu_trainer.tasks.recipe.run_record import (
     versions,
     write_history,
 )
-from ipu_trainer.tasks.reporting.curves import plot_training
+from ipu_trainer.tasks.reporting.drawing import plot_training
 from ipu_trainer.tasks.reporting.run_report import REPORT_FILE, report_or_reason
 from ipu_trainer.tasks.search.search_command import Searched
 from ipu_trainer.training.acceleration.choices import told_speed

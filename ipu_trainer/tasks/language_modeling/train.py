@@ -48,7 +48,7 @@ from ipu_trainer.tasks.recipe.run_record import (
     versions,
     write_history,
 )
-from ipu_trainer.tasks.reporting.curves import plot_training
+from ipu_trainer.tasks.reporting.drawing import plot_training
 from ipu_trainer.tasks.reporting.run_report import report_or_reason
 from ipu_trainer.tasks.search.search_command import Searched
 from ipu_trainer.tasks.text.text_models import (

@@ -1,29 +1,44 @@
-"""What the task's page says of one evaluation, section by section."""
+"""Sections of report.html on the metrics: AUROC, curves, calibration, thresholds, subgroups, radiologists' labels."""
 
 from __future__ import annotations
 
-from typing import Any, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, List, Mapping, Optional, Sequence
 
 import numpy as np
 
 from ipu_trainer.tasks.chest_xray.data.dataset import ChestXrayDataset
 from ipu_trainer.tasks.chest_xray.data.labels import NO_FINDING
+from ipu_trainer.tasks.chest_xray.data.text_files import base_name
 from ipu_trainer.tasks.chest_xray.evaluation.calibration import brier_score
-from ipu_trainer.tasks.chest_xray.evaluation.evaluated_split import Evaluation
 from ipu_trainer.tasks.chest_xray.evaluation.metrics import SMALLEST_SUBGROUP
-from ipu_trainer.tasks.chest_xray.evaluation.radiologists import (
+from ipu_trainer.tasks.chest_xray.evaluation.radiologist_labels import (
     RadiologistLabels,
     Scores,
     agreement,
     matching,
     scores,
 )
-from ipu_trainer.tasks.chest_xray.explain.boxes import file_name
-from ipu_trainer.tasks.chest_xray.report.figures import calibration, finding_card
-from ipu_trainer.tasks.reporting.drawing import forest
-from ipu_trainer.tasks.reporting.html_document import Beside, Block, Cards, Drawing, Table, Text, interval, number
+from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import Evaluation
+from ipu_trainer.tasks.chest_xray.report.finding_figures import (
+    auroc_forest,
+    auroc_point,
+    calibration,
+    finding_card,
+    number_or_nan,
+)
+from ipu_trainer.tasks.reporting.drawing import forest, to_svg
+from ipu_trainer.tasks.reporting.html_document import (
+    Block,
+    Cards,
+    Drawing,
+    SideBySide,
+    Table,
+    Text,
+    interval,
+    number,
+)
 
-# Drawings of more findings than this would make a page that nobody scrolls through; the tables have them all.
+# Findings with a drawing of their own; the tables list all of them.
 MOST_CARDS = 30
 _NAN = float("nan")
 
@@ -34,42 +49,26 @@ def auroc_blocks(evaluation: Evaluation) -> List[Block]:
     ordered = sorted(evaluation.defined, key=lambda name: -per_finding[name]["auroc"])
     drawings: List[Block] = []
     if ordered:
-        rows = [
-            (f"{name} ({per_finding[name]['num_positive']})", [auroc_point(per_finding[name])])
-            for name in ordered[: 2 * MOST_CARDS]
-        ]
-        mean = _number(metrics["mean_auroc_14"])
-        caption = "AUROC with its patient-bootstrap 95 % interval; in brackets the positive images. Grey: guessing."
-        drawings.append(Drawing(forest(rows, line=(mean, f"macro mean {number(mean)}")), caption))
+        caption = "AUROC with patient-bootstrap 95 % intervals; in brackets the positive images. Gray line: chance."
+        drawings.append(Drawing(to_svg(auroc_forest(metrics, ordered[: 2 * MOST_CARDS])), caption))
     others = [name for name in evaluation.findings if name not in ordered]
     blocks: List[Block] = []
     if others:
         blocks.append(
             Text("No AUROC: " + "; ".join(f"{name} ({_why(evaluation, name)})" for name in others) + ".", "warning")
         )
-    table = []
-    for name in [*ordered, *others]:
-        table.append(_auroc_row(name, per_finding.get(name, {})))
-    table.append(
-        [
-            "macro mean",
-            number(metrics["mean_auroc_14"]),
-            interval(metrics["mean_auroc_14_interval"]),
-            number(metrics["mean_auprc_14"]),
-            "",
-            "",
-            "",
-        ]
-    )
+    table = [_auroc_row(name, per_finding.get(name, {})) for name in [*ordered, *others]]
+    mean, auprc = number(metrics["mean_auroc_14"]), number(metrics["mean_auprc_14"])
+    table.append(["macro mean", mean, interval(metrics["mean_auroc_14_interval"]), auprc, "", "", ""])
     if "no_finding" in metrics:
         table.append(_auroc_row(f"{NO_FINDING} (apart)", metrics["no_finding"]))
     head = ["finding", "AUROC", "95 % interval", "AUPRC", "95 % interval", "prevalence", "positives"]
-    blocks.append(Beside([*drawings, Table(head, table, [len(ordered) + len(others)])]))
+    blocks.append(SideBySide([*drawings, Table(head, table, [len(ordered) + len(others)])]))
     blocks.append(
         Text(
-            "The macro mean is over the findings above with an AUROC. Intervals resample patients, "
-            f"{metrics['bootstrap']['replicates']} times: images of one patient are not independent. AUPRC is to be read "
-            "beside the prevalence, which guessing would reach.",
+            "The macro mean is over the findings above that have an AUROC. Intervals resample patients "
+            f"({metrics['bootstrap']['replicates']} replicates), because images of one patient are not independent. Compare "
+            "AUPRC with the prevalence, which a random ranking reaches.",
             "note",
         )
     )
@@ -80,54 +79,50 @@ def card_blocks(evaluation: Evaluation) -> List[Block]:
     per_finding = evaluation.metrics["per_finding"]
     names = sorted(evaluation.defined, key=lambda name: -per_finding[name]["num_positive"])
     if not names:
-        return [
-            Text("No finding has both classes and numbers for probabilities, so there is no curve to draw.", "warning")
-        ]
+        return [Text("No finding has both classes and finite probabilities, so there is no curve to draw.", "warning")]
     cards = []
     for name in names[:MOST_CARDS]:
         row = per_finding[name]
         caption = f"{name}: AUROC {number(row['auroc'])}, AUPRC {number(row['auprc'])}, {row['num_positive']} positives"
-        cards.append(
-            Drawing(finding_card(*evaluation.column(name), evaluation.thresholds.get(name, _NAN)), caption, "card")
-        )
+        figure = finding_card(*evaluation.column(name), evaluation.thresholds.get(name, _NAN))
+        cards.append(Drawing(to_svg(figure), caption, "card"))
     blocks: List[Block] = [Cards(cards)]
     if len(names) > MOST_CARDS:
-        blocks.append(Text(f"Drawn are the {MOST_CARDS} most frequent of {len(names)} findings.", "note"))
-    blocks.append(
-        Text("Red: the threshold that was chosen on validation. Grey: guessing, or perfect reliability.", "note")
-    )
-    return blocks
+        blocks.append(Text(f"The figures show the {MOST_CARDS} most frequent of {len(names)} findings.", "note"))
+    note = "Red dot: the threshold chosen on the validation split. Gray line: chance, or perfect reliability."
+    return [*blocks, Text(note, "note")]
 
 
 def calibration_blocks(evaluation: Evaluation) -> List[Block]:
     names = [name for name in evaluation.findings if np.isfinite(evaluation.column(name)[1]).all()]
     if not names or not len(evaluation.predictions):
-        return [Text("The probabilities are no numbers, so there is nothing to hold against the outcomes.", "warning")]
+        return [Text("No finding has finite probabilities, so there is no calibration to measure.", "warning")]
     columns = [evaluation.column(name) for name in names]
     y, score = np.concatenate([y for y, _ in columns]), np.concatenate([s for _, s in columns])
     per_finding = evaluation.metrics["per_finding"]
     rows = []
     for name, (truth, probability) in zip(names, columns):
-        guess = brier_score(truth, np.full(len(truth), truth.mean()))
-        own = brier_score(truth, probability)
-        skill = 1 - own / guess if guess else _NAN
+        baseline = brier_score(truth, np.full(len(truth), truth.mean()))
+        brier = brier_score(truth, probability)
+        skill = 1 - brier / baseline if baseline else _NAN
         rows.append(
             [
                 name,
-                number(own, 4),
+                number(brier, 4),
                 number(skill, 2),
                 number(per_finding.get(name, {}).get("ece"), 4),
                 number(float(probability.mean())),
                 number(float(truth.mean())),
             ]
         )
-    drawing = Drawing(calibration(y, score), f"Reliability of {len(names)} findings together, {len(y):,} predictions")
+    caption = f"Reliability of {len(names)} findings together, {len(y):,} predictions"
+    drawing = Drawing(to_svg(calibration(y, score)), caption)
     return [
-        Beside([drawing, Table(["finding", "Brier", "skill", "ECE", "mean probability", "observed rate"], rows)]),
+        SideBySide([drawing, Table(["finding", "Brier", "skill", "ECE", "mean probability", "observed rate"], rows)]),
         Text(
-            "Brier: mean squared distance of probability and outcome, 0 is perfect. Skill: the share by which it is below "
-            "that of always saying the prevalence; under 0 the probabilities are worse than that. ECE: mean distance of "
-            "probability and rate over 15 bins.",
+            "Brier: mean squared difference of probability and label; 0 is perfect. Skill: 1 - Brier / Brier of a constant "
+            "prediction of the prevalence; below 0 the probabilities are worse than that constant. ECE: expected calibration "
+            "error, the mean difference of probability and observed rate over 15 bins.",
             "note",
         ),
     ]
@@ -142,37 +137,26 @@ def threshold_blocks(evaluation: Evaluation) -> List[Block]:
         if not np.isfinite(threshold) or not np.isfinite(score).all():
             rows.append([name, number(threshold), *["–"] * 8])
             continue
-        called = score >= threshold
-        true_p, false_p = int((called & (y == 1)).sum()), int((called & (y == 0)).sum())
-        false_n, true_n = int((~called & (y == 1)).sum()), int((~called & (y == 0)).sum())
+        predicted = score >= threshold
+        true_p, false_p = int((predicted & (y == 1)).sum()), int((predicted & (y == 0)).sum())
+        false_n, true_n = int((~predicted & (y == 1)).sum()), int((~predicted & (y == 0)).sum())
         shares = [(true_p, false_n), (true_n, false_p), (true_p, false_p), (true_n, false_n)]
         rows.append(
             [name, number(threshold)]
             + [number(a / (a + b) if a + b else _NAN) for a, b in shares]
             + [str(count) for count in (true_p, false_p, false_n, true_n)]
         )
-    head = [
-        "finding",
-        "threshold",
-        "sensitivity",
-        "specificity",
-        "PPV",
-        "NPV",
-        "true +",
-        "false +",
-        "false -",
-        "true -",
-    ]
+    head = ["finding", "threshold", "sensitivity", "specificity", "PPV", "NPV", "TP", "FP", "FN", "TN"]
     where = {
-        "": "and were fixed before these images were looked at.",
-        "thresholds": "which are these very images, so sensitivity and specificity are too good here.",
-        "training": "and some of these images took part in that, or in training.",
+        "": "and were fixed before this evaluation.",
+        "thresholds": "which is this split, so sensitivity and specificity are optimistic here.",
+        "training": "and some of these images were in that split or in training.",
     }[evaluation.seen_in_training]
     return [
         Table(head, rows),
         Text(
-            f"Thresholds maximise sensitivity + specificity on the run's validation split, {where} A dash is for a finding "
-            "without both classes on validation, or without the share's cases here.",
+            f"Thresholds maximise sensitivity + specificity on the run's validation split, {where} A dash marks a "
+            "finding without both classes on validation, or a ratio without cases here.",
             "note",
         ),
     ]
@@ -181,15 +165,17 @@ def threshold_blocks(evaluation: Evaluation) -> List[Block]:
 def subgroup_blocks(metrics: Mapping[str, Any]) -> List[Block]:
     groups: Mapping[str, Mapping[str, Any]] = metrics.get("subgroups", {})
     if not groups:
-        return [Text("The data name no sex, age or view.", "note")]
+        return [Text("The data have no sex, age or view.", "note")]
     points = []
     rows = []
     for kind, values in groups.items():
         for name, group in values.items():
             few = " (too few)" if group["too_few_images"] else ""
             bounds = group.get("mean_auroc_14_interval")
-            low, high = (_number(v) for v in (bounds or (None, None)))
-            points.append((f"{kind} {name} ({group['num_images']})", [(_number(group["mean_auroc_14"]), low, high)]))
+            low, high = (number_or_nan(v) for v in (bounds or (None, None)))
+            points.append(
+                (f"{kind} {name} ({group['num_images']})", [(number_or_nan(group["mean_auroc_14"]), low, high)])
+            )
             rows.append(
                 [
                     f"{kind} {name}",
@@ -199,30 +185,30 @@ def subgroup_blocks(metrics: Mapping[str, Any]) -> List[Block]:
                     interval(bounds),
                 ]
             )
-    overall = _number(metrics["mean_auroc_14"])
+    overall = number_or_nan(metrics["mean_auroc_14"])
     drawings: List[Block] = []
     if any(np.isfinite(series[0][0]) for _, series in points):
-        drawing = forest(points, line=(overall, f"all {number(overall)}"), xlabel="AUROC, macro mean, 95 % interval")
-        drawings.append(Drawing(drawing, "Macro mean AUROC by sex, age and view; in brackets the images"))
+        figure = forest(points, line=(overall, f"all {number(overall)}"), xlabel="AUROC, macro mean, 95 % interval")
+        drawings.append(Drawing(to_svg(figure), "Macro mean AUROC by sex, age and view; in brackets the images"))
     head = ["group", "images", "findings", "AUROC, macro mean", "95 % interval"]
     return [
-        Beside([*drawings, Table(head, rows)]),
+        SideBySide([*drawings, Table(head, rows)]),
         Text(
-            "The mean of a group is over the findings that have both classes in it, so groups with different counts of "
-            f"findings are not strictly comparable. Under {SMALLEST_SUBGROUP} images a number says nothing.",
+            "The mean of a group is over the findings with both classes in that group, so groups with different numbers of "
+            f"findings are not strictly comparable. Fewer than {SMALLEST_SUBGROUP} images are too few for a conclusion.",
             "note",
         ),
     ]
 
 
 def radiologist_blocks(
-    evaluation: Evaluation, labels: Optional[RadiologistLabels], everything: Optional[ChestXrayDataset] = None
+    evaluation: Evaluation, labels: Optional[RadiologistLabels], all_images: Optional[ChestXrayDataset] = None
 ) -> List[Block]:
-    """everything: all prepared images, for the mined labels; without them those that were evaluated stand in."""
+    """all_images: the prepared images of every split, whose mined labels are compared; default: the evaluated images."""
     if labels is None:
         return [
             Text(
-                "Not compared. With labels that radiologists gave, such as Google's for ChestX-ray14: "
+                "This report has no labels by radiologists. To compare with some, such as Google's for ChestX-ray14: "
                 "ipu-trainer report RUN --radiologist-labels FILE.",
                 "note",
             )
@@ -230,23 +216,23 @@ def radiologist_blocks(
     predictions = evaluation.predictions
     names: Sequence[str] = predictions.file_names
     truth, findings = predictions.truth, list(predictions.findings)
-    if everything is not None:
-        names, truth, findings = everything.table["file_name"], everything.labels, everything.findings
-    common = sum(file_name(name) in labels.values for name in predictions.file_names)
-    prepared = sum(file_name(name) in labels.values for name in names)
-    told = f"{common} of the {len(predictions):,} evaluated images have labels of radiologists"
-    told += f", {prepared} of all {len(names):,} prepared ones" if everything is not None else ""
-    told += f"; the file has them of {len(labels.values):,} images."
+    if all_images is not None:
+        names, truth, findings = all_images.table["file_name"], all_images.labels, all_images.findings
+    num_evaluated = sum(base_name(name) in labels.values for name in predictions.file_names)
+    num_prepared = sum(base_name(name) in labels.values for name in names)
+    summary = f"{num_evaluated} of the {len(predictions):,} evaluated images have labels by radiologists"
+    summary += f", {num_prepared} of all {len(names):,} prepared ones" if all_images is not None else ""
+    summary += f"; the file has labels of {len(labels.values):,} images."
     left_out = [column for column in labels.columns if not matching(column, findings)]
     if left_out:
-        told += f" Left out, since no finding has the name: {', '.join(left_out)}."
+        summary += f" Left out, because no finding has this name: {', '.join(left_out)}."
     mined = agreement(names, truth, findings, labels)
     if not mined:
-        return [Text(told + " There is nothing to compare.", "warning")]
-    blocks: List[Block] = [Text(told + (" So few images decide nothing." if common < 100 else ""))]
-    where = "all prepared images" if everything is not None else "the evaluated images"
+        return [Text(summary + " There is nothing to compare.", "warning")]
+    blocks: List[Block] = [Text(summary + (" This is too few images for a conclusion." if num_evaluated < 100 else ""))]
+    where = "all prepared images" if all_images is not None else "the evaluated images"
     blocks += [
-        Text(f"The mined labels of {where}, the radiologists' being the truth:"),
+        Text(f"The mined labels of {where}, with the radiologists' labels as ground truth:"),
         Table(
             ["label", "images", "radiologists +", "mined +", "both +", "sensitivity", "precision", "kappa"],
             [
@@ -269,23 +255,15 @@ def radiologist_blocks(
 
 def _score_blocks(found: Sequence[Scores]) -> List[Block]:
     if not found:
-        return [Text("None of them was evaluated, so the model cannot be held against them.", "warning")]
+        return [Text("No evaluated image has such labels, so the model cannot be compared with them.", "warning")]
     points = [(row.name, [auroc_point(row.against_radiologists), auroc_point(row.against_mined)]) for row in found]
-    blocks: List[Block] = [Text("The model on the evaluated ones, by whose labels count:")]
+    blocks: List[Block] = [Text("The model on the evaluated images, scored against either set of labels:")]
     if any(np.isfinite(value) for _, series in points for value, _, _ in series):
-        drawing = forest(points, legend=("radiologists' labels", "mined labels"))
-        blocks.append(Drawing(drawing, "The model's AUROC on the same images"))
-    head = [
-        "label",
-        "images",
-        "patients",
-        "radiologists +",
-        "AUROC",
-        "95 % interval",
-        "mined +",
-        "AUROC",
-        "95 % interval",
-    ]
+        figure = forest(points, legend=("radiologists' labels", "mined labels"))
+        blocks.append(Drawing(to_svg(figure), "The model's AUROC on the same images"))
+    head = ["label", "images", "patients"]
+    for whose in ("radiologists +", "mined +"):
+        head += [whose, "AUROC", "95 % interval"]
     rows = []
     for row in found:
         cells = [row.name, str(row.num_images), str(row.num_patients)]
@@ -318,17 +296,7 @@ def _why(evaluation: Evaluation, name: str) -> str:
     y, score = evaluation.column(name)
     bad = int((~np.isfinite(score)).sum())
     if bad:
-        return f"{bad} of {len(score)} probabilities are no numbers"
+        return f"{bad} of {len(score)} probabilities are NaN or infinite"
     if not len(y):
         return "no images"
     return "no image has it" if not y.any() else "every image has it" if y.all() else "not in metrics.json"
-
-
-def auroc_point(row: Mapping[str, Any]) -> Tuple[float, float, float]:
-    """(value, low, high) of a row of metrics.json; NaN where it has none."""
-    low, high = row.get("auroc_interval") or (None, None)
-    return _number(row.get("auroc")), _number(low), _number(high)
-
-
-def _number(value: Any) -> float:
-    return _NAN if value is None else float(value)
