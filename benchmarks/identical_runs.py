@@ -90,7 +90,7 @@ def record(path, demo):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_inputs(folder)
-        phantoms = ["--output", "phantoms", "--num-images", "160", "--size", "48", "--model-size", "32"]
+        phantoms = ["--output", "phantoms", "--num_images", "160", "--size", "48", "--model_size", "32"]
         run(["-c", COMMAND, "phantoms", "chest-xray", *phantoms], folder)
         inputs = ["--csv", "phantoms/phantoms.csv", "--images", "phantoms/images", "--output", "prepared"]
         run(["-c", COMMAND, "prepare", "chest-xray", *inputs, "--size", "32", "--workers", "1"], folder)
@@ -99,7 +99,7 @@ def record(path, demo):
             recorded["runs"][title] = read_run(output)
             print(f"{title:30}{len(recorded['runs'][title]['logs'])} logs", flush=True)
         flags = ["--num_train_epochs", "2", "--num_bootstrap", "20", "--logging_steps", "1", "--report_to", "none"]
-        run([demo, "--output", "demo", "--num-images", "200", f"--{cpu}", "true", *flags], folder)
+        run([demo, "--output", "demo", "--num_images", "200", f"--{cpu}", "true", *flags], folder)
         recorded["runs"]["demo"] = read_run(folder / "demo" / "run")
     Path(path).write_text(json.dumps(recorded, indent=1))
     print(path)

@@ -11,6 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import Any, Iterator, Tuple, Union
 
+from ipu_trainer.errors import UserError
+
 PathLike = Union[str, "os.PathLike[str]"]
 _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")  # as _locked_temporary names them
 
@@ -68,6 +70,14 @@ def write_text(target: PathLike, text: str) -> None:
 def write_json(target: PathLike, value: Any) -> None:
     """Write value as indented JSON; NaN becomes null, so that every JSON parser reads the file."""
     write_text(target, json.dumps(_finite(value), indent=2, sort_keys=False, allow_nan=False) + "\n")
+
+
+def read_json(path: PathLike) -> Any:
+    """What a JSON file holds. Raises UserError, with its path, for one that is no JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:  # also of bytes that are no UTF-8
+        raise UserError(f"{path} is not JSON: {error}.") from None
 
 
 def _finite(value: Any) -> Any:

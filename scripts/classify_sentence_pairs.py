@@ -1,7 +1,7 @@
 """A task of one's own, without a task package: do two sentences say the same? Chapter 3.3 of Hugging Face's course, offline.
 
     python scripts/classify_sentence_pairs.py --output_dir run
-    python scripts/classify_sentence_pairs.py --output_dir run --backend simulated --ipu-config one_ipu
+    python scripts/classify_sentence_pairs.py --output_dir run --backend simulated --ipu_config one_ipu
 
 Sentences are made from a grammar, a small BERT is trained from scratch, and compute_metrics reports accuracy and F1. About a
 minute on 2 cores to an accuracy far above the half that guessing gives. Every TrainingArguments flag works.
@@ -18,10 +18,9 @@ from pathlib import Path
 import datasets
 import numpy as np
 from sklearn.metrics import accuracy_score, f1_score
-from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast, HfArgumentParser
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
 from ipu_trainer import IPUTrainer, IPUTrainingArguments
-from ipu_trainer.compat import transformers_versions as compat
 
 NAMES = ["anna", "ben", "carl", "dora", "emil", "fay"]
 GOODS = ["apples", "books", "cups", "drums"]
@@ -55,18 +54,10 @@ def compute_metrics(prediction) -> dict:
 
 
 def main(argv) -> dict:
-    profile = "one_ipu"
-    if "--ipu-config" in argv:
-        place = argv.index("--ipu-config")
-        profile, argv = argv[place + 1], argv[:place] + argv[place + 2 :]
-    parser = HfArgumentParser(IPUTrainingArguments)
-    parser.set_defaults(
-        **compat.training_defaults(
-            num_train_epochs=6.0, learning_rate=1e-3, per_device_train_batch_size=8, per_device_eval_batch_size=32,
-            eval_strategy="epoch", logging_steps=25, save_strategy="no", report_to=["none"],
-        )
+    args = IPUTrainingArguments.from_flags(
+        argv, num_train_epochs=6.0, learning_rate=1e-3, per_device_train_batch_size=8, per_device_eval_batch_size=32,
+        optim="adamw_torch", eval_strategy="epoch", logging_steps=25, save_strategy="no", report_to=["none"], ipu_config="one_ipu",
     )  # fmt: skip
-    (args,) = parser.parse_args_into_dataclasses(argv)
 
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *NAMES, *GOODS, "sold", "bought", "to", "from"]
     tokenizer = make_tokenizer(words)
@@ -88,7 +79,6 @@ def main(argv) -> dict:
     trainer = IPUTrainer(
         model=BertForSequenceClassification(config),
         args=args,
-        ipu_config=profile,
         train_dataset=train,
         eval_dataset=validation,
         processing_class=tokenizer,

@@ -9,14 +9,15 @@ import sys
 from pathlib import Path
 
 from ipu_trainer.cli import main
+from ipu_trainer.command_line import snake_case
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--csv", type=Path)
 parser.add_argument("--images", type=Path)
 parser.add_argument("--model")
 parser.add_argument("--output", type=Path, default=Path("demo"))
-parser.add_argument("--num-images", type=int, default=2400, help="how many phantoms to make")
-arguments, training_flags = parser.parse_known_args()
+parser.add_argument("--num_images", type=int, default=2400, help="how many phantoms to make")
+arguments, training_flags = parser.parse_known_args(snake_case(sys.argv[1:]))
 
 given = [arguments.csv, arguments.images, arguments.model]
 if any(given) and not all(given):
@@ -33,12 +34,12 @@ def step(*words):
 output = arguments.output
 prepare = ["prepare", "chest-xray", "--output", output / "prepared"]
 if all(given):
-    step(*prepare, "--csv", arguments.csv, "--images", arguments.images, "--only-present")
+    step(*prepare, "--csv", arguments.csv, "--images", arguments.images, "--only_present")
     model, recipe = arguments.model, []
 else:
     phantoms = output / "phantoms"
     if not (phantoms / "phantoms.csv").exists():
-        step("phantoms", "chest-xray", "--output", phantoms, "--num-images", arguments.num_images)
+        step("phantoms", "chest-xray", "--output", phantoms, "--num_images", arguments.num_images)
     step(*prepare, "--csv", phantoms / "phantoms.csv", "--images", phantoms / "images", "--size", 64)
     model = phantoms / "model"
     # A small ViT that starts from random weights needs a larger rate, and no gentler one for its early layers.

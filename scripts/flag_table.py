@@ -1,13 +1,14 @@
-"""docs/flags.md from ipu_trainer/tasks/recipe/flag_table.py, whose rows tests/tasks/test_flag_table.py holds against what happens.
+"""docs/flags.md from ipu_trainer/tasks/recipe/flag_table.py and the tables below; a test holds each row against what happens.
 
 python scripts/flag_table.py > docs/flags.md
 """
 
 from __future__ import annotations
 
-from typing import Iterator, Sequence
+from typing import Dict, Iterator, Optional, Sequence, Tuple
 
-from ipu_trainer.tasks.recipe.flag_table import ALWAYS, EFFECTIVE, HARMLESS, NEEDS, RANGES, REFUSED, TASKS
+from ipu_trainer.compat.argument_names import SUPERSEDED
+from ipu_trainer.tasks.recipe.flag_table import ALWAYS, NEEDS, RANGES, REFUSED, TASKS
 
 TOP = """# Flags of the tasks
 
@@ -18,6 +19,123 @@ transformers are taken too: [migration.md](migration.md).
 
 This page is made by `scripts/flag_table.py`.
 """
+
+
+# example, and why nothing is lost by reading it nowhere.
+HARMLESS: Dict[str, Tuple[str, str]] = {
+    "average_tokens_across_devices": ("False", "one process has nothing to average over"),
+    "torch_empty_cache_steps": ("3", "a CPU has no cache; on a GPU it is read"),
+    "log_on_each_node": ("False", "there is one node"),
+    "save_on_each_node": ("True", "there is one node"),
+    "log_level_replica": ("error", "there is one process"),
+    "local_rank": ("0", "launchers set it"),
+    "eval_use_gather_object": ("True", "one process gathers nothing"),
+    "use_cache": ("True", "generation has its own; a training step reads no cache"),
+    "hub_token": ("x", "where nothing is pushed it may load the model"),
+    "pipelining": ("none", "a device reads it; the same command runs on the host"),
+    "loss_scaling": ("8", "a device reads it; float32 on the host has the same gradients with any factor"),
+    "fold": ("False", "the host reads it; a device has nothing to fold"),
+    "verify_folding": ("True", "where nothing is folded there is nothing to check"),
+    "run_name": ("x", "trackers show it; without one run.json keeps it"),
+}
+
+# Flags that reach what Trainer makes of them: name -> a value that is not the default. What each does is in transformers'
+# documentation; a test holds each against the arguments that come out, and tests/ has a run of those that recipes read.
+EFFECTIVE: Dict[str, str] = {
+    "output_dir": "elsewhere",
+    "per_device_train_batch_size": "4",
+    "per_device_eval_batch_size": "4",
+    "gradient_accumulation_steps": "2",
+    "num_train_epochs": "2",
+    "max_steps": "3",
+    "learning_rate": "0.1",
+    "lr_scheduler_type": "constant",
+    "lr_scheduler_kwargs": '{"num_cycles":2}',
+    "warmup_steps": "2",
+    "warmup_ratio": "0.2",
+    "optim": "sgd",
+    "adafactor": "True",
+    "weight_decay": "0.3",
+    "max_grad_norm": "0.5",
+    "label_smoothing_factor": "0.4",
+    "bf16": "True",
+    "fp16": "True",
+    "bf16_full_eval": "True",
+    "fp16_full_eval": "True",
+    "tf32": "False",
+    "activation_checkpointing": "True",
+    "gradient_checkpointing": "True",
+    "torch_compile": "True",
+    "torch_compile_backend": "eager",
+    "torch_compile_mode": "default",
+    "use_liger_kernel": "True",
+    "neftune_noise_alpha": "5",
+    "auto_find_batch_size": "True",
+    "logging_strategy": "epoch",
+    "logging_dir": "logs",
+    "logging_first_step": "True",
+    "logging_nan_inf_filter": "True",
+    "include_num_input_tokens_seen": "True",
+    "log_level": "error",
+    "disable_tqdm": "True",
+    "report_to": "none",
+    "eval_strategy": "no",
+    "evaluation_strategy": "no",
+    "eval_on_start": "True",
+    "eval_accumulation_steps": "2",
+    "save_only_model": "True",
+    "save_strategy": "no",
+    "save_safetensors": "False",
+    "save_total_limit": "1",
+    "enable_jit_checkpoint": "True",
+    "push_to_hub": "True",
+    "push_to_hub_token": "x",
+    "load_best_model_at_end": "True",
+    "metric_for_best_model": "loss",
+    "ignore_data_skip": "True",
+    "restore_callback_states_from_checkpoint": "True",
+    "full_determinism": "True",
+    "seed": "7",
+    "data_seed": "7",
+    "use_cpu": "True",
+    "no_cuda": "True",
+    "accelerator_config": '{"even_batches":false}',
+    "dataloader_num_workers": "1",
+    "dataloader_pin_memory": "True",
+    "train_sampling_strategy": "sequential",
+    "group_by_length": "True",
+    "deepspeed": "x.json",
+    "debug": "underflow_overflow",
+    "skip_memory_metrics": "False",
+    "resume_from_checkpoint": "x",
+    "predict_with_generate": "False",
+    # IPUTrainingArguments
+    "backend": "host",
+    "half": "True",
+    "precision": "bf16",
+    "compile_only": "True",
+    "ipu_config": "one_ipu",
+    "ipu_config_overrides": "replication_factor=2",
+    "layer_decay": "0.5",
+    "head_learning_rate_factor": "2",
+    "drop_path": "0.3",
+    "compile": "off",
+    "fuse_projections": "True",
+    "gpu_kernels": "off",
+    "bf16_residual": "True",
+    "ema_decay": "0.5",
+}
+
+
+def kind_of(name: str, task: str) -> Optional[str]:
+    """effective, refused, harmless or conditional, or None for a flag without a row."""
+    if name in REFUSED and task in REFUSED[name].tasks:
+        return "refused"
+    if name in NEEDS:
+        return "conditional"
+    if name in ALWAYS or name in HARMLESS:
+        return "harmless"
+    return "effective" if name in EFFECTIVE or name in SUPERSEDED else None
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

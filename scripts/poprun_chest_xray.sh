@@ -2,7 +2,7 @@
 # The main job on a Pod, one process for each host server:
 #
 #   IPUS=16 INSTANCES=2 PARTITION=p16 scripts/poprun_chest_xray.sh --data prepared --model google/vit-base-patch16-224-in21k \
-#       --output run --ipu-config vit_base_pod16
+#       --output run --ipu_config vit_base_pod16
 #
 # Every process reads its own share of each global batch, the IPUs sum the gradients, process 0 writes the results.
 # replication_factor of the IPUConfig counts all replicas; poprun shares them out over INSTANCES processes.

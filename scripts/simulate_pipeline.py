@@ -54,7 +54,7 @@ class Sequences(torch.utils.data.Dataset):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=20, help="weight updates")
-    parser.add_argument("--micro-batch", type=int, default=4, help="sequences in one forward of one replica")
+    parser.add_argument("--micro_batch", type=int, default=4, help="sequences in one forward of one replica")
     parser.add_argument("--accumulation", type=int, default=8, help="micro-batches an update; at least 7 for four IPUs")
     arguments = parser.parse_args()
 

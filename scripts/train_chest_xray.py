@@ -1,7 +1,7 @@
 """Fine-tune a ViT on prepared chest X-rays and print the table.
 
     ipu-trainer prepare chest-xray --csv Data_Entry_2017_v2020.csv --images images --output prepared \
-        --train-val-list train_val_list.txt --test-list test_list.txt
+        --train_val_list train_val_list.txt --test_list test_list.txt
     python scripts/train_chest_xray.py --data prepared --model google/vit-base-patch16-224-in21k --output run
 
 The same as `ipu-trainer train chest-xray`: every TrainingArguments flag works. A ViT-S on 850 images at 224 px takes about
@@ -10,11 +10,6 @@ The same as `ipu-trainer train chest-xray`: every TrainingArguments flag works. 
 
 import sys
 
-from ipu_trainer.tasks.chest_xray.recipe_arguments import parse_arguments
-from ipu_trainer.tasks.chest_xray.report.artifacts import metrics_table
-from ipu_trainer.tasks.chest_xray.train import train
+from ipu_trainer.tasks.chest_xray.commands import TASK
 
-recipe, args = parse_arguments(sys.argv[1:])
-metrics = train(recipe, args)
-if metrics:
-    print(metrics_table(metrics))
+TASK.train(sys.argv[1:])

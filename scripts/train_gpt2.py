@@ -9,6 +9,6 @@ that were not trained on, beside that of word frequencies alone.
 
 import sys
 
-from ipu_trainer.tasks.language_modeling.train import run
+from ipu_trainer.tasks.language_modeling.train import TASK
 
-run(sys.argv[1:])
+TASK.train(sys.argv[1:])

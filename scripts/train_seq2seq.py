@@ -8,6 +8,6 @@ The same as `ipu-trainer train seq2seq`: every Seq2SeqTrainingArguments flag wor
 
 import sys
 
-from ipu_trainer.tasks.seq2seq.train import run
+from ipu_trainer.tasks.seq2seq.train import TASK
 
-run(sys.argv[1:])
+TASK.train(sys.argv[1:])

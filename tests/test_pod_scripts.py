@@ -25,9 +25,9 @@ SHELL = sorted([*SCRIPTS.glob("*.sh"), *SCRIPTS.glob("*.sbatch")])
 def flags_of(words):
     """Values by field name of `ipu-trainer train chest-xray` and these words. Raises ValueError for an unknown flag."""
     assert words[:3] == ["ipu-trainer", "train", "chest-xray"], words
-    recipe, values = parse_flags("chest-xray", ChestXrayArguments, words[3:], {})
+    values = parse_flags("chest-xray", ChestXrayArguments, words[3:], {})[1]
     assert set(values) <= set(IPUTrainingArguments.__dataclass_fields__)
-    return recipe, values
+    return values
 
 
 @pytest.fixture
@@ -69,8 +69,8 @@ def test_poprun_gets_the_replicas_of_the_config_and_flags_that_exist(recorded):
         "--num-instances": "2", "--num-replicas": str(config.replication_factor), "--ipus-per-replica": "4",
         "--executable-cache-path": "/cache", "--vipu-partition": "p16",
     }  # fmt: skip
-    recipe, values = flags_of(told[start:])
-    assert values["backend"] == "sdk" and recipe.ipu_config == "vit_base_pod16" and values["output_dir"] == "run"
+    values = flags_of(told[start:])
+    assert values["backend"] == "sdk" and values["ipu_config"] == "vit_base_pod16" and values["output_dir"] == "run"
     assert config.updated_from_string(values["ipu_config_overrides"]) == config
 
 
@@ -119,8 +119,8 @@ def test_the_ipujob_asks_for_the_ipus_of_its_config_and_mounts_what_it_names(mon
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     lines = [line for line in container["args"][0].splitlines() if "train" in line.split()]
-    recipe, values = flags_of(shlex.split(lines[0]))
-    assert spec["ipusPerJobInstance"] == str(load_profile(recipe.ipu_config).config.num_ipus)
+    values = flags_of(shlex.split(lines[0]))
+    assert spec["ipusPerJobInstance"] == str(load_profile(values["ipu_config"]).config.num_ipus)
     assert values["output_dir"] == "/results/chest-xray" and values["backend"] == "sdk"
     mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
     assert (

@@ -6,6 +6,7 @@ from ipu_trainer.backends import sdk
 from ipu_trainer.backends.base import Backend
 from ipu_trainer.backends.host import host_backend
 from ipu_trainer.backends.simulated import simulated_backend
+from ipu_trainer.errors import UserError
 
 BACKENDS = ("sdk", "simulated", "host")
 
@@ -13,7 +14,7 @@ BACKENDS = ("sdk", "simulated", "host")
 def check_name(requested: str) -> None:
     """Raise ValueError for a name that is no backend's."""
     if requested != "auto" and requested not in BACKENDS:
-        raise ValueError(f"backend {requested!r} is not one of auto, {', '.join(BACKENDS)}. Use --backend auto.")
+        raise UserError(f"backend {requested!r} is not one of auto, {', '.join(BACKENDS)}. Use --backend auto.")
 
 
 def same_backend(name: str, reason: str, simulator_device: str) -> Backend:
@@ -21,7 +22,7 @@ def same_backend(name: str, reason: str, simulator_device: str) -> Backend:
     if name == "sdk":
         found = sdk.probe()
         if found.poptorch is None:
-            raise ValueError(f"this trainer was pickled on a machine with backend sdk, and here {found.obstacle}.")
+            raise UserError(f"this trainer was pickled on a machine with backend sdk, and here {found.obstacle}.")
         return sdk.sdk_backend(reason, found)
     return simulated_backend(reason, simulator_device) if name == "simulated" else host_backend(reason)
 
@@ -45,7 +46,7 @@ def choose_backend(requested: str = "auto", simulator_device: str = "", compile_
     if sdk._program_is_simulated():
         return simulated_backend("this program runs under `ipu-trainer simulate`", simulator_device)
     if requested == "sdk":
-        raise ValueError(
+        raise UserError(
             f"backend sdk cannot be used: {found.obstacle}. Use --backend simulated to try the same run here, or "
             "--backend host to compute on this machine; `ipu-trainer doctor` shows what is there."
         )

@@ -193,7 +193,7 @@ OPTIMUM: Dict[str, Removed] = {
     ),
     "n_ipu": Removed((None,), "the IPUConfig says it: replication_factor x ipus_per_replica"),
     "pod_type": Removed((None,), "the IPUConfig says how many IPUs: replication_factor x ipus_per_replica"),
-    "ipu_config_name": Removed((None,), "give the trainer ipu_config=NAME, or ipu-trainer --ipu-config NAME"),
+    "ipu_config_name": Removed((None,), "give the trainer ipu_config=NAME, or ipu-trainer --ipu_config NAME"),
     "auto_loss_scaling": Removed((False, None), "it is auto_loss_scaling of the IPUConfig"),
     "dataloader_mode": Removed(("sync", "async", "async_rebatched"), "dataloader_num_workers processes load"),
     "pad_on_batch_axis": Removed((False, True), "a last batch is filled up, and what fills it weighs nothing"),

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import List, Optional, Tuple
 
 from ipu_trainer.config.ipu_config import IPUConfig
+from ipu_trainer.errors import UserError
 
 TAILS = ("drop", "pad", "partial")
 
@@ -30,7 +31,7 @@ class BatchGeometry:
         for name in ("micro_batch", "gradient_accumulation", "replicas", "device_iterations"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} {value!r} must be a whole number of at least 1. Use {name}=1 or more.")
+                raise UserError(f"{name} {value!r} must be a whole number of at least 1. Use {name}=1 or more.")
 
     @classmethod
     def from_config(cls, config: IPUConfig, micro_batch: int) -> BatchGeometry:
@@ -52,7 +53,7 @@ class BatchGeometry:
         """
         if num_processes < 1 or self.replicas % num_processes:
             possible = [count for count in range(1, self.replicas + 1) if self.replicas % count == 0]
-            raise ValueError(
+            raise UserError(
                 f"{self.replicas} replicas cannot be spread over {num_processes} processes: each must hold the same "
                 f"number. Start one of {possible} processes, or set replication_factor to a multiple of {num_processes}."
             )
@@ -66,14 +67,14 @@ class BatchGeometry:
         the host can. Raises ValueError where an epoch would be empty.
         """
         if tail not in TAILS:
-            raise ValueError(f"tail {tail!r} is not one of {', '.join(TAILS)}.")
+            raise UserError(f"tail {tail!r} is not one of {', '.join(TAILS)}.")
         if num_samples < 1:
-            raise ValueError(f"{num_samples} samples make no epoch. Give a data set with at least one sample.")
+            raise UserError(f"{num_samples} samples make no epoch. Give a data set with at least one sample.")
         step = self.samples_per_host_step
         if tail == "drop":
             host_steps = num_samples // step
             if not host_steps:
-                raise ValueError(
+                raise UserError(
                     f"{num_samples} samples are fewer than the {step} of one host step ({self.describe()}), so every "
                     f"epoch would be empty. Lower {self._largest_factor()}, or pad the last step."
                 )

@@ -20,6 +20,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from ipu_trainer.atomic import write_text
 from ipu_trainer.config.older_files import todays
+from ipu_trainer.errors import UserError
 from ipu_trainer.machine.placement import resolve_wildcards
 
 CONFIG_FILE = "ipu_config.json"
@@ -40,7 +41,7 @@ _IGNORED_KEYS = frozenset(
 )
 
 
-class IPUConfigError(ValueError):
+class IPUConfigError(UserError):
     """A value that an IPUConfig cannot have; the message names field, value, rule and the next move."""
 
 

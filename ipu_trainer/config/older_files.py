@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 from typing import Any, Dict, Mapping, Optional, Tuple
 
+from ipu_trainer.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 # Keys of shipped files that no release's IPUConfig read, and whose they are today.
@@ -63,11 +65,11 @@ def todays(values: Mapping[str, Any], pod: Optional[str] = None) -> Dict[str, An
     if "random_seed" in read:
         seed = read.pop("random_seed")
         if seed is not None and read.get("seed") is not None and read["seed"] != seed:
-            raise ValueError(f"random_seed {seed} and seed {read['seed']} are one setting: keep seed.")
+            raise UserError(f"random_seed {seed} and seed {read['seed']} are one setting: keep seed.")
         read["seed"] = read.get("seed") if seed is None else seed
     for name, (lost_nothing, instead) in _GONE.items():
         if name in read and read.pop(name) not in lost_nothing:
-            raise ValueError(f"{name} {values[name]!r} is no field of an IPUConfig any more. {instead}")
+            raise UserError(f"{name} {values[name]!r} is no field of an IPUConfig any more. {instead}")
     ipus = read.get("ipus_per_replica")
     for name in _MATMUL:  # one number was taken for all IPUs
         if isinstance(read.get(name), list) and len(read[name]) == 1 and (ipus or 1) > 1:
@@ -88,11 +90,11 @@ def _of_pod(name: str, value: Any, pod: Optional[str], values: Mapping[str, Any]
     sizes = ", ".join(f"{size}: {count}" for size, count in value.items())
     if pod is None:
         tables = [key for key, other in values.items() if is_pod_table(other)]
-        raise ValueError(
+        raise UserError(
             f"{' and '.join(tables)}: one value for each Pod size ({name}: {sizes}), of which you choose one: "
             f"IPUConfig.from_pretrained(FOLDER, pod={next(iter(value))!r}).save_pretrained(FOLDER) writes a file of that size, "
             "which every command reads."
         )
     if pod not in value:
-        raise ValueError(f"pod={pod!r}: {name} has values for {sizes}. Choose one of these.")
+        raise UserError(f"pod={pod!r}: {name} has values for {sizes}. Choose one of these.")
     return value[pod]

@@ -1,7 +1,7 @@
 """Ready-made IPUConfigs: JSON files in the package `ipu_configs`, each with the source of its values.
 
 A profile file is {"about": {...}, "config": {fields of ipu_config.json}}. A plain `ipu_config.json` is read as well, so
-that `--ipu-config` takes a profile's name, either kind of file, or a model folder.
+that `--ipu_config` takes a profile's name, either kind of file, or a model folder.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 import ipu_configs
 from ipu_trainer.config.ipu_config import CONFIG_FILE, IPUConfig
+from ipu_trainer.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,10 @@ def load_profile(name_or_path: str) -> Profile:
         try:
             return _profile(path.stem, json.loads(path.read_text(encoding="utf-8")))
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not JSON: {error}. Start from `ipu-trainer profiles show NAME`.") from error
+            raise UserError(f"{path} is not JSON: {error}. Start from `ipu-trainer profiles show NAME`.") from error
     near = difflib.get_close_matches(name_or_path, packaged, n=3)
     hint = f"Nearest: {', '.join(near)}." if near else f"Profiles: {', '.join(sorted(packaged))}."
-    raise ValueError(f"{name_or_path!r} is neither a profile nor a file. {hint} `ipu-trainer profiles list` shows all.")
+    raise UserError(f"{name_or_path!r} is neither a profile nor a file. {hint} `ipu-trainer profiles list` shows all.")
 
 
 def check(config: IPUConfig, model_config: Mapping[str, Any]) -> List[str]:
@@ -141,8 +142,8 @@ def _profile(name: str, content: Any) -> Profile:
     if isinstance(content, dict) and "config" in content:
         unknown = sorted(set(content) - {"about", "config"})
         if unknown:
-            raise ValueError(f"profile {name!r} has unknown parts {unknown}. A profile has 'about' and 'config' only.")
+            raise UserError(f"profile {name!r} has unknown parts {unknown}. A profile has 'about' and 'config' only.")
         return Profile(name, IPUConfig.from_dict(content["config"]), content.get("about", {}))
     if not isinstance(content, dict):
-        raise ValueError(f"profile {name!r} holds a {type(content).__name__}, not a JSON object of IPUConfig fields.")
+        raise UserError(f"profile {name!r} holds a {type(content).__name__}, not a JSON object of IPUConfig fields.")
     return Profile(name, IPUConfig.from_dict(content), {})

@@ -16,6 +16,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 import numpy as np
 
 from ipu_trainer.atomic import write_json, write_text
+from ipu_trainer.errors import UserError
 from ipu_trainer.planner import error_table
 from ipu_trainer.planner.constants import (
     DOES_NOT_FIT_ABOVE,
@@ -61,7 +62,7 @@ def fit(rows: Sequence[PublishedRow], start: TimeConstants = ORIGIN, steps: int 
     """Constants of time with the least robust log error on rows that have a throughput of training alone."""
     used = [row for row in rows if row.is_fitted]
     if not used:
-        raise ValueError("no row has a job and a throughput without evaluation. Add measured rows.")
+        raise UserError("no row has a job and a throughput without evaluation. Add measured rows.")
     logs = np.log([getattr(start, name) for name in _FITTED])
     origin = logs.copy()
     for _ in range(steps):
@@ -110,7 +111,7 @@ def fit_memory(rows: Sequence[PublishedRow]) -> MemoryConstants:
         for ipu in memory.ipus
     ]
     if min(room, default=0.0) <= 0:
-        raise ValueError(
+        raise UserError(
             "a run that is said to fit needs more than its SRAM without any code, or no row fits. Check the rows' placements."
         )
     return MemoryConstants(float(round(min(room))))

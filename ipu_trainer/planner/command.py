@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ipu_trainer.atomic import write_json
+from ipu_trainer.errors import UserError, user_input
 from ipu_trainer.planner.constants import STATE_BYTES, TASKS, load_calibration
 
 _GLOBAL_BATCH = 128
@@ -17,20 +18,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="model folder, its config.json, or an id on the Hub")
     parser.add_argument("--task", choices=tuple(TASKS), help="what it is trained for (default: its architecture)")
     parser.add_argument("--system", required=True, help="pod4, pod16, bow-pod16, ...")
-    parser.add_argument("--global-batch", type=int, help=f"samples of one weight update (default {_GLOBAL_BATCH})")
-    parser.add_argument("--sequence-length", type=int, help="tokens of a sample (default 128)")
+    parser.add_argument("--global_batch", type=int, help=f"samples of one weight update (default {_GLOBAL_BATCH})")
+    parser.add_argument("--sequence_length", type=int, help="tokens of a sample (default 128)")
     parser.add_argument(
-        "--target-length", type=int, help="tokens of a decoder's sample (default: as --sequence-length)"
+        "--target_length", type=int, help="tokens of a decoder's sample (default: as --sequence_length)"
     )
-    parser.add_argument("--device-iterations", type=int, help="weight updates of one host step (default 1)")
+    parser.add_argument("--device_iterations", type=int, help="weight updates of one host step (default 1)")
     parser.add_argument("--optimizer", default="adamw", choices=tuple(STATE_BYTES))
-    parser.add_argument("--dataset-size", type=int, help="samples of an epoch: predicts a whole training")
-    parser.add_argument("--epochs", type=int, help="of --dataset-size (default 1)")
+    parser.add_argument("--dataset_size", type=int, help="samples of an epoch: predicts a whole training")
+    parser.add_argument("--epochs", type=int, help="of --dataset_size (default 1)")
     parser.add_argument("--top", type=int, help="plans to show (default 5)")
     parser.add_argument("--config", help="predict this IPUConfig (profile or file) instead of searching")
-    parser.add_argument("--micro-batch", type=int, help="of --config (default: the profile's own, or 1)")
+    parser.add_argument("--micro_batch", type=int, help="of --config (default: the profile's own, or 1)")
     parser.add_argument("--constants", type=Path, help="a file of `calibrate --write`, fitted to rows of your own")
-    parser.add_argument("--save", type=Path, help="write the best as a file that `train --ipu-config` takes")
+    parser.add_argument("--save", type=Path, help="write the best as a file that `train --ipu_config` takes")
     parser.add_argument("--explain", action="store_true", help="show the terms of time and memory")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -79,30 +80,26 @@ def _refuse(namespace: argparse.Namespace) -> None:
     counts = "global_batch", "device_iterations", "dataset_size", "epochs", "top", "micro_batch"
     for name in (*counts, "sequence_length", "target_length"):
         if values[name] is not None and values[name] < 1:
-            raise ValueError(f"{_flag(name)} {values[name]} must be at least 1. Give a whole number from 1 on.")
+            raise UserError(f"--{name} {values[name]} must be at least 1. Give a whole number from 1 on.")
     if namespace.epochs is not None and namespace.dataset_size is None:
-        raise ValueError(f"--epochs {namespace.epochs} needs --dataset-size: the samples of an epoch. Give it too.")
+        raise UserError(f"--epochs {namespace.epochs} needs --dataset_size: the samples of an epoch. Give it too.")
     if not namespace.config:
         if namespace.micro_batch is not None:
-            raise ValueError(
-                f"--micro-batch {namespace.micro_batch} belongs to --config; a search tries all. Leave it out."
+            raise UserError(
+                f"--micro_batch {namespace.micro_batch} belongs to --config; a search tries all. Leave it out."
             )
         return
     decided = {
-        "global_batch": "its accumulation and replicas and --micro-batch make the global batch",
+        "global_batch": "its accumulation and replicas and --micro_batch make the global batch",
         "device_iterations": "it has device_iterations",
         "top": "it is the only plan",
         "save": "it is a file already",
     }
     for name, why in decided.items():
         if values[name] is not None:
-            raise ValueError(
-                f"{_flag(name)} {values[name]} is for a search. With --config {namespace.config}, {why}. Leave it out."
+            raise UserError(
+                f"--{name} {values[name]} is for a search. With --config {namespace.config}, {why}. Leave it out."
             )
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 def _of_config(namespace: argparse.Namespace, workload: Any, system: Any, calibration: Any) -> Any:
@@ -117,7 +114,7 @@ def _of_config(namespace: argparse.Namespace, workload: Any, system: Any, calibr
     answer = feasibility(profile.config, workload, system, micro_batch, namespace.optimizer, calibration.memory)
     broken = [finding.text for finding in answer.findings if finding.prevents and not finding.is_memory]
     if broken:
-        raise ValueError(f"{namespace.config}: {' '.join(broken)}")
+        raise UserError(f"{namespace.config}: {' '.join(broken)}")
     job = Job.from_config(profile.config, workload, micro_batch, namespace.optimizer)
     plan = Plan(job, answer.memory, predict_time(workload, job, system.ipu, calibration.time), profile.config)
     return SearchResult((plan,), {}, 1)
@@ -127,4 +124,5 @@ def model_config(source: str) -> Any:
     """A Transformers config from a folder, a config.json, or the Hub."""
     import transformers
 
-    return transformers.AutoConfig.from_pretrained(source)
+    with user_input():
+        return transformers.AutoConfig.from_pretrained(source)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, Mapping, Optional
 
+from ipu_trainer.errors import UserError
 from ipu_trainer.machine.hardware import FP16_MACS_PER_TILE_AND_CYCLE, TILES_PER_IPU
 
 # Peak in float16: two operations a multiply-add.
@@ -96,7 +97,7 @@ def load_calibration(path: Optional[Path] = None) -> Calibration:
             TimeConstants(**values["time"]), MemoryConstants(**values["memory"]), int(values["num_rows"])
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path or 'calibrated.json'} is no calibration ({error}). Make one: python -m ipu_trainer.planner.calibrate "
             "ROWS.csv --write FILE."
         ) from error

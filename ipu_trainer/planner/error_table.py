@@ -6,6 +6,7 @@ import math
 from typing import Dict, List, Mapping, Sequence, Tuple
 from xml.sax.saxutils import escape
 
+from ipu_trainer.errors import UserError
 from ipu_trainer.planner.constants import DOES_NOT_FIT_ABOVE, FITS_BELOW, FULLEST, Calibration, MemoryConstants
 from ipu_trainer.planner.memory import predict_memory
 from ipu_trainer.planner.published import PublishedRow
@@ -21,7 +22,7 @@ def replace_between_markers(text: str, section: str) -> str:
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"the document has no lines {BEGIN!r} and {END!r}. Add both where the table belongs.")
+        raise UserError(f"the document has no lines {BEGIN!r} and {END!r}. Add both where the table belongs.")
     return f"{before}{begin}\n\n{section}\n\n{end}{after}"
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Optional, Tuple
 
 from ipu_trainer.config.ipu_config import IPUConfig, IPUConfigError
+from ipu_trainer.errors import UserError
 from ipu_trainer.machine.hardware import GC200, IPU, SYSTEMS, System
 from ipu_trainer.planner.constants import MEMORY, MemoryConstants
 from ipu_trainer.planner.job import Job
@@ -125,14 +126,14 @@ def workload_of(
     """The workload of a model of Transformers, or of its config; measured once for each of its shapes. A Workload is itself."""
     if isinstance(source, Workload):
         if (task, sequence_length, target_length) != (None, None, None):
-            raise ValueError(
+            raise UserError(
                 f"task={task!r} and lengths {sequence_length}, {target_length} cannot change a workload that was measured: "
                 "give them to measure(), or pass the model's config."
             )
         return source
     config = getattr(source, "config", source)
     if not hasattr(config, "to_dict"):
-        raise ValueError(
+        raise UserError(
             f"{type(source).__name__} has no Transformers config to measure. Pass a model, a config or a Workload."
         )
     values = config.to_dict()

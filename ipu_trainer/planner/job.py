@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import List, Tuple
 
 from ipu_trainer.config.ipu_config import IPUConfig
+from ipu_trainer.errors import UserError
 from ipu_trainer.planner.constants import STATE_BYTES
 from ipu_trainer.planner.workload import PartCost, Workload
 
@@ -36,15 +37,15 @@ class Job:
     def __post_init__(self) -> None:
         for name in ("micro_batch", "accumulation", "replicas", "device_iterations", "head_serialization"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)} must be at least 1. Use {name}=1 or more.")
+                raise UserError(f"{name} {getattr(self, name)} must be at least 1. Use {name}=1 or more.")
         if self.optimizer not in STATE_BYTES:
-            raise ValueError(f"optimizer {self.optimizer!r} is not one of {', '.join(STATE_BYTES)}. Use adamw.")
+            raise UserError(f"optimizer {self.optimizer!r} is not one of {', '.join(STATE_BYTES)}. Use adamw.")
         if not 0 < self.head_fraction <= 1:
-            raise ValueError(
+            raise UserError(
                 f"head_fraction {self.head_fraction} must be over 0 and at most 1. Use 1 for all positions."
             )
         if len(self.matmul_proportion) not in (1, len(self.layers_per_ipu)):
-            raise ValueError(
+            raise UserError(
                 f"matmul_proportion has {len(self.matmul_proportion)} values for {len(self.layers_per_ipu)} IPUs. Give each one."
             )
 
@@ -81,7 +82,7 @@ class Job:
     def placed(self, workload: Workload) -> Tuple[Tuple[PartCost, ...], ...]:
         """The parts on each IPU, by the rules of pipelining.plan: stem and tied heads on IPU 0, other heads on the last."""
         if sum(self.layers_per_ipu) != len(workload.layers) or min(self.layers_per_ipu) < 0:
-            raise ValueError(
+            raise UserError(
                 f"layers_per_ipu {list(self.layers_per_ipu)} places {sum(self.layers_per_ipu)} layers, but "
                 f"{workload.model_name} has {len(workload.layers)}. Make the entries sum to that."
             )

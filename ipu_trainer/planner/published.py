@@ -17,6 +17,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import transformers
 
+from ipu_trainer.errors import UserError
 from ipu_trainer.machine.hardware import BOW, GC200, IPU
 from ipu_trainer.planner.collect import convert
 from ipu_trainer.planner.constants import FAMILIES
@@ -116,7 +117,7 @@ def read_rows(path: Optional[Path] = None) -> List[PublishedRow]:
         try:
             rows.append(_row(convert(row) if "throughput_value" in row else row))
         except (KeyError, ValueError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{path or 'published.csv'}, line {line}: {error}. Every column of published.csv is needed."
             ) from error
     return rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Dict, List, Optional, Sequence
 
+from ipu_trainer.errors import UserError
 from ipu_trainer.machine.schedule import pipelined_training
 from ipu_trainer.planner.memory import PURPOSES
 from ipu_trainer.planner.search import Plan, SearchResult
@@ -77,7 +78,7 @@ def pipeline(plan: Plan) -> str:
 def totals(plan: Plan, dataset_size: int, epochs: int) -> str:
     """Time of a whole training. Evaluation, compilation and the host's own work are not in it."""
     if dataset_size < 1 or epochs < 1:
-        raise ValueError(f"dataset size {dataset_size} and epochs {epochs} must be at least 1.")
+        raise UserError(f"dataset size {dataset_size} and epochs {epochs} must be at least 1.")
     steps = math.ceil(dataset_size / plan.time.samples) * epochs
     seconds = steps * plan.time.step_s
     return (
@@ -143,7 +144,7 @@ def render(result: SearchResult, top: int, explained: bool, dataset_size: Option
     if best.time.host_s > _HOST_BOUND * best.time.step_s and best.job.device_iterations == 1:
         lines += [
             "",
-            f"{100 * best.time.host_s / best.time.step_s:.0f} % of a host step is the host's own time: --device-iterations 4 would "
+            f"{100 * best.time.host_s / best.time.step_s:.0f} % of a host step is the host's own time: --device_iterations 4 would "
             "spread it over four weight updates, between which a learning rate cannot change.",
         ]
     if explained:

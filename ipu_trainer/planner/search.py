@@ -21,6 +21,7 @@ from typing import Callable, Dict, Iterator, List, Optional, Tuple
 import numpy as np
 
 from ipu_trainer.config.ipu_config import IPUConfig
+from ipu_trainer.errors import UserError
 from ipu_trainer.machine.hardware import System
 from ipu_trainer.planner.constants import DOES_NOT_FIT_ABOVE, FITS_BELOW, SHIPPED, Calibration
 from ipu_trainer.planner.job import Job
@@ -95,7 +96,7 @@ def search(
     """
     for name, value in (("global_batch", global_batch), ("device_iterations", device_iterations)):
         if value < 1:
-            raise ValueError(f"{name} {value} must be at least 1. Give {name}=1 or more.")
+            raise UserError(f"{name} {value} must be at least 1. Give {name}=1 or more.")
     dropped: Counter[str] = Counter()
     plans: List[Plan] = []
     total, num_layers = 0, len(workload.layers)

@@ -14,6 +14,7 @@ import torch
 import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ipu_trainer.errors import UserError
 from ipu_trainer.pipelining.anatomy import Part, find_anatomy
 from ipu_trainer.planner.constants import TASKS
 from ipu_trainer.simulator.analysis.flops import device_bytes, flops_of
@@ -98,7 +99,7 @@ def measure(
     try:
         meter.run(inputs)
     except (RuntimeError, NotImplementedError) as error:
-        raise ValueError(
+        raise UserError(
             f"{type(model).__name__} cannot be measured from shapes alone: {str(error).splitlines()[0]}. "
             "Plan with the nearest model whose forward pass does not depend on values."
         ) from error
@@ -113,16 +114,16 @@ def _modality(model: Any) -> str:
 
 def _build(config: Any, task: Optional[str]) -> torch.nn.Module:
     if task is not None and task not in TASKS:
-        raise ValueError(f"task {task!r} is not one of {', '.join(TASKS)}. Choose what the model is trained for.")
+        raise UserError(f"task {task!r} is not one of {', '.join(TASKS)}. Choose what the model is trained for.")
     names = [TASKS[task]] if task else list(getattr(config, "architectures", None) or ["AutoModel"])
     chosen = getattr(transformers, names[0], None)
     if chosen is None:
-        raise ValueError(f"architecture {names[0]!r} is not in transformers {transformers.__version__}. Give --task.")
+        raise UserError(f"architecture {names[0]!r} is not in transformers {transformers.__version__}. Give --task.")
     try:
         with _Watch(None), torch.device("meta"), _no_init():
             model = chosen.from_config(config) if names[0].startswith("Auto") else chosen(config)
     except NotImplementedError as error:
-        raise ValueError(
+        raise UserError(
             f"{names[0]} cannot be built without values by torch {torch.__version__}: {str(error).splitlines()[0][:90]}. "
             "Use a newer torch for planning."
         ) from error
@@ -144,12 +145,12 @@ def _inputs(model: Any, config: Any, length: Optional[int], target: Optional[int
     name = model.main_input_name
     for word, value in (("sequence_length", length), ("target_length", target)):
         if value is not None and value < 1:
-            raise ValueError(f"{word} {value} must be at least 1. Give the tokens of one sample.")
+            raise UserError(f"{word} {value} must be at least 1. Give the tokens of one sample.")
     if target is not None and not getattr(config, "is_encoder_decoder", False):
-        raise ValueError(f"target_length {target}: {type(model).__name__} reads no decoder's tokens. Leave it out.")
+        raise UserError(f"target_length {target}: {type(model).__name__} reads no decoder's tokens. Leave it out.")
     if length is not None and name in ("pixel_values", "input_features"):
         what = "images" if name == "pixel_values" else "sound"
-        raise ValueError(
+        raise UserError(
             f"sequence_length {length}: {type(model).__name__} reads {what} of its configuration's size. Leave it out, or "
             "change the configuration."
         )
@@ -167,7 +168,7 @@ def _inputs(model: Any, config: Any, length: Optional[int], target: Optional[int
     else:
         limit = getattr(config, "max_position_embeddings", None)
         if isinstance(limit, int) and length is not None and length > limit:
-            raise ValueError(
+            raise UserError(
                 f"sequence_length {length} is more than max_position_embeddings {limit}. Give {limit} or less."
             )
         inputs = {"input_ids": torch.zeros(1, length or 128, dtype=torch.long, device="meta")}

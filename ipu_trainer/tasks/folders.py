@@ -14,6 +14,8 @@ import os
 from pathlib import Path
 from typing import Optional
 
+from ipu_trainer.errors import UserError
+
 PUBLIC_DATASETS_DIR, DATASETS_DIR, CHECKPOINT_DIR = "PUBLIC_DATASETS_DIR", "DATASETS_DIR", "CHECKPOINT_DIR"
 
 
@@ -35,8 +37,8 @@ def data_to_read(flag: str, name: str) -> Path:
     roots = {variable: _root(variable) for variable in (DATASETS_DIR, PUBLIC_DATASETS_DIR)}
     looked = [str(root / name) for root in roots.values() if root is not None]
     if looked:
-        raise ValueError(f"{flag} is missing, and there is no {' and no '.join(looked)} to stand in for it.")
-    raise ValueError(
+        raise UserError(f"{flag} is missing, and there is no {' and no '.join(looked)} to stand in for it.")
+    raise UserError(
         f"{flag} is missing. Give it, or set {DATASETS_DIR} or {PUBLIC_DATASETS_DIR} to a folder with {name}."
     )
 
@@ -59,11 +61,11 @@ def is_hidden(name: str) -> bool:
 def _writable(flag: str, variable: str, name: str) -> Path:
     root = _root(variable)
     if root is None:
-        raise ValueError(f"{flag} is missing. Give a folder, or set {variable}: {variable}/{name} is taken then.")
+        raise UserError(f"{flag} is missing. Give a folder, or set {variable}: {variable}/{name} is taken then.")
     public = _root(PUBLIC_DATASETS_DIR)
     path = root / name
     if public is not None and public.resolve() in (path.resolve(), *path.resolve().parents):
-        raise ValueError(
+        raise UserError(
             f"{variable} {root} lies in {PUBLIC_DATASETS_DIR} {public}, which is only read. Set {variable} to a folder elsewhere."
         )
     return path

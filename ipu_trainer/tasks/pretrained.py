@@ -12,6 +12,8 @@ import torch
 from safetensors import SafetensorError
 from transformers import PretrainedConfig
 
+from ipu_trainer.errors import UserError, user_input
+
 # What from_pretrained and configurations call the type of weights: 4.29 torch_dtype, 5.x dtype.
 DTYPE = "dtype" if hasattr(PretrainedConfig(), "dtype") else "torch_dtype"
 
@@ -23,11 +25,12 @@ def load_pretrained(auto_class: Any, source: str, next_move: str, **options: Any
     has another shape, and for files of weights that cannot be read; next_move ends these messages.
     """
     try:
-        model, report = auto_class.from_pretrained(
-            source, **{DTYPE: torch.float32}, ignore_mismatched_sizes=True, output_loading_info=True, **options
-        )
+        with user_input():
+            model, report = auto_class.from_pretrained(
+                source, **{DTYPE: torch.float32}, ignore_mismatched_sizes=True, output_loading_info=True, **options
+            )
     except (RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError) as error:
-        raise ValueError(
+        raise UserError(
             f"the weights in {source} cannot be read ({_first_line(error)}). Are the files whole, and no pointers of git lfs?"
         ) from error
     missing = _missing(model, report["missing_keys"])
@@ -40,7 +43,7 @@ def load_pretrained(auto_class: Any, source: str, next_move: str, **options: Any
         found = [f"{len(lost)} of its {total} tensors are not there, such as {lost[0]}"] if lost else []
         if reshaped:
             found.append(f"{len(reshaped)} of {total} have another shape, such as {reshaped[0]}")
-        raise ValueError(
+        raise UserError(
             f"{source} (model_type {model.config.model_type}) does not hold the weights of a {type(model).__name__}: "
             f"{', and '.join(found)}. They would be random. {next_move}"
         )

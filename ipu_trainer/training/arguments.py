@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import math
+import sys
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any, Optional, Sequence, Union
 
 import torch
-from transformers import TrainingArguments
+from transformers import HfArgumentParser, TrainingArguments
 
 from ipu_trainer.backends import check_name, choose_backend
+from ipu_trainer.command_line import snake_case
 from ipu_trainer.compat import transformers_versions as compat
-from ipu_trainer.compat.argument_names import TakesRenamed, show_renamed
+from ipu_trainer.compat.argument_names import TakesRenamed, show_renamed, today
+from ipu_trainer.config.ipu_config import IPUConfig
+from ipu_trainer.config.profiles import load_profile
+from ipu_trainer.errors import UserError
 from ipu_trainer.pipelining.pipeline import PIPELININGS
 from ipu_trainer.training.acceleration.choices import COMPILES, choose_kernels
+from ipu_trainer.training.acceleration.precision import settle_precision
 
 
 @show_renamed
@@ -31,13 +38,24 @@ class IPUTrainingArguments(TrainingArguments, metaclass=TakesRenamed):
     pipelining: str = field(
         default="generic", metadata={"help": "How a model is cut: generic, optimum (its own classes) or none."}
     )
-    half: bool = field(default=False, metadata={"help": "float16 weights and arithmetic, on a device."})
+    precision: str = field(
+        default="",
+        metadata={
+            "help": "auto, fp32, bf16 or fp16: autocast on the host, weights and arithmetic of a device. auto: bf16 on a GPU that "
+            "has it, else fp32. Empty: as bf16, fp16 and half say."
+        },
+    )
+    half: bool = field(default=False, metadata={"help": "On a device, the same as precision=fp16."})
     loss_scaling: float = field(default=1.0, metadata={"help": "Factor of the loss in backward, on a device."})
     compile_only: bool = field(
         default=False, metadata={"help": "Compile into the executable cache and stop; needs poptorch, but no IPU."}
     )
     simulator_device: str = field(
         default="", metadata={"help": "Where the simulator computes: cpu (also if empty) or cuda."}
+    )
+    ipu_config: Optional[str] = field(
+        default=None,
+        metadata={"help": "The IPUConfig: a profile's name, an ipu_config.json, or the folder that holds it."},
     )
     ipu_config_overrides: Optional[str] = field(
         default=None, metadata={"help": "IPUConfig fields to change: replication_factor=2,layers_per_ipu=[1 3 -1 3]."}
@@ -105,40 +123,41 @@ class IPUTrainingArguments(TrainingArguments, metaclass=TakesRenamed):
     def __post_init__(self) -> None:
         check_name(self.backend)
         if self.pipelining not in PIPELININGS:
-            raise ValueError(f"pipelining {self.pipelining!r} is not one of {', '.join(PIPELININGS)}.")
+            raise UserError(f"pipelining {self.pipelining!r} is not one of {', '.join(PIPELININGS)}.")
         if self.loss_scaling <= 0:
-            raise ValueError(f"loss_scaling {self.loss_scaling} must be above 0. Use 1 for float32.")
+            raise UserError(f"loss_scaling {self.loss_scaling} must be above 0. Use 1 for float32.")
         on_device = choose_backend(self.backend, self.simulator_device, self.compile_only).has_executors
+        settle_precision(self, on_device)
         # On a device batches wait in the host's memory, whatever else this machine has. In bfloat16 Trainer asks for it.
         if on_device or ((self.bf16 or self.bf16_full_eval) and compat.has_only_cpus()):
             setattr(self, compat.field_name("use_cpu"), True)
         for name, value in (("half", self.half), ("compile_only", self.compile_only)):
             if value and not on_device:
-                raise ValueError(
-                    f"{name} is for a device, and --backend {self.backend} computes on the host here. Use --bf16 or "
-                    "--fp16 on a GPU, or --backend sdk or simulated."
+                raise UserError(
+                    f"{name} is for a device, and --backend {self.backend} computes on the host here. Use --precision bf16 or "
+                    "fp16 on a GPU, or --backend sdk or simulated."
                 )
         if self.verify_folding and (on_device or not self.fold):
-            raise ValueError(
+            raise UserError(
                 f"verify_folding checks what the host folds, and this run has backend {self.backend}, fold={self.fold}. Leave it "
                 "off."
             )
         self._settle_compile(on_device)
         for name, package in _PACKAGES.items():
             if getattr(self, name, None) and importlib.util.find_spec(package.replace("-", "_")) is None:
-                raise ValueError(
+                raise UserError(
                     f"{name}={getattr(self, name)} needs a package that is not installed: pip install {package}."
                 )
         chosen = _says_how_to_copy(getattr(self, "accelerator_config", None))
         super().__post_init__()
         if self.fp16 and not on_device and self.device.type == "cpu":  # 5.x would compute in float32 and say nothing
-            raise ValueError("fp16=True is for a GPU, and this run is on a CPU. Use bf16=True, or leave it off.")
+            raise UserError("fp16=True is for a GPU, and this run is on a CPU. Use bf16=True, or leave it off.")
         config: Any = getattr(self, "accelerator_config", None)
         on_gpu = self.device.type == "cuda" and self.dataloader_pin_memory
         if on_gpu and not chosen and hasattr(config, "non_blocking"):
             config.non_blocking = True  # batches are then copied when the GPU gets there, and nobody waits
         if self.bf16_residual and (on_device or not self.bf16 or self.device.type != "cuda"):
-            raise ValueError(
+            raise UserError(
                 f"bf16_residual is for bf16 on a GPU, and this run has backend {self.backend}, bf16={self.bf16}, device "
                 f"{self.device}. Leave it off."
             )
@@ -149,11 +168,23 @@ class IPUTrainingArguments(TrainingArguments, metaclass=TakesRenamed):
         ):
             value = getattr(self, name)
             if not low < value <= high:
-                raise ValueError(f"{name} {value} must be above {low:g}{f' and at most {high:g}' if high < 9 else ''}.")
+                raise UserError(f"{name} {value} must be above {low:g}{f' and at most {high:g}' if high < 9 else ''}.")
         for name in ("drop_path", "ema_decay"):
             value = getattr(self, name)
             if not 0.0 <= value < 1.0:
-                raise ValueError(f"{name} {value} must be at least 0 (off) and below 1.")
+                raise UserError(f"{name} {value} must be at least 0 (off) and below 1.")
+
+    @classmethod
+    def from_flags(cls, flags: Optional[Sequence[str]] = None, **defaults: Any) -> IPUTrainingArguments:
+        """Arguments from the command line (or these flags), of which --kebab-case is --snake_case; exits at one that is unknown.
+
+        defaults: what a script has in place of Trainer's own, by the names of any release of transformers.
+        """
+        parser = HfArgumentParser(cls)
+        parser.set_defaults(**today(defaults, {item.name for item in dataclasses.fields(cls)}))
+        given = snake_case(sys.argv[1:] if flags is None else flags)
+        args: IPUTrainingArguments = parser.parse_args_into_dataclasses(given)[0]
+        return args
 
     def get_warmup_steps(self, num_training_steps: int) -> int:
         share = 0 < self.warmup_steps < 1  # as 5.x reads it
@@ -165,21 +196,19 @@ class IPUTrainingArguments(TrainingArguments, metaclass=TakesRenamed):
     def _settle_compile(self, on_device: bool) -> None:
         """Hold `compile` against torch_compile and the backend, and switch TF32 on where a GPU has it and nobody spoke."""
         if self.compile not in COMPILES:
-            raise ValueError(f"compile {self.compile!r} is not one of {', '.join(COMPILES)}.")
+            raise UserError(f"compile {self.compile!r} is not one of {', '.join(COMPILES)}.")
         named = any(getattr(self, f"torch_compile{part}") for part in ("", "_backend", "_mode"))
         if named and self.compile in ("layers", "off"):
-            raise ValueError(f"torch_compile compiles the model, and compile={self.compile} contradicts it. Give one.")
+            raise UserError(f"torch_compile compiles the model, and compile={self.compile} contradicts it. Give one.")
         if on_device and self.compile not in ("auto", "off"):
-            raise ValueError(
-                f"compile={self.compile} is for the host: on a device poptorch compiles. Leave it at auto."
-            )
+            raise UserError(f"compile={self.compile} is for the host: on a device poptorch compiles. Leave it at auto.")
         if self.fuse_projections and (on_device or named or self.compile == "model"):
-            raise ValueError("fuse_projections is for the host, with compile=layers or off. Leave it off.")
+            raise UserError("fuse_projections is for the host, with compile=layers or off. Leave it off.")
         if named and self.torch_compile_mode is not None:
             try:
                 torch.compile(torch.nn.Identity(), mode=self.torch_compile_mode)
             except RuntimeError as error:
-                raise ValueError(f"torch_compile_mode={self.torch_compile_mode}: {error}") from None
+                raise UserError(f"torch_compile_mode={self.torch_compile_mode}: {error}") from None
         if named:
             self.compile = "model"
         elif self.compile == "model":
@@ -198,6 +227,26 @@ def _says_how_to_copy(config: Any) -> bool:
     if isinstance(config, str) and config.lstrip().startswith("{"):
         config = json.loads(config)
     return "non_blocking" in config if isinstance(config, dict) else config is not None
+
+
+def agreed_ipu_config(given: Union[IPUConfig, str, None], args: Any) -> Union[IPUConfig, str, None]:
+    """ipu_config= of a trainer, or what its arguments name. Raises UserError where both are given and differ."""
+    named: Optional[str] = getattr(args, "ipu_config", None)
+    if given is None or named is None:
+        return named if given is None else given
+    config = load_profile(given).config if isinstance(given, str) else given
+    other = load_profile(named).config
+    if isinstance(config, IPUConfig) and config != other:
+        differ = [
+            item.name
+            for item in dataclasses.fields(IPUConfig)
+            if getattr(config, item.name) != getattr(other, item.name)
+        ]
+        name = given if isinstance(given, str) else "an IPUConfig"
+        raise UserError(
+            f"ipu_config={name} of the trainer and ipu_config={named} of its arguments differ ({', '.join(differ)}). Give one."
+        )
+    return given
 
 
 # Settings that change how the host computes, and what does their work on a device.
@@ -225,11 +274,11 @@ def refuse_on_device(args: Any) -> None:
     for name, instead in _HOST_ONLY.items():
         value = getattr(args, name, None)
         if value:
-            raise ValueError(f"{name}={value} is for the host, and this run is on a device. Instead: {instead}.")
+            raise UserError(f"{name}={value} is for the host, and this run is on a device. Instead: {instead}.")
     if getattr(args, "past_index", -1) >= 0:
-        raise ValueError(f"past_index={args.past_index}: a device keeps no hidden state from batch to batch. Use -1.")
+        raise UserError(f"past_index={args.past_index}: a device keeps no hidden state from batch to batch. Use -1.")
     if args.n_gpu > 1:
-        raise ValueError(
+        raise UserError(
             f"{args.n_gpu} GPUs of one process cannot share a device run. Set CUDA_VISIBLE_DEVICES to one of them, or "
             "use --backend host."
         )

@@ -8,6 +8,8 @@ from typing import Any, List, Sequence
 import transformers
 from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
+from ipu_trainer.errors import UserError
+
 # Name of a reporter -> package to install, where they differ.
 _PACKAGES = {"comet_ml": "comet-ml", "azure_ml": "azureml-mlflow", "flyte": "flytekit"}
 # transformers does not look whether these are there.
@@ -27,19 +29,19 @@ def check_reporters(report_to: Any) -> None:
             continue
         if name not in INTEGRATION_TO_CALLBACK:
             near = difflib.get_close_matches(name, INTEGRATION_TO_CALLBACK, n=1)
-            raise ValueError(
+            raise UserError(
                 f"--report_to {name}: transformers {transformers.__version__} reports to "
                 f"{', '.join(sorted(INTEGRATION_TO_CALLBACK))}, all or none."
                 + (f" Nearest: {near[0]}." if near else "")
             )
         if name not in get_available_reporting_integrations() and name not in _UNCHECKED:
-            raise ValueError(
+            raise UserError(
                 f"--report_to {name} needs a package that is not installed: pip install {_PACKAGES.get(name, name)}. "
                 "Or leave it at none: report.html has the curves at the end."
             )
 
 
-def live_view(report_to: Sequence[str], output_dir: str) -> str:
+def experiment_tracker_hint(report_to: Sequence[str], output_dir: str) -> str:
     """How to watch the run, in one line."""
     if not report_to:
         return "none (--report_to tensorboard, trackio, wandb or mlflow, where its package is installed)"

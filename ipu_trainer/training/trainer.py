@@ -51,7 +51,7 @@ from ipu_trainer.compat.trainer_signatures import renamed_arguments
 from ipu_trainer.config.batching import BatchGeometry, EpochPlan, batch_table
 from ipu_trainer.config.ipu_config import IPUConfig
 from ipu_trainer.config.profiles import load_profile
-from ipu_trainer.training.arguments import IPUTrainingArguments, refuse_on_device
+from ipu_trainer.training.arguments import IPUTrainingArguments, agreed_ipu_config, refuse_on_device
 from ipu_trainer.training.device.executors import DeviceModel, DeviceRun
 from ipu_trainer.training.device.host_step import HostStep, host_step, usable_samples
 from ipu_trainer.training.device.prediction import predict_in_pieces
@@ -106,6 +106,7 @@ class IPUTrainer(HostLoop):
         self._optimizer_settings: Dict[str, Any] = {}
         if is_named(named.get("optimizers")):
             args, self._optimizer_settings = with_named_optimizer(args, named.pop("optimizers"))
+        ipu_config = agreed_ipu_config(ipu_config, args)
         if isinstance(ipu_config, str):
             ipu_config = load_profile(ipu_config).config
         elif ipu_config is not None and not isinstance(ipu_config, IPUConfig):

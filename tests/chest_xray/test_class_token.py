@@ -9,8 +9,8 @@ from transformers import DeiTConfig, DeiTForImageClassification, ViTConfig, ViTF
 
 from ipu_trainer.compat import transformers_versions as compat
 from ipu_trainer.tasks.chest_xray.model.class_token import ClassTokenLayer
-from ipu_trainer.tasks.chest_xray.recipe_arguments import parse_arguments
-from ipu_trainer.tasks.chest_xray.train import prepare_job
+from ipu_trainer.tasks.chest_xray.train import prepare
+from ipu_trainer.tasks.recipe.recipe import seeded_model
 from ipu_trainer.training.acceleration.compiled_layers import fused_projections
 from ipu_trainer.training.finetuning.stochastic_depth import add_drop_path
 
@@ -186,8 +186,8 @@ def trained(prepared, phantoms, folder, monkeypatch, alone):
     with monkeypatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
         if not alone:
             patch.setattr(ClassTokenLayer, "of", lambda _: None)
-        job = prepare_job(*parse_arguments(words))
-        trainer = job.trainer(model=job.new_model())
+        job = prepare(words)
+        trainer = job.trainer(model=seeded_model(job))
         trainer.train()
     return trainer
 

@@ -19,8 +19,8 @@ from ipu_trainer.tasks.chest_xray.data.augmentation import augment, augment_imag
 from ipu_trainer.tasks.chest_xray.data.dataset import load_prepared
 from ipu_trainer.tasks.chest_xray.model.grayscale_input import GrayscaleProjection
 from ipu_trainer.tasks.chest_xray.model.inputs import Normalisation, collate_stored
-from ipu_trainer.tasks.chest_xray.recipe_arguments import parse_arguments
-from ipu_trainer.tasks.chest_xray.train import prepare_job
+from ipu_trainer.tasks.chest_xray.train import prepare
+from ipu_trainer.tasks.recipe.recipe import seeded_model
 from ipu_trainer.training.acceleration.input_pipeline import sent
 
 NORMALISATION = Normalisation((0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
@@ -73,8 +73,8 @@ def trained(prepared, phantoms, folder, feed, *more, use_cpu=True):
         "--per_device_train_batch_size", "16", "--precision", "fp32", "--disable_tqdm", "true", "--learning_rate", "1e-3",
         "--" + compat.field_name("use_cpu"), str(use_cpu), "--erasing", "0.5", *more,
     ]  # fmt: skip
-    job = prepare_job(*parse_arguments(words))
-    trainer = job.trainer(model=job.new_model())
+    job = prepare(words)
+    trainer = job.trainer(model=seeded_model(job))
     if feed:
         trainer._feed_gpu()
         assert trainer.data_collator is collate_stored
@@ -162,8 +162,8 @@ def test_no_step_waits_for_the_gpu(prepared, phantoms, tmp_path, more):
         "--per_device_train_batch_size", "16", "--disable_tqdm", "true", "--logging_steps", "1000", "--erasing", "0.5",
         "--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false", *more,
     ]  # fmt: skip
-    job = prepare_job(*parse_arguments(words))
-    trainer = job.trainer(model=job.new_model())
+    job = prepare(words)
+    trainer = job.trainer(model=seeded_model(job))
     assert steps_without_waiting(trainer) == 4
 
 

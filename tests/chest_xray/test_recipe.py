@@ -20,8 +20,9 @@ from ipu_trainer.compat import transformers_versions as compat
 from ipu_trainer.tasks.chest_xray.data.boxes import read_boxes
 from ipu_trainer.tasks.chest_xray.data.dataset import load_prepared
 from ipu_trainer.tasks.chest_xray.recipe_arguments import parse_arguments
-from ipu_trainer.tasks.chest_xray.train import prepare_job, train
-from ipu_trainer.tasks.recipe.run_record import read_run
+from ipu_trainer.tasks.chest_xray.train import prepare
+from ipu_trainer.tasks.recipe.recipe import seeded_model, train
+from ipu_trainer.tasks.run_record import read_run
 
 CPU = "--" + compat.field_name("use_cpu")
 FLAGS = ["--num_train_epochs", "3", "--per_device_train_batch_size", "8", CPU, "True", "--disable_tqdm", "True"]
@@ -269,7 +270,7 @@ def test_options_of_the_loss_and_the_sampler_reach_training(prepared, phantoms, 
         "True",
     ]
     flags = words(prepared, phantoms, run, *more, "--num_train_epochs", "1")[2:]
-    assert np.isfinite(train(*parse_arguments(flags))["validation_mean_auroc_14"])
+    assert np.isfinite(train(prepare(flags))["validation_mean_auroc_14"])
     settings = read_run(run)["settings"]
     assert len(settings["loss"]["pos_weight"]) == len(read_run(run)["findings"])
     assert settings["augmentation"]["horizontal_flip"] is True
@@ -280,8 +281,8 @@ def test_options_of_the_loss_and_the_sampler_reach_training(prepared, phantoms, 
 def test_balance_decides_what_training_draws(prepared, phantoms, tmp_path, balance):
     """With it an epoch draws some images several times and leaves others out; without it each comes once."""
     flags = words(prepared, phantoms, tmp_path, "--balance", str(balance), "--per_device_train_batch_size", "4")[2:]
-    job = prepare_job(*parse_arguments([*flags, "--gradient_accumulation_steps", "1", "--ema_decay", "0"]))
-    trainer = job.trainer(model=job.new_model())
+    job = prepare([*flags, "--gradient_accumulation_steps", "1", "--ema_decay", "0"])
+    trainer = job.trainer(model=seeded_model(job))
     seen = []
     stock = trainer.data_collator
     trainer.data_collator = lambda samples: (seen.extend(_indices(samples)), stock(samples))[1]

@@ -58,7 +58,7 @@ def test_prepare_train_and_evaluate_without_a_folder_and_nothing_is_written_on_t
     before = state(mount)
     assert main(["prepare", "chest-xray", "--size", "32", "--workers", "1", "--validation-fraction", "0.2"]) == 0
     told = capsys.readouterr().out
-    assert f"--test-list {mount / nih_paths.FOLDER / 'test_list.txt'}" in told  # what stands in is said
+    assert f"--test_list {mount / nih_paths.FOLDER / 'test_list.txt'}" in told  # what stands in is said
     manifest = json.loads((mounted / "data" / "chest-xray" / "prepared.json").read_text())
     assert manifest["split"]["method"] == "official"
     assert main(["train", "chest-xray", "--model", str(mount / "model"), *TRAIN]) == 0

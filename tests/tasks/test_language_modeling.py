@@ -23,11 +23,11 @@ from ipu_trainer.tasks.language_modeling.packing import (
     token_stream,
     unigram_perplexity,
 )
-from ipu_trainer.tasks.language_modeling.recipe_arguments import parse_arguments
-from ipu_trainer.tasks.language_modeling.train import train
-from ipu_trainer.tasks.recipe.run_record import read_run
+from ipu_trainer.tasks.language_modeling.train import prepare
+from ipu_trainer.tasks.recipe.recipe import train
+from ipu_trainer.tasks.run_record import read_run
 from ipu_trainer.tasks.text.documents import Document
-from ipu_trainer.tasks.text.text_models import find_config, parse_overrides
+from ipu_trainer.tasks.text.text_models import ModelChoice, find_config, parse_overrides
 from ipu_trainer.tasks.text.tokenizers import load_tokenizer, save_tokenizer, train_tokenizer
 
 
@@ -140,7 +140,7 @@ def test_small_gpt2_has_its_published_number_of_parameters():
         config = find_config("gpt2-small", SIZES, NO_DROPOUT)
         tokenizer = SimpleNamespace(bos_token_id=50256, eos_token_id=50256, pad_token_id=None)
         tokenizer = type("T", (), {"__len__": lambda self: 50257, **vars(tokenizer)})()
-        model = build_model("gpt2-small", config, tokenizer, 1024, False, True, {})
+        model = build_model("gpt2-small", ModelChoice(config, True, {}, ""), tokenizer, 1024, False)
     model.tie_weights()  # transformers 5.0 leaves that out on the meta device
     assert model.num_parameters() == 124_439_808
     assert model.config.vocab_size == 50257 and model.config.eos_token_id == model.config.bos_token_id == 50256
@@ -194,12 +194,11 @@ def test_masked_models_learn_too_and_go_on_from_their_own_folder(corpus, tmp_pat
         "--model-overrides",
         "hidden_size=32 num_attention_heads=2 intermediate_size=64",
     )
-    recipe, args = parse_arguments(words(corpus, tmp_path / "run", *more))
-    metrics = train(recipe, args)
+    metrics = train(prepare(words(corpus, tmp_path / "run", *more)))
     assert metrics["perplexity"] < metrics["unigram_perplexity"] and "truth" in metrics["samples"][0]
     again = ("--model", str(tmp_path / "run"), "--model-overrides", "", "--max_steps", "2", "--learning_rate", "1e-5")
     again += ("--vocab-size", "8192")  # left at its default: the folder has a tokenizer
-    further = train(*parse_arguments(words(corpus, tmp_path / "further", *again)))
+    further = train(prepare(words(corpus, tmp_path / "further", *again)))
     assert further["perplexity"] < 1.2 * metrics["perplexity"]
 
 
@@ -211,7 +210,7 @@ def test_a_simulated_pipeline_gives_the_hosts_perplexity(corpus, tmp_path):
     for backend in ("host", "simulated"):
         more = ("--backend", backend, "--ipu-config", str(tmp_path / "ipu_config.json"), "--max_steps", "4")
         more += ("--per_device_train_batch_size", "2", "--eval_steps", "4", "--precision", "fp32")
-        results.append(train(*parse_arguments(words(corpus, tmp_path / backend, *more))))
+        results.append(train(prepare(words(corpus, tmp_path / backend, *more))))
     assert results[0]["nats_per_token"] == pytest.approx(results[1]["nats_per_token"], rel=1e-5)
     assert results[0]["samples"] == results[1]["samples"]
     assert "predictions and no measurements" in checked_page(tmp_path / "host" / "report.html").sections["on-ipus"]
@@ -228,8 +227,8 @@ def test_an_interrupted_run_reads_the_same_tokens_and_ends_the_same(corpus, tmp_
     class Interruption(Exception):
         pass
 
-    whole = train(*parse_arguments(words(corpus, tmp_path / "whole")))
-    recipe, args = parse_arguments(words(corpus, tmp_path / "cut"))
+    whole = train(prepare(words(corpus, tmp_path / "whole")))
+    job = prepare(words(corpus, tmp_path / "cut"))
     from ipu_trainer.training.trainer import IPUTrainer
 
     step = IPUTrainer.training_step
@@ -244,10 +243,10 @@ def test_an_interrupted_run_reads_the_same_tokens_and_ends_the_same(corpus, tmp_
     IPUTrainer.training_step = interrupted
     try:
         with pytest.raises(Interruption):
-            train(recipe, args)
+            train(job)
     finally:
         IPUTrainer.training_step = step
-    resumed = train(*parse_arguments(words(corpus, tmp_path / "cut")))
+    resumed = train(prepare(words(corpus, tmp_path / "cut")))
     assert resumed["nats_per_token"] == whole["nats_per_token"]
 
 

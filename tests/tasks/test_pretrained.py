@@ -12,6 +12,7 @@ from ipu_trainer.cli import main
 from ipu_trainer.tasks.language_modeling import model as language_model
 from ipu_trainer.tasks.pretrained import DTYPE, load_pretrained
 from ipu_trainer.tasks.seq2seq import model as seq2seq_model
+from ipu_trainer.tasks.text.text_models import ModelChoice
 from ipu_trainer.tasks.text.tokenizers import train_tokenizer
 
 GPT2 = {"n_layer": 2, "n_embd": 8, "n_head": 2, "vocab_size": 320, "n_positions": 32}
@@ -144,9 +145,10 @@ def test_a_model_from_scratch_is_float32_unless_another_type_is_asked_for(tmp_pa
     tokenizer = train_tokenizer(["a b"] * 20, 300, special)
 
     def build(overrides):
+        choice = ModelChoice(of_half(kind, values), True, overrides, "")
         if kind == "gpt2":
-            return language_model.build_model("m", of_half(kind, values), tokenizer, 16, False, True, overrides)
-        return seq2seq_model.build_model("m", of_half(kind, values), tokenizer, (8, 8), True, overrides)
+            return language_model.build_model("m", choice, tokenizer, 16, False)
+        return seq2seq_model.build_model("m", choice, tokenizer, (8, 8))
 
     def types(model):
         return {value.dtype for value in model.parameters()}

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from ipu_trainer.cli import main
 from ipu_trainer.compat import transformers_versions as compat
 from ipu_trainer.tasks.recipe.flags import flags_given, with_config
-from ipu_trainer.tasks.search.search_command import Searched, _known_directions
+from ipu_trainer.tasks.search.search_command import _known_directions
 from ipu_trainer.tasks.search.search_space import Range, parse_range
+from ipu_trainer.tasks.task import SearchTask
 
 optuna = pytest.importorskip("optuna")
 
@@ -210,5 +211,5 @@ def test_on_ipus_a_trial_that_cannot_run_is_skipped_with_the_planners_reason(pai
 
 def test_the_loss_is_minimized_also_where_the_tasks_metric_is_maximized():
     """`--objective loss` for chest X-rays, whose AUROC is maximized, once searched for the highest loss."""
-    task = Searched(None, "eval_mean_auroc_14", "maximize", "", {})
+    task = SearchTask(None, "eval_mean_auroc_14", "maximize", "", {})
     assert _known_directions(["eval_loss", "eval_mean_auroc_14"], task) == ["minimize", "maximize"]

@@ -121,8 +121,8 @@ def test_the_recipe_learns_writes_and_leaves_a_complete_model_folder(pairs_file,
 
 
 def test_a_simulated_pipeline_writes_what_the_host_writes(pairs_file, tmp_path):
-    from ipu_trainer.tasks.seq2seq.recipe_arguments import parse_arguments
-    from ipu_trainer.tasks.seq2seq.train import train
+    from ipu_trainer.tasks.recipe.recipe import train
+    from ipu_trainer.tasks.seq2seq.train import prepare
 
     (tmp_path / "ipu_config.json").write_text(
         json.dumps({"layers_per_ipu": [2, 2], "gradient_accumulation_steps": 8, "output_mode": "sum"})
@@ -132,7 +132,7 @@ def test_a_simulated_pipeline_writes_what_the_host_writes(pairs_file, tmp_path):
         more = ("--backend", backend, "--ipu-config", str(tmp_path / "ipu_config.json"), "--max_steps", "3")
         more += ("--per_device_train_batch_size", "2", "--max-validation-pairs", "9", "--precision", "fp32")
         more += ("--per_device_eval_batch_size", "2")
-        results.append(train(*parse_arguments(words(pairs_file, tmp_path / backend, *more))))
+        results.append(train(prepare(words(pairs_file, tmp_path / backend, *more))))
     assert [one["written"] for one in results[0]["examples"]] == [one["written"] for one in results[1]["examples"]]
     assert results[0]["loss"] == pytest.approx(results[1]["loss"], rel=1e-5)
     assert "predictions and no measurements" in checked_page(tmp_path / "host" / "report.html").sections["on-ipus"]

@@ -15,7 +15,7 @@ from transformers import (
 from ipu_trainer import IPUTrainer, IPUTrainingArguments
 from ipu_trainer.compat import transformers_versions as compat
 from ipu_trainer.training.acceleration import compiled_layers as module
-from ipu_trainer.training.acceleration.choices import choose_compile, told_speed
+from ipu_trainer.training.acceleration.choices import choose_compile, describe_acceleration
 from ipu_trainer.training.acceleration.compiled_layers import compiled_layers, fused_projections
 from ipu_trainer.training.acceleration.precision import Precision, used_precision
 
@@ -191,11 +191,14 @@ def arguments(folder, **changes):
 
 def test_a_run_says_what_is_compiled_and_in_which_arithmetic(tmp_path):
     args = arguments(tmp_path)
-    assert told_speed(args, False, vit()) == "compile off (it pays on a GPU)"
-    assert told_speed(arguments(tmp_path, compile="model"), False, vit()) == "compile model (asked for)"
-    assert used_precision("fp32", args).reason == "asked for"
-    args.bf16 = True  # as a device's flag may set it
-    assert used_precision("fp32", args) == Precision("bf16", "--bf16")
+    assert describe_acceleration(args, False, vit()) == "compile off (it pays on a GPU)"
+    assert describe_acceleration(arguments(tmp_path, compile="model"), False, vit()) == "compile model (asked for)"
+    assert used_precision(args, False) == Precision(
+        "fp32", "a CPU computes in float32 unless --precision bf16 is given"
+    )
+    assert used_precision(arguments(tmp_path, precision="fp32"), False).reason == "asked for"
+    args.bf16 = True  # as --bf16 sets it
+    assert used_precision(args, False) == Precision("bf16", "--bf16")
 
 
 def test_arguments_that_contradict_each_other_are_refused(tmp_path):

@@ -25,7 +25,7 @@ from transformers import (
 from ipu_trainer import IPUTrainer, IPUTrainingArguments
 from ipu_trainer.compat import transformers_versions as compat
 from ipu_trainer.tasks.chest_xray.model.class_token import ClassTokenLayer
-from ipu_trainer.training.acceleration.choices import Choice, choose_kernels, told_speed
+from ipu_trainer.training.acceleration.choices import Choice, choose_kernels, describe_acceleration
 from ipu_trainer.training.acceleration.compiled_layers import compiled_layers
 from ipu_trainer.training.acceleration.fused_kernels.rewrite import own_kernels
 from ipu_trainer.training.finetuning.stochastic_depth import add_drop_path
@@ -421,8 +421,8 @@ def test_a_training_on_a_gpu_goes_the_same_way_with_and_without_them(tmp_path):
         torch.manual_seed(0)
         args = arguments(tmp_path / name, gpu_kernels=name, bf16=True, max_steps=12)
         trainer = IPUTrainer(ViTForImageClassification(config), args, train_dataset=samples)
-        assert f"kernels for ViT {name}" in told_speed(args, False, trainer.model)
-        assert "kernels" not in told_speed(args, False, gpt2())
+        assert f"kernels for ViT {name}" in describe_acceleration(args, False, trainer.model)
+        assert "kernels" not in describe_acceleration(args, False, gpt2())
         trainer.train()
         losses[name] = torch.tensor([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
     assert losses["on"][0] > losses["on"][-1]

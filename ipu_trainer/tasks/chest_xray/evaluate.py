@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ipu_trainer.atomic import remove_leftovers
+from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.dataset import load_prepared
 from ipu_trainer.tasks.chest_xray.data.splits import SPLITS
 from ipu_trainer.tasks.chest_xray.evaluation import metrics as metric
@@ -17,9 +18,8 @@ from ipu_trainer.tasks.chest_xray.model.classifier import load_finished
 from ipu_trainer.tasks.chest_xray.model.inputs import ChestXrayCollator, ImagesOnlyCollator, load_normalisation
 from ipu_trainer.tasks.chest_xray.report import artifacts as report
 from ipu_trainer.tasks.chest_xray.report.html_report import write_report
-from ipu_trainer.tasks.recipe.run_record import read_run
 from ipu_trainer.tasks.reporting.run_report import report_or_reason
-from ipu_trainer.training.acceleration.precision import choose_precision
+from ipu_trainer.tasks.run_record import read_run
 from ipu_trainer.training.arguments import IPUTrainingArguments
 from ipu_trainer.training.trainer import IPUTrainer
 
@@ -34,15 +34,16 @@ def evaluate(run_dir: Path, data_dir: Path, split: str, output: Path, num_bootst
     data = load_prepared(data_dir)
     subject = data.split(split)
     if not len(subject):
-        raise ValueError(f"the {split} split of {data_dir} is empty. Evaluate another of {', '.join(SPLITS)}, all.")
+        raise UserError(f"the {split} split of {data_dir} is empty. Evaluate another of {', '.join(SPLITS)}, all.")
     findings: List[str] = record["findings"]
     normalisation = load_normalisation(run_dir, data.size, data.manifest["resample"])
     model = load_finished(run_dir)
-    precision = choose_precision(record["settings"]["recipe"]["precision"], False)
+    settings = {**record["settings"]["training"], **record["settings"]["recipe"]}
+    precision = settings.get("precision", "auto")
     args = IPUTrainingArguments(
         output_dir=str(output),
         per_device_eval_batch_size=64,
-        bf16=precision.name == "bf16",
+        precision=precision if precision in ("fp32", "bf16") else "auto",  # fp16 was a device's, or a GPU's
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
         report_to=["none"],

@@ -2,150 +2,39 @@
 
     ipu-trainer train chest-xray --data PREPARED --model PATH_OR_HUB_ID --output RUN [any TrainingArguments flag]
 
-It reads top to bottom: training and its results, then what is decided before: data, model, trainer. Defaults were chosen
-by patient-disjoint five-fold cross-validation on 1,050 NIH images (docs/chest_xray.md has the table).
+Here is what is particular to the task: data, model, trainer, evaluation; recipe.py has the rest. Defaults were chosen by
+patient-disjoint five-fold cross-validation on 1,050 NIH images (docs/chest_xray.md has the table).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from pathlib import Path
-from typing import Any, Dict, Sequence
+from typing import Any, Callable, Dict, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
-import transformers
 
-from ipu_trainer.atomic import write_text
 from ipu_trainer.config.ipu_config import IPUConfig
 from ipu_trainer.config.profiles import load_profile
+from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.dataset import ChestXrayDataset, PreparedChestXrays, load_prepared
+from ipu_trainer.tasks.chest_xray.data.labels import pathologies
 from ipu_trainer.tasks.chest_xray.evaluation import metrics as metric
 from ipu_trainer.tasks.chest_xray.model.chest_xray_trainer import ChestXrayTrainer, sigmoid
-from ipu_trainer.tasks.chest_xray.model.classifier import (
-    load_finished,
-    load_model,
-    load_processor,
-    read_config,
-)
+from ipu_trainer.tasks.chest_xray.model.classifier import load_finished, load_model, load_processor, read_config
 from ipu_trainer.tasks.chest_xray.model.inputs import ChestXrayCollator, Normalisation, load_normalisation
 from ipu_trainer.tasks.chest_xray.model.losses import FindingLoss
 from ipu_trainer.tasks.chest_xray.recipe_arguments import ChestXrayArguments, finding_loss, parse_arguments
-from ipu_trainer.tasks.chest_xray.report import artifacts as report
-from ipu_trainer.tasks.chest_xray.report.html_report import write_report
-from ipu_trainer.tasks.chest_xray.run_settings import resolved_settings
-from ipu_trainer.tasks.recipe.early_checks import checked
-from ipu_trainer.tasks.recipe.fit_warning import feasibility_check, fit_warning, warn
-from ipu_trainer.tasks.recipe.run_record import (
-    RUNNING,
-    begin_run,
-    finish_run,
-    resumable_checkpoint,
-    train_or_restore,
-    trained_record,
-    versions,
-    write_history,
-)
-from ipu_trainer.tasks.reporting.drawing import plot_training
-from ipu_trainer.tasks.reporting.run_report import REPORT_FILE, report_or_reason
-from ipu_trainer.tasks.search.search_command import Searched
-from ipu_trainer.training.acceleration.choices import told_speed
-from ipu_trainer.training.acceleration.precision import used_precision
+from ipu_trainer.tasks.chest_xray.report import artifacts
+from ipu_trainer.tasks.chest_xray.report.html_report import METRIC, write_report
+from ipu_trainer.tasks.recipe.recipe import Results, Rows
+from ipu_trainer.tasks.run_record import run_settings
 from ipu_trainer.training.arguments import IPUTrainingArguments
-from ipu_trainer.training.monitor import watch
-from ipu_trainer.training.tracking import live_view
-
-METRICS = ("mean_auroc_14",)  # of _watch
-
-
-def run(words: Sequence[str]) -> None:
-    """`ipu-trainer train chest-xray`: parse, train, print."""
-    recipe, args = parse_arguments(words)
-    metrics = train(recipe, args)
-    if metrics:
-        table = report.metrics_table(metrics)
-        print(f"\n{metrics['split']} split\n{table}\n\nmodel, metrics and plots: {args.output_dir}")
-        if recipe.report:
-            print(f"to read: {Path(args.output_dir) / REPORT_FILE}")
-
-
-def train(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Dict[str, Any]:
-    """Run the recipe; returns what metrics.json holds. Raises ValueError for input that cannot work, before training."""
-    run_dir = Path(args.output_dir)
-    job = prepare_job(recipe, args)
-    data, validation_set = job.data, job.validation_set
-    checkpoint = resumable_checkpoint(run_dir, args, job.settings)
-    trained = trained_record(run_dir, args)
-    model = job.new_model() if trained is None else load_finished(run_dir)
-    trainer = job.trainer(model=model)
-    watch(trainer)
-    table = trainer.batch_table(trainer.epoch_plan)
-    record = trained or {
-        "status": RUNNING,
-        **job.settings,
-        "backend": {**trainer.backend.describe(), "torch_device": str(args.device)},
-        "precision": dataclasses.asdict(used_precision(recipe.precision, args)),
-        "versions": versions(),
-        "batch_table": table,
-    }
-    if trainer.is_world_process_zero():
-        print(table)
-        where = trainer.backend.device if trainer.backend.has_executors else args.device
-        print(f"backend    {trainer.backend.name} on {where} ({trainer.backend.reason})")
-        print(f"precision  {record['precision']['name']} ({record['precision']['reason']})")
-        print(f"speed      {told_speed(args, trainer.backend.has_executors, trainer.model)}")
-        print(f"loss       {job.loss.describe()}")
-        print(f"live view  {live_view(args.report_to, args.output_dir)}")
-        if trained or checkpoint:
-            print(f"resuming from {'the trained weights' if trained else checkpoint}")
-        begin_run(run_dir, record)
-        if recipe.ipu_config:
-            warn(fit_warning(model, job.ipu_config, args))
-
-    train_or_restore(trainer, record, checkpoint)
-    validation = trainer.probabilities(validation_set)
-    thresholds = metric.choose_thresholds(validation_set.labels, validation, data.findings)
-    test_set = data.split("test")
-    evaluated = "test" if len(test_set) else "validation"
-    subject = test_set if len(test_set) else validation_set
-    probability = trainer.probabilities(test_set) if len(test_set) else validation
-    if not trainer.is_world_process_zero():
-        return {}
-    result = {
-        "split": evaluated,
-        **metric.evaluate_predictions(
-            subject.labels, probability, data.findings, subject.table, thresholds, recipe.num_bootstrap, args.seed
-        ),
-        "validation_mean_auroc_14": metric.mean_auroc(validation_set.labels, validation, data.findings),
-    }
-    load_processor(recipe.model).save_pretrained(run_dir)
-    report.write_evaluation(run_dir, result, subject.labels, probability, data.findings, subject.table)
-    write_history(run_dir, trainer.state.log_history)
-    plot_training(
-        run_dir / "plots" / "training.png",
-        trainer.state.log_history,
-        "eval_mean_auroc_14",
-        "validation AUROC, macro mean",
-    )
-    results = {"thresholds": thresholds, "evaluated_split": evaluated}
-    write_text(run_dir / "README.md", report.model_card({**record, **results}, result))
-    page = functools.partial(report_or_reason, write_report) if recipe.report else None
-    finish_run(run_dir, record, page, **results)
-    return result
-
-
-def searched(words: Sequence[str]) -> Searched:
-    """What `ipu-trainer search chest-xray` varies: the recipe's trainer, which makes a model for each trial."""
-    recipe, args = parse_arguments(words)
-    job = prepare_job(recipe, args)
-    trainer = job.trainer(model_init=job.new_model)
-    told = f"{len(job.train_set):,} training and {len(job.validation_set):,} validation images of {recipe.data}"
-    return Searched(trainer, "eval_mean_auroc_14", "maximize", told, job.settings, feasibility_check(trainer), METRICS)
 
 
 @dataclasses.dataclass
 class Job:
-    """What the recipe decides before a model is made: checked, with the prepared data opened."""
+    """A run before it has a model, as recipe.Job says: flags are checked, the prepared data are open."""
 
     recipe: ChestXrayArguments
     args: IPUTrainingArguments
@@ -156,51 +45,112 @@ class Job:
     settings: Dict[str, Any]
     train_set: ChestXrayDataset
     validation_set: ChestXrayDataset
+    write_report: Optional[Callable[[Path], Path]]
+    metrics: Sequence[str] = ("mean_auroc_14",)
+    objective: Tuple[str, str] = ("eval_mean_auroc_14", "maximize")
+    tracked: Any = METRIC
+    sample_shape: Sequence[int] = ()
+
+    def describe(self) -> Rows:
+        images = (
+            f"{len(self.train_set):,} training and {len(self.validation_set):,} validation images of {self.recipe.data}"
+        )
+        return [("data", images), ("loss", self.loss.describe())]
 
     def new_model(self) -> Any:
-        transformers.set_seed(self.args.seed)
-        model = load_model(self.recipe.model, self.data.findings, self.train_set.labels.mean(axis=0))
-        transformers.set_seed(self.args.seed)  # a trial then draws as a run, whose trainer begins with this seed
-        return model
+        return load_model(self.recipe.model, self.data.findings, self.train_set.labels.mean(axis=0))
+
+    def trained_model(self, run_dir: Path) -> Any:
+        return load_finished(run_dir)
 
     def trainer(self, **model: Any) -> ChestXrayTrainer:
-        """model: model= or model_init=."""
         recipe = self.recipe
-        trainer = ChestXrayTrainer(
+        return ChestXrayTrainer(
             **model,
             args=self.args,
             ipu_config=self.ipu_config,
             train_dataset=self.train_set,
             eval_dataset=self.validation_set,
             data_collator=ChestXrayCollator(self.normalisation, recipe.augmentation, self.args.seed),
-            compute_metrics=_watch(self.data.findings),
+            compute_metrics=self._mean_auroc,
             finding_loss=self.loss,
             balance=recipe.balance,
             tail=recipe.tail,
         )
-        return checked(trainer, METRICS)  # type: ignore[no-any-return]  # what it was given
+
+    def predict(self, trainer: ChestXrayTrainer) -> Tuple[np.ndarray, Optional[np.ndarray]]:
+        """Probabilities of validation and, where there is one, of the test split, shape (images, findings)."""
+        test_set = self.data.split("test")
+        validation = trainer.probabilities(self.validation_set)
+        return validation, trainer.probabilities(test_set) if len(test_set) else None
+
+    def results(self, trainer: ChestXrayTrainer, predicted: Tuple[np.ndarray, Optional[np.ndarray]]) -> Results:
+        """Metrics of the test split, else of validation, with thresholds that were chosen on validation."""
+        findings, (validation, tested) = self.data.findings, predicted
+        truth = self.validation_set.labels
+        thresholds = metric.choose_thresholds(truth, validation, findings)
+        split = "validation" if tested is None else "test"
+        subject, probability = self.data.split(split), validation if tested is None else tested
+        metrics = {
+            "split": split,
+            **metric.evaluate_predictions(
+                subject.labels,
+                probability,
+                findings,
+                subject.table,
+                thresholds,
+                self.recipe.num_bootstrap,
+                self.args.seed,
+            ),
+            "validation_mean_auroc_14": metric.mean_auroc(truth, validation, findings),
+        }
+
+        def write(run_dir: Path) -> None:
+            load_processor(self.recipe.model).save_pretrained(run_dir)
+            artifacts.write_evaluation(run_dir, metrics, subject.labels, probability, findings, subject.table)
+
+        return Results(metrics, write, {"thresholds": thresholds, "evaluated_split": split})
+
+    def table(self, metrics: Mapping[str, Any]) -> str:
+        return f"{metrics['split']} split\n{artifacts.metrics_table(metrics)}"
+
+    def model_card(self, record: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+        return artifacts.model_card(record, metrics)
+
+    def _mean_auroc(self, prediction: Any) -> Dict[str, float]:
+        probability = sigmoid(np.asarray(prediction.predictions, dtype=np.float64))
+        return {"mean_auroc_14": metric.mean_auroc(prediction.label_ids, probability, self.data.findings)}
 
 
-def prepare_job(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Job:
-    """Model, data, normalisation and loss. Raises ValueError for what does not go together."""
+def prepare(flags: Sequence[str]) -> Job:
+    """Flags of `ipu-trainer train chest-xray` to a Job. Raises UserError for what does not go together."""
+    recipe, args = parse_arguments(flags)
     read_config(recipe.model)
     data = load_prepared(recipe.data)
     train_set, validation_set = data.split("train"), data.split("validation")
     if not len(validation_set):
-        raise ValueError(
+        raise UserError(
             f"{recipe.data} has no validation images, which thresholds are chosen on. Prepare it again with a larger "
-            "--validation-fraction."
+            "--validation_fraction."
         )
-    config = load_profile(recipe.ipu_config).config if recipe.ipu_config else IPUConfig()
+    config = load_profile(args.ipu_config).config if args.ipu_config else IPUConfig()
     normalisation = load_normalisation(recipe.model, data.size, data.manifest["resample"])
     loss = finding_loss(recipe, args, train_set)
-    settings = resolved_settings(recipe, args, config, data, normalisation, loss)
-    return Job(recipe, args, data, config, normalisation, loss, settings, train_set, validation_set)
-
-
-def _watch(findings: Sequence[str]) -> Any:
-    def compute(prediction: Any) -> Dict[str, float]:
-        probability = sigmoid(np.asarray(prediction.predictions, dtype=np.float64))
-        return {"mean_auroc_14": metric.mean_auroc(prediction.label_ids, probability, findings)}
-
-    return compute
+    settings = run_settings(
+        "chest-xray",
+        recipe,
+        args,
+        config,
+        findings=data.findings,
+        pathologies=pathologies(data.findings),
+        split_method=data.manifest["split"]["method"],
+        synthetic_data=data.manifest["source"]["csv"].endswith("phantoms.csv"),
+        data={"folder": recipe.data, "fingerprint": data.fingerprint, "size": data.size},
+    )
+    settings["settings"].update(
+        loss=dataclasses.asdict(loss),
+        augmentation=dataclasses.asdict(recipe.augmentation),
+        normalisation=dataclasses.asdict(normalisation),
+    )
+    report = write_report if recipe.report else None
+    return Job(recipe, args, data, config, normalisation, loss, settings, train_set, validation_set, report)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Sequence, Tuple
 
 import numpy as np
 
-from ipu_trainer.atomic import write_json
+from ipu_trainer.atomic import read_json, write_json
+from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.language_modeling.packing import read_stream, token_stream, write_stream
 from ipu_trainer.tasks.language_modeling.recipe_arguments import LanguageModelingArguments
 from ipu_trainer.tasks.text.documents import Document, fingerprint, limited, read_folder, split_by_group, unique
@@ -28,15 +28,15 @@ class Corpus:
     tokenizer: Any
     about: Dict[str, Any]
 
-    def describe(self) -> str:
-        rows = [f"{'corpus':12}{'documents':>11}{'characters':>14}{'tokens':>12}   groups"]
-        for split in ("train", "validation"):
-            told = self.about[split]
-            groups = ", ".join(told["groups"][:4]) + (
-                f" and {len(told['groups']) - 4} more" if len(told["groups"]) > 4 else ""
-            )
-            rows.append(f"{split:12}{told['documents']:>11,}{told['characters']:>14,}{told['tokens']:>12,}   {groups}")
-        return "\n".join(rows)
+    def describe(self) -> List[Tuple[str, str]]:
+        """(label, text) of each split."""
+        rows = []
+        for label, split in (("training", "train"), ("validation", "validation")):
+            about = self.about[split]
+            more = f" and {len(about['groups']) - 4} more" if len(about["groups"]) > 4 else ""
+            size = f"{about['documents']:,} documents, {about['characters']:,} characters, {about['tokens']:,} tokens"
+            rows.append((label, f"{size} of {', '.join(about['groups'][:4])}{more}"))
+        return rows
 
 
 def read_documents(recipe: LanguageModelingArguments, seed: int) -> Tuple[List[Document], List[Document]]:
@@ -47,7 +47,7 @@ def read_documents(recipe: LanguageModelingArguments, seed: int) -> Tuple[List[D
         source = installed_python(recipe.files == "data-science")
     documents = limited(unique(source), int(recipe.max_megabytes * 1e6))
     if not documents:
-        raise ValueError(
+        raise UserError(
             f"the corpus is empty: no text in {recipe.corpus or 'the installed Python code'} of at most "
             f"{recipe.max_megabytes} megabytes. Give --corpus FOLDER, or a larger --max_megabytes."
         )
@@ -73,7 +73,7 @@ def prepare_corpus(
     }
     about_file = folder / _ABOUT
     if about_file.is_file():
-        about = json.loads(about_file.read_text(encoding="utf-8"))
+        about = read_json(about_file)
         if about["settings"] == settings:
             return _read(folder, about)
     train, validation = read_documents(recipe, seed)
@@ -83,18 +83,18 @@ def prepare_corpus(
         kind = "RobertaTokenizer" if masked else "GPT2Tokenizer"
         tokenizer = train_tokenizer((document.text for document in train), recipe.vocab_size, kind)
     if masked and tokenizer.mask_token_id is None:
-        raise ValueError(f"the tokenizer {tokenizer_source} has no mask token, and the model learns masked tokens.")
+        raise UserError(f"the tokenizer {tokenizer_source} has no mask token, and the model learns masked tokens.")
     about = {"settings": settings, "fingerprint": fingerprint([*train, *validation])}
     for split, documents in (("train", train), ("validation", validation)):
         stream = token_stream(documents, tokenizer)
         write_stream(folder / f"{split}.npy", stream)
-        about[split] = _told(documents, stream)
+        about[split] = _counts(documents, stream)
     save_tokenizer(tokenizer, folder / "tokenizer")
     write_json(about_file, about)  # last: what it describes is whole
     return _read(folder, about)
 
 
-def _told(documents: Sequence[Document], stream: np.ndarray) -> Dict[str, Any]:
+def _counts(documents: Sequence[Document], stream: np.ndarray) -> Dict[str, Any]:
     return {
         "documents": len(documents),
         "characters": sum(len(document.text) for document in documents),

@@ -10,12 +10,13 @@ from ipu_trainer.tasks.reporting.run_comparison import Headline
 from ipu_trainer.tasks.reporting.run_report import ValidationMetric
 from ipu_trainer.tasks.reporting.task_report import TaskReport
 
+METRIC = ValidationMetric("eval_perplexity", "validation perplexity", logarithmic=True)
 _SCORES = ("perplexity", "unigram_perplexity", "nats_per_token", "bits_per_byte")
 
 
 class LanguageModelReport(TaskReport):
     title = "Language model"
-    metric = ValidationMetric("eval_perplexity", "validation perplexity", logarithmic=True)
+    metric = METRIC
 
     def headline(self, run: Run) -> Headline:
         return [(name.replace("_", " "), run.metrics[name], None) for name in _SCORES if name in run.metrics]

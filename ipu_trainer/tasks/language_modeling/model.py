@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Mapping, Tuple
+import copy
+from typing import Any, Dict, Tuple
 
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -11,8 +12,9 @@ from transformers import (
     AutoModelForMaskedLM,
 )
 
+from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.pretrained import load_pretrained
-from ipu_trainer.tasks.text.text_models import check_task, random_model, set_vocabulary
+from ipu_trainer.tasks.text.text_models import ModelChoice, check_task, random_model, set_vocabulary
 
 # tasks/models.py says what these are. GPT-2's sizes are the published ones.
 SIZES: Dict[str, Tuple[str, Dict[str, Any]]] = {
@@ -48,7 +50,7 @@ _MASKED_TYPES = {
 def is_masked(config: Any, objective: str) -> bool:
     """Whether the model learns masked tokens. objective "auto": as its architecture, or else its type, says."""
     if objective not in ("auto", "causal", "masked"):
-        raise ValueError(f"objective {objective!r} is not one of auto, causal, masked.")
+        raise UserError(f"objective {objective!r} is not one of auto, causal, masked.")
     if objective != "auto":
         return objective == "masked"
     names = config.architectures or []
@@ -65,15 +67,7 @@ def check_architecture(model: str, config: Any, masked: bool) -> None:
     check_task(model, config, mapping, f"{'masked' if masked else 'causal'} language modelling")
 
 
-def build_model(
-    model: str,
-    config: Any,
-    tokenizer: Any,
-    sequence_length: int,
-    masked: bool,
-    scratch: bool,
-    overrides: Mapping[str, Any],
-) -> Any:
+def build_model(model: str, choice: ModelChoice, tokenizer: Any, sequence_length: int, masked: bool) -> Any:
     """The model, float32: also where weights or configuration were saved in another type, unless overrides name a dtype.
     From scratch its vocabulary is len(tokenizer), with the tokenizer's bos, eos and pad ids; a vocab_size of overrides, which
     the configuration has already, counts instead.
@@ -81,14 +75,15 @@ def build_model(
     Raises ValueError where the tokenizer has more tokens than the model, rows are longer than its positions, or weights are
     missing.
     """
-    if not scratch:
+    config = copy.deepcopy(choice.config)
+    if not choice.from_scratch:
         check_shapes(config, len(tokenizer), sequence_length)
         return load_model(model, masked)
-    set_vocabulary(config, tokenizer, overrides)
+    set_vocabulary(config, tokenizer, choice.overrides)
     if not masked and config.model_type in _MASKED_TYPES:
         config.is_decoder = True
     check_shapes(config, len(tokenizer), sequence_length)
-    return random_model(AutoModelForMaskedLM if masked else AutoModelForCausalLM, config, overrides)
+    return random_model(AutoModelForMaskedLM if masked else AutoModelForCausalLM, config, choice.overrides)
 
 
 def load_model(model: str, masked: bool) -> Any:
@@ -99,7 +94,7 @@ def load_model(model: str, masked: bool) -> Any:
 
 def check_shapes(config: Any, num_tokens: int, sequence_length: int) -> None:
     if num_tokens > config.vocab_size:
-        raise ValueError(
+        raise UserError(
             f"the tokenizer has {num_tokens:,} tokens, but the model's vocabulary holds {config.vocab_size:,}. Use the "
             "model's own tokenizer, or train from scratch without setting vocab_size."
         )
@@ -107,7 +102,7 @@ def check_shapes(config: Any, num_tokens: int, sequence_length: int) -> None:
     if positions is not None and config.model_type in ("roberta", "camembert", "xlm-roberta"):
         positions -= 2  # theirs begin after the padding id
     if positions is not None and sequence_length > positions:
-        raise ValueError(
+        raise UserError(
             f"sequence_length {sequence_length} is longer than the model's {positions} positions. Use at most "
             f"{positions}, or from scratch --model_overrides max_position_embeddings={sequence_length + 2}."
         )

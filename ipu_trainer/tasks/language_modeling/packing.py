@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from transformers import DataCollatorForLanguageModeling
 
 from ipu_trainer.atomic import atomic_path
+from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.text.documents import Document
 
 IGNORED = -100  # the label that no loss counts
@@ -23,7 +24,7 @@ def token_stream(documents: Iterable[Document], tokenizer: Any) -> np.ndarray:
     if end is None:
         end = tokenizer.sep_token_id
     if end is None:
-        raise ValueError("the tokenizer has neither an eos nor a sep token to end documents with. Set one of them.")
+        raise UserError("the tokenizer has neither an eos nor a sep token to end documents with. Set one of them.")
     kind = np.uint16 if len(tokenizer) <= np.iinfo(np.uint16).max else np.uint32
     pieces: List[np.ndarray] = []
     waiting: List[str] = []
@@ -58,9 +59,9 @@ def row_starts(num_tokens: int, row: int, overlap: int) -> np.ndarray:
     end with the stream instead of being padded. Raises ValueError for a stream shorter than one row.
     """
     if num_tokens < row:
-        raise ValueError(
+        raise UserError(
             f"the text has {num_tokens:,} tokens, fewer than one row of sequence_length {row}. Give more text, or a "
-            "smaller --sequence-length."
+            "smaller --sequence_length."
         )
     starts = np.arange(0, num_tokens - row + 1, row - overlap, dtype=np.int64)
     if starts[-1] != num_tokens - row:
@@ -78,7 +79,7 @@ class PackedRows(Dataset):  # type: ignore[type-arg]
 
     def __init__(self, stream: np.ndarray, sequence_length: int, causal: bool, once: bool = False) -> None:
         if sequence_length < 2:
-            raise ValueError(f"sequence_length {sequence_length} leaves nothing to predict. Use 2 or more.")
+            raise UserError(f"sequence_length {sequence_length} leaves nothing to predict. Use 2 or more.")
         self.stream, self.sequence_length, self.once = stream, sequence_length, once
         self.starts = row_starts(len(stream), sequence_length, overlap=1 if once and causal else 0)
 

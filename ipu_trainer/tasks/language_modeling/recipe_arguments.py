@@ -1,36 +1,32 @@
-"""The recipe's flags: LanguageModelingArguments, and the defaults that stand in for Trainer's."""
+"""The recipe's flags: LanguageModelingArguments, and its defaults."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Optional, Sequence, Tuple
 
-import torch
-
-from ipu_trainer.compat import transformers_versions as compat
-from ipu_trainer.config.profiles import load_profile
-from ipu_trainer.tasks.recipe.flags import check_fraction, check_read, parse_flags, takes_bf16
+from ipu_trainer.errors import UserError
+from ipu_trainer.tasks.recipe.flags import (
+    check_fraction,
+    check_read,
+    flag,
+    parse_flags,
+    recipe_defaults,
+    training_arguments,
+)
 from ipu_trainer.training.arguments import IPUTrainingArguments
-from ipu_trainer.training.tracking import default_reporters
 
-_RECIPE = compat.training_defaults(
+DEFAULTS = recipe_defaults(
     num_train_epochs=1.0,
     learning_rate=1e-3,
     weight_decay=0.1,
     adam_beta2=0.95,
     warmup_ratio=0.05,
-    lr_scheduler_type="cosine",
     eval_strategy="steps",
     eval_steps=200,
     save_steps=200,
-    save_total_limit=2,
-    save_safetensors=True,
     logging_steps=20,
     per_device_eval_batch_size=16,
-    remove_unused_columns=False,
-    dataloader_pin_memory=torch.cuda.is_available(),
-    report_to=default_reporters(),
-    logging_nan_inf_filter=False,  # it waits for the GPU in every step, and hides what went wrong
 )
 
 
@@ -38,61 +34,45 @@ _RECIPE = compat.training_defaults(
 class LanguageModelingArguments:
     """What the recipe takes besides IPUTrainingArguments."""
 
-    corpus: Optional[str] = field(
-        default=None,
-        metadata={"help": "Folder or file of .txt, .md, .py or .jsonl; default: the Python code installed here."},
+    corpus: Optional[str] = flag(
+        None, "Folder or file of .txt, .md, .py or .jsonl; default: the Python code installed here."
     )
-    model: str = field(
-        default="gpt2-mini",
-        metadata={
-            "help": "gpt2-nano, -mini, -small, -medium, -large or -xl, bert-mini or -base, roberta-mini or -base, from "
-            "scratch; or a model folder or Hub id."
-        },
+    model: str = flag(
+        "gpt2-mini",
+        "gpt2-nano, -mini, -small, -medium, -large or -xl, bert-mini or -base, roberta-mini or -base, from "
+        "scratch; or a model folder or Hub id.",
     )
-    from_scratch: bool = field(default=False, metadata={"help": "Random weights, also where the model has some."})
-    model_overrides: str = field(
-        default="", metadata={"help": "Configuration values of a model from scratch: n_layer=6 n_embd=384."}
+    from_scratch: bool = flag(False, "Random weights, also where the model has some.")
+    model_overrides: str = flag("", "Configuration values of a model from scratch: n_layer=6 n_embd=384.")
+    objective: str = flag("auto", "causal, masked, or auto: as the model's type says.")
+    mlm_probability: float = flag(0.15, "Share of masked tokens, of a masked model.")
+    tokenizer: Optional[str] = flag(None, "Folder or Hub id; default: the model's own, or one trained from the corpus.")
+    vocab_size: int = flag(8192, "Tokens of a tokenizer that is trained.")
+    sequence_length: int = flag(0, "Tokens in a row; default 128 for nano and mini, else the model's positions.")
+    files: str = flag("data-science", "data-science or all, of the installed Python code.")
+    max_megabytes: float = flag(4.0, "Largest part of the corpus to take; 0 is all.")
+    validation_fraction: float = flag(0.1, "Share of the text in packages (or folders) that are not trained on.")
+    prompts: str = flag(
+        "import numpy as np\\n||def plot(||class ", "What samples begin with, parted by ||; empty prints none."
     )
-    objective: str = field(default="auto", metadata={"help": "causal, masked, or auto: as the model's type says."})
-    mlm_probability: float = field(default=0.15, metadata={"help": "Share of masked tokens, of a masked model."})
-    tokenizer: Optional[str] = field(
-        default=None, metadata={"help": "Folder or Hub id; default: the model's own, or one trained from the corpus."}
-    )
-    vocab_size: int = field(default=8192, metadata={"help": "Tokens of a tokenizer that is trained."})
-    sequence_length: int = field(
-        default=0, metadata={"help": "Tokens in a row; default 128 for nano and mini, else the model's positions."}
-    )
-    files: str = field(default="data-science", metadata={"help": "data-science or all, of the installed Python code."})
-    max_megabytes: float = field(default=4.0, metadata={"help": "Largest part of the corpus to take; 0 is all."})
-    validation_fraction: float = field(
-        default=0.1, metadata={"help": "Share of the text in packages (or folders) that are not trained on."}
-    )
-    prompts: str = field(
-        default="import numpy as np\\n||def plot(||class ",
-        metadata={"help": "What samples begin with, parted by ||; empty prints none."},
-    )
-    sample_tokens: int = field(default=60, metadata={"help": "Tokens of each sample."})
-    precision: str = field(
-        default="auto", metadata={"help": "auto, bf16 or fp32; auto takes bf16 on a GPU that has it."}
-    )
-    ipu_config: Optional[str] = field(default=None, metadata={"help": "Profile name, ipu_config.json or folder."})
+    sample_tokens: int = flag(60, "Tokens of each sample.")
 
     def __post_init__(self) -> None:
         if self.files not in ("data-science", "all"):
-            raise ValueError(f"files {self.files!r} is not one of data-science, all.")
+            raise UserError(f"files {self.files!r} is not one of data-science, all.")
         if self.corpus and self.files != "data-science":
-            raise ValueError(
+            raise UserError(
                 f"files {self.files!r} is of the installed Python code, and corpus {self.corpus} is read. Give one."
             )
         if self.sample_tokens < 1:
-            raise ValueError(f'sample_tokens {self.sample_tokens} must be at least 1; --prompts "" prints no samples.')
+            raise UserError(f'sample_tokens {self.sample_tokens} must be at least 1; --prompts "" prints no samples.')
         if not self.prompts:
             check_read(self, "sample_tokens", False, "there are no prompts")
         if self.max_megabytes < 0:
-            raise ValueError(f"max_megabytes {self.max_megabytes} must be above 0, or 0 for all.")
+            raise UserError(f"max_megabytes {self.max_megabytes} must be above 0, or 0 for all.")
         check_fraction(self.validation_fraction)
         if not 0.0 < self.mlm_probability < 1.0:
-            raise ValueError(f"mlm_probability {self.mlm_probability} must be above 0 and below 1 (0.15 is usual).")
+            raise UserError(f"mlm_probability {self.mlm_probability} must be above 0 and below 1 (0.15 is usual).")
 
     @property
     def sample_prompts(self) -> Tuple[str, ...]:
@@ -104,11 +84,5 @@ def parse_arguments(argv: Sequence[str]) -> Tuple[LanguageModelingArguments, IPU
 
     The micro-batch, unless given, is the profile's published one, or 16.
     """
-    recipe, values = parse_flags(
-        "language-modeling", LanguageModelingArguments, argv, {**_RECIPE, "per_device_train_batch_size": 0}
-    )
-    if not values["per_device_train_batch_size"]:
-        profile = load_profile(recipe.ipu_config) if recipe.ipu_config else None
-        values["per_device_train_batch_size"] = (profile.micro_batch if profile else None) or 16
-    values["bf16"] = takes_bf16(recipe.precision, values)
-    return recipe, IPUTrainingArguments(**values)
+    recipe, values = parse_flags("language-modeling", LanguageModelingArguments, argv, DEFAULTS)
+    return recipe, training_arguments(IPUTrainingArguments, values, lambda: 16)

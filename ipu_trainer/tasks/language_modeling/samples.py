@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from typing import Any, List, Sequence
+from typing import Any, Iterator, List, Sequence
 
 import torch
 from transformers import TrainerCallback
@@ -59,24 +60,21 @@ class PrintSamples(TrainerCallback):  # type: ignore[misc]
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
         if not state.is_world_process_zero:
             return
-        told = metrics.get("eval_perplexity") if metrics else None
-        head = f"--- step {state.global_step}" + (f", validation perplexity {told:.1f}" if told else "")
+        perplexity = metrics.get("eval_perplexity") if metrics else None
+        head = f"--- step {state.global_step}" + (f", validation perplexity {perplexity:.1f}" if perplexity else "")
         body = "\n".join(f"| {line}" for text in self.write(self.model()) for line in [*text.splitlines(), ""][:12])
         print(f"\n{head}\n{body}", file=sys.stderr)
 
 
-class _in_evaluation:
+@contextlib.contextmanager
+def _in_evaluation(model: Any) -> Iterator[None]:
     """Dropout off inside the block."""
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-
-    def __enter__(self) -> None:
-        self.was_training = self.model.training
-        self.model.eval()
-
-    def __exit__(self, *_: Any) -> None:
-        self.model.train(self.was_training)
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def _devices(model: Any) -> List[Any]:

@@ -1,19 +1,19 @@
-"""What becomes of each flag of `ipu-trainer train` and `search`: effective, refused before work, or harmless, and why.
+"""Flags of `ipu-trainer train` and `search` that are refused before work, always or in some circumstances, and why.
 
-A field of TrainingArguments without a row fails tests/tasks/test_flag_table.py, as does a row that does not do what it says;
-docs/flags.md is made of these tables by scripts/flag_table.py. Flags that the tasks add themselves are checked beside their
-definitions; those that are read in some circumstances alone have a row in NEEDS.
+scripts/flag_table.py has those that are read or harmless, and makes docs/flags.md of all. A field of TrainingArguments
+without a row fails tests/tasks/test_flag_table.py, as does a row that does not do what it says. Flags that the tasks add
+themselves are checked beside their definitions.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from typing import Any, Callable, Collection, Dict, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Collection, Dict, Mapping, NamedTuple, Tuple
 
 import torch
 
-from ipu_trainer.compat.argument_names import SUPERSEDED
+from ipu_trainer.errors import UserError
 
 CHEST, TEXT, PAIRS = "chest-xray", "language-modeling", "seq2seq"
 TASKS = (CHEST, TEXT, PAIRS)
@@ -103,52 +103,42 @@ _WITHOUT_ARGS = ("adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_torch_xl
 _WITHOUT_BETAS = (
     "sgd", "adagrad", "rmsprop", "adafactor", "lomo", "adalomo", "galore_adafactor", "schedule_free_sgd",
 )  # fmt: skip
-_WITHOUT_EPSILON = (*_WITHOUT_BETAS, "lion")
-
-_BETAS = "it is read with an optimizer that has Adam's betas"
 
 
 def _strategy(name: str) -> Need:
-    steps, strategy = f"{name}_steps", {"eval": "eval_strategy"}.get(name, f"{name}_strategy")
+    strategy = f"{name}_strategy"
 
     def met(values: Mapping[str, Any]) -> bool:
         return "steps" in (_named(values, strategy), _named(values, strategy.replace("eval_", "evaluation_")))
 
-    return Need(met, f"it is read with --{strategy} steps", "7", f"--{strategy} steps" if steps else "")
+    return Need(met, f"it is read with --{strategy} steps", "7", f"--{strategy} steps")
 
 
-def _with(name: str, rule: str, example: str, flags: str) -> Need:
-    return Need(lambda values: bool(values.get(name)), rule, example, flags)
+def _needs(
+    met: Callable[[Mapping[str, Any]], bool], rule: str, with_flags: str = "", **examples: str
+) -> Dict[str, Need]:
+    """Rows of flags that need the same."""
+    return {name: Need(met, rule, example, with_flags) for name, example in examples.items()}
+
+
+def _with(name: str, rule: str, with_flags: str, **examples: str) -> Dict[str, Need]:
+    return _needs(lambda values: bool(values.get(name)), rule, with_flags, **examples)
 
 
 def _evaluates(values: Mapping[str, Any]) -> bool:
     return "no" not in (_named(values, "eval_strategy"), _named(values, "evaluation_strategy"))
 
 
-def _to_hub(example: str) -> Need:
-    return _with("push_to_hub", "it is read with --push_to_hub", example, "--push_to_hub True")
+def _recomputes(values: Mapping[str, Any]) -> bool:
+    return bool(values.get("activation_checkpointing") or values.get("gradient_checkpointing"))
 
 
-def _to_trackio(example: str) -> Need:
-    return Need(
-        lambda values: "trackio" in (values.get("report_to") or ()), "it is read with --report_to trackio", example
-    )
-
-
-def _of_workers(example: str) -> Need:
-    return _with(
-        "dataloader_num_workers", "it is for --dataloader_num_workers above 0", example, "--dataloader_num_workers 1"
-    )
-
-
-def _of_processes(example: str) -> Need:
-    return Need(_several_processes, "it is for several processes, which torchrun starts", example)
+def _optimizer_is_not(*names: str) -> Callable[[Mapping[str, Any]], bool]:
+    return lambda values: not _named(values, "optim").startswith(names)
 
 
 NEEDS: Dict[str, Need] = {
-    "eval_steps": _strategy("eval"),
-    "save_steps": _strategy("save"),
-    "logging_steps": _strategy("logging"),
+    **{f"{name}_steps": _strategy(name) for name in ("eval", "save", "logging")},
     "eval_delay": Need(_evaluates, "it is read with an --eval_strategy", "1", "--eval_strategy epoch"),
     "greater_is_better": Need(
         lambda values: bool(values.get("metric_for_best_model") or values.get("load_best_model_at_end")),
@@ -162,50 +152,44 @@ NEEDS: Dict[str, Need] = {
         lambda values: any(name in _named(values, "optim") for name in ("galore", "apollo")),
         "GaLore and APOLLO read it", "all-linear", "--optim galore_adamw",
     ),
-    "adam_beta1": Need(lambda values: not _named(values, "optim").startswith(_WITHOUT_BETAS), _BETAS, "0.8"),
-    "adam_beta2": Need(lambda values: not _named(values, "optim").startswith(_WITHOUT_BETAS), _BETAS, "0.9"),
-    "adam_epsilon": Need(
-        lambda values: not _named(values, "optim").startswith(_WITHOUT_EPSILON),
-        "it is read with an optimizer that has Adam's epsilon", "1e-6",
+    **_needs(
+        _optimizer_is_not(*_WITHOUT_BETAS), "it is read with an optimizer that has Adam's betas",
+        adam_beta1="0.8", adam_beta2="0.9",
     ),
-    "activation_checkpointing_kwargs": Need(
-        lambda values: bool(values.get("activation_checkpointing") or values.get("gradient_checkpointing")),
-        "it is read with --activation_checkpointing", '{"use_reentrant":false}', "--activation_checkpointing True",
+    **_needs(
+        _optimizer_is_not(*_WITHOUT_BETAS, "lion"), "it is read with an optimizer that has Adam's epsilon", adam_epsilon="1e-6"
     ),
-    "gradient_checkpointing_kwargs": Need(
-        lambda values: bool(values.get("activation_checkpointing") or values.get("gradient_checkpointing")),
-        "it is read with --activation_checkpointing", '{"use_reentrant":false}', "--activation_checkpointing True",
+    **_needs(
+        _recomputes, "it is read with --activation_checkpointing", "--activation_checkpointing True",
+        activation_checkpointing_kwargs='{"use_reentrant":false}', gradient_checkpointing_kwargs='{"use_reentrant":false}',
     ),
-    "liger_kernel_config": _with("use_liger_kernel", "it is read with --use_liger_kernel", "{}", "--use_liger_kernel True"),
-    "project": _to_trackio("x"),
-    "trackio_space_id": _to_trackio("x"),
-    "trackio_bucket_id": _to_trackio("x"),
-    "trackio_static_space_id": _to_trackio("x"),
-    "hub_model_id": _to_hub("a/b"),
-    "hub_strategy": _to_hub("end"),
-    "hub_private_repo": _to_hub("True"),
-    "hub_always_push": _to_hub("True"),
-    "hub_revision": _to_hub("x"),
-    "push_to_hub_model_id": _to_hub("b"),
-    "push_to_hub_organization": _to_hub("a"),
-    "dataloader_persistent_workers": _of_workers("True"),
-    "dataloader_prefetch_factor": _of_workers("3"),
-    "dataloader_multiprocessing_context": _of_workers("spawn"),
-    "dataloader_in_order": _of_workers("False"),
-    "ddp_backend": _of_processes("gloo"),
-    "xpu_backend": _of_processes("gloo"),
-    "ddp_bucket_cap_mb": _of_processes("1"),
-    "ddp_find_unused_parameters": _of_processes("True"),
-    "ddp_broadcast_buffers": _of_processes("True"),
-    "ddp_static_graph": _of_processes("True"),
-    "ddp_timeout": _of_processes("10"),
-    "fsdp": _of_processes("full_shard"),
-    "fsdp_config": _of_processes("x.json"),
+    **_with("use_liger_kernel", "it is read with --use_liger_kernel", "--use_liger_kernel True", liger_kernel_config="{}"),
+    **_needs(
+        lambda values: "trackio" in (values.get("report_to") or ()), "it is read with --report_to trackio",
+        project="x", trackio_space_id="x", trackio_bucket_id="x", trackio_static_space_id="x",
+    ),
+    **_with(
+        "push_to_hub", "it is read with --push_to_hub", "--push_to_hub True",
+        hub_model_id="a/b", hub_strategy="end", hub_private_repo="True", hub_always_push="True", hub_revision="x",
+        push_to_hub_model_id="b", push_to_hub_organization="a",
+    ),
+    **_with(
+        "dataloader_num_workers", "it is for --dataloader_num_workers above 0", "--dataloader_num_workers 1",
+        dataloader_persistent_workers="True", dataloader_prefetch_factor="3", dataloader_multiprocessing_context="spawn",
+        dataloader_in_order="False",
+    ),
+    **_needs(
+        _several_processes, "it is for several processes, which torchrun starts",
+        ddp_backend="gloo", xpu_backend="gloo", ddp_bucket_cap_mb="1", ddp_find_unused_parameters="True",
+        ddp_broadcast_buffers="True", ddp_static_graph="True", ddp_timeout="10", fsdp="full_shard", fsdp_config="x.json",
+    ),
     "simulator_device": Need(
         lambda values: values["backend"] == "simulated", "it is read with --backend simulated", "cpu", "--backend simulated"
     ),
-    "generation_max_length": _with("predict_with_generate", "it is read with --predict_with_generate", "7", ""),
-    "generation_num_beams": _with("predict_with_generate", "it is read with --predict_with_generate", "2", ""),
+    **_with(
+        "predict_with_generate", "it is read with --predict_with_generate", "",
+        generation_max_length="7", generation_num_beams="2",
+    ),
 }  # fmt: skip
 
 # What the recipe always does, whatever the flag's default is: False is refused.
@@ -215,133 +199,18 @@ ALWAYS = {
     "do_predict": "the recipe evaluates at the end, and keeps what it finds",
 }
 
-# example, and why nothing is lost by reading it nowhere.
-HARMLESS: Dict[str, Tuple[str, str]] = {
-    "average_tokens_across_devices": ("False", "one process has nothing to average over"),
-    "torch_empty_cache_steps": ("3", "a CPU has no cache; on a GPU it is read"),
-    "log_on_each_node": ("False", "there is one node"),
-    "save_on_each_node": ("True", "there is one node"),
-    "log_level_replica": ("error", "there is one process"),
-    "local_rank": ("0", "launchers set it"),
-    "eval_use_gather_object": ("True", "one process gathers nothing"),
-    "use_cache": ("True", "generation has its own; a training step reads no cache"),
-    "hub_token": ("x", "where nothing is pushed it may load the model"),
-    "pipelining": ("none", "a device reads it; the same command runs on the host"),
-    "loss_scaling": ("8", "a device reads it; float32 on the host has the same gradients with any factor"),
-    "fold": ("False", "the host reads it; a device has nothing to fold"),
-    "verify_folding": ("True", "where nothing is folded there is nothing to check"),
-    "run_name": ("x", "trackers show it; without one run.json keeps it"),
-}
-
-# Flags that reach what Trainer makes of them: name -> a value that is not the default. What each does is in transformers'
-# documentation; a test holds each against the arguments that come out, and tests/ has a run of those that recipes read.
-EFFECTIVE: Dict[str, str] = {
-    "output_dir": "elsewhere",
-    "per_device_train_batch_size": "4",
-    "per_device_eval_batch_size": "4",
-    "gradient_accumulation_steps": "2",
-    "num_train_epochs": "2",
-    "max_steps": "3",
-    "learning_rate": "0.1",
-    "lr_scheduler_type": "constant",
-    "lr_scheduler_kwargs": '{"num_cycles":2}',
-    "warmup_steps": "2",
-    "warmup_ratio": "0.2",
-    "optim": "sgd",
-    "adafactor": "True",
-    "weight_decay": "0.3",
-    "max_grad_norm": "0.5",
-    "label_smoothing_factor": "0.4",
-    "bf16": "True",
-    "fp16": "True",
-    "bf16_full_eval": "True",
-    "fp16_full_eval": "True",
-    "tf32": "False",
-    "activation_checkpointing": "True",
-    "gradient_checkpointing": "True",
-    "torch_compile": "True",
-    "torch_compile_backend": "eager",
-    "torch_compile_mode": "default",
-    "use_liger_kernel": "True",
-    "neftune_noise_alpha": "5",
-    "auto_find_batch_size": "True",
-    "logging_strategy": "epoch",
-    "logging_dir": "logs",
-    "logging_first_step": "True",
-    "logging_nan_inf_filter": "True",
-    "include_num_input_tokens_seen": "True",
-    "log_level": "error",
-    "disable_tqdm": "True",
-    "report_to": "none",
-    "eval_strategy": "no",
-    "evaluation_strategy": "no",
-    "eval_on_start": "True",
-    "eval_accumulation_steps": "2",
-    "save_only_model": "True",
-    "save_strategy": "no",
-    "save_safetensors": "False",
-    "save_total_limit": "1",
-    "enable_jit_checkpoint": "True",
-    "push_to_hub": "True",
-    "push_to_hub_token": "x",
-    "load_best_model_at_end": "True",
-    "metric_for_best_model": "loss",
-    "ignore_data_skip": "True",
-    "restore_callback_states_from_checkpoint": "True",
-    "full_determinism": "True",
-    "seed": "7",
-    "data_seed": "7",
-    "use_cpu": "True",
-    "no_cuda": "True",
-    "accelerator_config": '{"even_batches":false}',
-    "dataloader_num_workers": "1",
-    "dataloader_pin_memory": "True",
-    "train_sampling_strategy": "sequential",
-    "group_by_length": "True",
-    "deepspeed": "x.json",
-    "debug": "underflow_overflow",
-    "skip_memory_metrics": "False",
-    "resume_from_checkpoint": "x",
-    "predict_with_generate": "False",
-    # IPUTrainingArguments
-    "backend": "host",
-    "half": "True",
-    "compile_only": "True",
-    "ipu_config_overrides": "replication_factor=2",
-    "layer_decay": "0.5",
-    "head_learning_rate_factor": "2",
-    "drop_path": "0.3",
-    "compile": "off",
-    "fuse_projections": "True",
-    "gpu_kernels": "off",
-    "bf16_residual": "True",
-    "ema_decay": "0.5",
-}
-
 # Smallest and largest value of numbers that would end a run late, or mean nothing.
+_INFINITE = float("inf")
+_BELOW_1 = 1 - 2**-53
 RANGES: Dict[str, Tuple[float, float]] = {
-    "learning_rate": (0, float("inf")),
-    "weight_decay": (0, float("inf")),
-    "adam_beta1": (0, 1 - 2**-53),
-    "adam_beta2": (0, 1 - 2**-53),
-    "adam_epsilon": (0, float("inf")),
-    "max_grad_norm": (0, float("inf")),
-    "label_smoothing_factor": (0, 1 - 2**-53),
-    "num_train_epochs": (2**-53, float("inf")),
-    "per_device_eval_batch_size": (1, float("inf")),
-    "gradient_accumulation_steps": (1, float("inf")),
-    "save_total_limit": (1, float("inf")),
-    "eval_accumulation_steps": (1, float("inf")),
-    "eval_delay": (0, float("inf")),
-    "eval_steps": (2**-53, float("inf")),
-    "save_steps": (2**-53, float("inf")),
-    "logging_steps": (2**-53, float("inf")),
-    "dataloader_num_workers": (0, float("inf")),
-    "neftune_noise_alpha": (0, float("inf")),
-    "generation_num_beams": (1, float("inf")),
-    "generation_max_length": (1, float("inf")),
-    "data_seed": (0, 2**32 - 1),
-    "seed": (0, 2**32 - 1),
+    **dict.fromkeys(("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "eval_delay"), (0, _INFINITE)),
+    **dict.fromkeys(("dataloader_num_workers", "neftune_noise_alpha"), (0, _INFINITE)),
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor"), (0, _BELOW_1)),
+    **dict.fromkeys(("num_train_epochs", "eval_steps", "save_steps", "logging_steps"), (2**-53, _INFINITE)),
+    **dict.fromkeys(("per_device_eval_batch_size", "gradient_accumulation_steps"), (1, _INFINITE)),
+    **dict.fromkeys(("save_total_limit", "eval_accumulation_steps"), (1, _INFINITE)),
+    **dict.fromkeys(("generation_num_beams", "generation_max_length"), (1, _INFINITE)),
+    **dict.fromkeys(("data_seed", "seed"), (0, 2**32 - 1)),
 }
 
 
@@ -352,7 +221,7 @@ def check_flags(task: str, values: Mapping[str, Any], defaults: Mapping[str, Any
     """
     _check_json(values, given)
     if "per_device_train_batch_size" in given and values["per_device_train_batch_size"] < 1:
-        raise ValueError(
+        raise UserError(
             f"--per_device_train_batch_size {values['per_device_train_batch_size']} must be at least 1, or left out: the task then "
             "takes its own."
         )
@@ -360,21 +229,21 @@ def check_flags(task: str, values: Mapping[str, Any], defaults: Mapping[str, Any
         row, need = REFUSED.get(name), NEEDS.get(name)
         changed = name in values and not _same(values[name], defaults.get(name))
         if row is not None and changed and task in row.tasks and not row.unless(values):
-            raise ValueError(f"--{name} {_text(values[name])}: {row.why}. Leave it out.")
+            raise UserError(f"--{name} {_text(values[name])}: {row.why}. Leave it out.")
         if need is not None and name in values and not need.met(values):
-            raise ValueError(
+            raise UserError(
                 f"--{name} {_text(values[name])} would not be read: {need.rule}. Give that, or leave it out."
             )
         if name in ALWAYS and values.get(name) is False:
-            raise ValueError(f"--{name} False: {ALWAYS[name]}. Leave it out.")
+            raise UserError(f"--{name} False: {ALWAYS[name]}. Leave it out.")
     for name, (low, high) in RANGES.items():
         value = values.get(name)
         if value is not None and not low <= value <= high:
-            most = "" if high == float("inf") else f" and at most {high}" if high >= 1 else " and below 1"
+            most = "" if high == _INFINITE else f" and at most {high}" if high >= 1 else " and below 1"
             least = f"at least {low}" if low in (0, 1) else "above 0"
-            raise ValueError(f"--{name} {value} must be {least}{most}.")
+            raise UserError(f"--{name} {value} must be {least}{most}.")
     if values.get("max_steps") is not None and values["max_steps"] != -1 and values["max_steps"] < 1:
-        raise ValueError(
+        raise UserError(
             f"--max_steps {values['max_steps']} must be at least 1, or -1: as many as --num_train_epochs make."
         )
 
@@ -386,7 +255,7 @@ def _check_json(values: Mapping[str, Any], given: Collection[str]) -> None:
             try:
                 json.loads(value)
             except json.JSONDecodeError as error:
-                raise ValueError(f"--{name} {value} is not JSON ({error}).") from None
+                raise UserError(f"--{name} {value} is not JSON ({error}).") from None
 
 
 def _same(value: Any, default: Any) -> bool:
@@ -395,14 +264,3 @@ def _same(value: Any, default: Any) -> bool:
 
 def _text(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(getattr(value, "value", value))
-
-
-def kind_of(name: str, task: str) -> Optional[str]:
-    """effective, refused, harmless or conditional, or None for a flag without a row."""
-    if name in REFUSED and task in REFUSED[name].tasks:
-        return "refused"
-    if name in NEEDS:
-        return "conditional"
-    if name in ALWAYS or name in HARMLESS:
-        return "harmless"
-    return "effective" if name in EFFECTIVE or name in SUPERSEDED else None

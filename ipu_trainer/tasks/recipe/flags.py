@@ -1,23 +1,53 @@
-"""Command-line flags of a task: its own dataclass and IPUTrainingArguments in one parser, with the task's defaults."""
+"""Command-line flags of a task: its own dataclass and the training arguments in one parser, with the task's defaults."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import json
-from pathlib import Path
-from typing import Any, Collection, Dict, List, Mapping, NoReturn, Sequence, Tuple
+from typing import Any, Callable, Collection, Dict, List, Mapping, NoReturn, Sequence, Tuple, TypeVar
 
+import torch
 from transformers import HfArgumentParser
 
-from ipu_trainer.backends import choose_backend
+from ipu_trainer.atomic import read_json
+from ipu_trainer.command_line import hint, plain_value, snake_case
 from ipu_trainer.compat import argument_names as renamed
 from ipu_trainer.compat import transformers_versions as compat
+from ipu_trainer.config.profiles import load_profile
+from ipu_trainer.errors import UserError, user_input
 from ipu_trainer.tasks.folders import results
 from ipu_trainer.tasks.recipe.flag_table import check_flags
-from ipu_trainer.training.acceleration.precision import choose_precision
 from ipu_trainer.training.arguments import IPUTrainingArguments
-from ipu_trainer.training.tracking import check_reporters
+from ipu_trainer.training.tracking import check_reporters, default_reporters
+
+T = TypeVar("T")
+# Flags that --precision takes the place of.
+_OLD_PRECISION = {"bf16": "bf16", "fp16": "fp16", "half": "fp16"}
+
+
+def flag(default: T, help_text: str) -> T:
+    """A field of a task's own arguments, with what --help says of it."""
+    return dataclasses.field(default=default, metadata={"help": help_text})
+
+
+def recipe_defaults(**values: Any) -> Dict[str, Any]:
+    """What all tasks have in place of Trainer's defaults, with these values of one, by the installed release's names.
+
+    A micro-batch of 0 is none: training_arguments() finds one.
+    """
+    common = {
+        "precision": "auto",
+        "per_device_train_batch_size": 0,
+        "lr_scheduler_type": "cosine",
+        "save_total_limit": 2,
+        "save_safetensors": True,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "report_to": default_reporters(),
+        "logging_nan_inf_filter": False,  # it waits for the GPU in every step, and hides what went wrong
+    }
+    return compat.training_defaults(**{**common, **values})
 
 
 def parse_flags(
@@ -26,43 +56,53 @@ def parse_flags(
     argv: Sequence[str],
     defaults: Mapping[str, Any],
     arguments_class: Any = IPUTrainingArguments,
-    command: str = "train",
 ) -> Tuple[Any, Dict[str, Any]]:
     """(the recipe, values for arguments_class by field name, those that __post_init__ makes left out).
 
-    --ipu-config and --ipu_config are one flag; --output is Trainer's --output_dir. Raises ValueError for unknown flags,
-    with the task's name, and where --output is missing and CHECKPOINT_DIR is not set.
+    --kebab-case and --snake_case are one flag; --output is Trainer's --output_dir. Raises UserError for unknown flags, with
+    the task's name, and where --output is missing and CHECKPOINT_DIR is not set.
     """
     # Abbreviations would take a misspelt flag for another.
-    parser = HfArgumentParser([recipe_class, arguments_class], prog=f"ipu-trainer {command} {task}", allow_abbrev=False)
+    parser = HfArgumentParser([recipe_class, arguments_class], prog=f"ipu-trainer train {task}", allow_abbrev=False)
     parser.add_argument(
         "--config", help="best.json of a search, or one like it; flags on the command line count instead"
     )
     parser.set_defaults(**defaults)
     taken = {item.name for item in dataclasses.fields(arguments_class) if item.init}
-    words, kept = _by_todays_names([_field_flag(word) for word in with_config(task, argv)], taken)
+    words, kept = _by_todays_names(_field_flags(with_config(task, argv)), taken)
     if not any(word.split("=")[0] == "--output_dir" for word in words) and not {"-h", "--help"} & set(argv):
         words += ["--output_dir", str(results("--output", task))]
     parser.error = _refuse  # type: ignore[assignment,method-assign]  # one line, instead of all flags first
     namespace, unknown = parser.parse_known_args(words)
     if unknown:
-        raise ValueError(f"unknown flags {' '.join(unknown)}. `ipu-trainer {command} {task} --help` lists them.")
-    values = {**vars(namespace), **kept}
+        raise UserError(f"unknown flags {' '.join(unknown)}. `ipu-trainer train {task} --help` lists them.")
+    values, given = {**vars(namespace), **kept}, flags_given(words)
     check_reporters(values["report_to"])
-    defaults_of_all = {name: parser.get_default(name) for name in values}
-    check_flags(task, values, defaults_of_all, flags_given(words))
+    check_flags(task, values, {name: parser.get_default(name) for name in values}, given)
+    for name in sorted(given):
+        if name in _OLD_PRECISION and values[name]:
+            hint(f"--{name}", f"--precision {_OLD_PRECISION[name]}")
     names = {item.name for item in dataclasses.fields(recipe_class)}
     recipe = recipe_class(**{name: value for name, value in values.items() if name in names})
     return recipe, {name: value for name, value in values.items() if name in taken or name in kept}
 
 
+def training_arguments(arguments_class: Any, values: Dict[str, Any], micro_batch: Callable[[], int]) -> Any:
+    """The training arguments of parse_flags; the micro-batch, unless given, is the profile's published one or micro_batch()."""
+    if not values["per_device_train_batch_size"]:
+        published = load_profile(values["ipu_config"]).micro_batch if values["ipu_config"] else None
+        values = {**values, "per_device_train_batch_size": published or micro_batch()}
+    with user_input():
+        return arguments_class(**values)
+
+
 def _refuse(message: str) -> NoReturn:
-    raise ValueError(f"{message.rstrip('.')}.")
+    raise UserError(f"{message.rstrip('.')}.")
 
 
 def _by_todays_names(words: Sequence[str], fields: Collection[str]) -> Tuple[List[str], Dict[str, Any]]:
     """(flags by the installed transformers' names, values of those that only scripts read). Raises ValueError as renamed.today."""
-    given = {name: _value(text) for name, text in flags_given(words).items()}
+    given = {name: _plain(value) for name, value in flags_given(words).items()}
     kept = {name: given.pop(name) for name in renamed.KEPT if name in given and name not in fields}
     current = renamed.today(given, fields)
     changed = {name: value for name, value in current.items() if name not in given or value is not given[name]}
@@ -79,54 +119,40 @@ def _by_todays_names(words: Sequence[str], fields: Collection[str]) -> Tuple[Lis
     return left, kept
 
 
-def _value(text: Any) -> Any:
-    """What a flag's text means: true, false, a number, or a text; lists item by item."""
-    if isinstance(text, list):
-        return [_value(item) for item in text]
-    if not isinstance(text, str):
-        return text
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+def _plain(value: Any) -> Any:
+    return [plain_value(item) for item in value] if isinstance(value, list) else plain_value(str(value))
 
 
 def with_config(task: str, argv: Sequence[str]) -> List[str]:
     """argv with the flags of its --config FILE in front, so that those which were typed count.
 
     FILE is JSON: {"about": {"task": ...}, "flags": {"learning_rate": 1e-4, ...}}, flags by their names without dashes.
-    Raises ValueError for a file of another form or task.
+    Raises UserError for a file of another form or task.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config")
     own, rest = parser.parse_known_args(list(argv))
     if own.config is None:
         return rest
-    try:
-        content = json.loads(Path(own.config).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--config {own.config} is not JSON: {error}.") from None
+    content = read_json(own.config)
     flags = content.get("flags") if isinstance(content, dict) else None
-    if not isinstance(flags, dict) or not all(_is_flag_value(value) for value in flags.values()):
-        raise ValueError(
+    if not isinstance(flags, dict) or any(isinstance(item, dict) for value in flags.values() for item in _items(value)):
+        raise UserError(
             f'--config {own.config} must hold {{"flags": {{NAME: VALUE, ...}}}}, values being texts, numbers, true, false '
             "or lists of these, as best.json of `ipu-trainer search` does."
         )
     meant = content.get("about", {}).get("task", task)
     if meant != task:
-        raise ValueError(f"--config {own.config} is for {meant}, not for {task}.")
+        raise UserError(f"--config {own.config} is for {meant}, not for {task}.")
     words: List[str] = []
     for name, value in flags.items():
-        if value is None:
-            continue
-        words.append(f"--{name}")
-        if value is not True:
-            words += [str(item) for item in value] if isinstance(value, list) else [str(value)]
+        if value is not None:
+            words += [f"--{name}", *(str(item) for item in _items(value) if value is not True)]
     return words + rest
+
+
+def _items(value: Any) -> List[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def flags_given(argv: Sequence[str]) -> Dict[str, Any]:
@@ -134,7 +160,7 @@ def flags_given(argv: Sequence[str]) -> Dict[str, Any]:
     given: Dict[str, Any] = {}
     values: List[str] = []
     name = ""
-    for word in [*(_field_flag(word) for word in argv), "--"]:
+    for word in [*_field_flags(argv), "--"]:
         if not word.startswith("--"):
             values.append(word)
             continue
@@ -147,40 +173,16 @@ def flags_given(argv: Sequence[str]) -> Dict[str, Any]:
 
 def check_fraction(validation_fraction: float) -> None:
     if not 0.0 < validation_fraction < 1.0:
-        raise ValueError(f"validation_fraction {validation_fraction} must be above 0 and below 1 (0.1 is usual).")
+        raise UserError(f"validation_fraction {validation_fraction} must be above 0 and below 1 (0.1 is usual).")
 
 
 def check_read(recipe: Any, name: str, is_read: bool, why: str) -> None:
     """Raise ValueError for a recipe's flag that has not its default and is not read."""
     value, default = getattr(recipe, name), type(recipe).__dataclass_fields__[name].default
     if value != default and not is_read:
-        raise ValueError(f"--{name} {value} would not be read: {why}. Leave it out.")
+        raise UserError(f"--{name} {value} would not be read: {why}. Leave it out.")
 
 
-def _is_flag_value(value: Any) -> bool:
-    items = value if isinstance(value, list) else [value]
-    return all(item is None or isinstance(item, (str, int, float, bool)) for item in items)
-
-
-def takes_bf16(requested: str, values: Mapping[str, Any]) -> bool:
-    """Whether to set Trainer's bf16. Its own flags --bf16 and --fp16 stand in for --precision auto."""
-    if choose_backend(values["backend"], "", bool(values.get("compile_only"))).has_executors:
-        if requested == "bf16":
-            raise ValueError(
-                "--precision bf16 is for the host: IPUs have no bfloat16. Use --half, or --precision fp32."
-            )
-        return bool(values.get("bf16"))
-    flags = [name for name in ("bf16", "fp16") if values.get(name)]
-    if flags and requested not in ("auto", flags[0]):
-        raise ValueError(f"--precision {requested} and --{flags[0]} contradict each other. Give one of them.")
-    if flags:
-        return "bf16" in flags
-    return choose_precision(requested, bool(values.get(compat.field_name("use_cpu")))).name == "bf16"
-
-
-def _field_flag(word: str) -> str:
-    if not word.startswith("--"):
-        return word
-    flag, equals, value = word.partition("=")
-    flag = "--" + flag[2:].replace("-", "_")
-    return ("--output_dir" if flag == "--output" else flag) + equals + value
+def _field_flags(argv: Sequence[str]) -> List[str]:
+    """Flags by the names of fields."""
+    return ["--output_dir" + word[8:] if word.split("=")[0] == "--output" else word for word in snake_case(argv)]

@@ -106,7 +106,7 @@ def draw_curves(
     """Lines by label. NaN in y leaves a gap; more than 400 points are thinned out."""
     from matplotlib import colormaps
 
-    colours: Sequence[Any] = SERIES if len(lines) <= len(SERIES) else colormaps["tab20"](range(20))
+    colours: Any = SERIES if len(lines) <= len(SERIES) else colormaps["tab20"](range(20))
     for number, (label, x, y) in enumerate(lines):
         xs, ys = thinned(x, y)
         style = {"marker": "o", "markersize": 2.5} if markers or len(xs) == 1 else {}

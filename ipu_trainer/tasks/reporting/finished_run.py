@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, Mapping, Sequence
 
-from ipu_trainer.tasks.recipe.run_record import METRICS_FILE, RUN_FILE, read_history, read_run
+from ipu_trainer.errors import UserError
+from ipu_trainer.tasks.run_record import METRICS_FILE, RUN_FILE, read_history, read_run
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,9 @@ def read_json(path: Path) -> Dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}). It is written at the end of a run.") from error
+        raise UserError(f"{path} cannot be read ({error}). It is written at the end of a run.") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path} holds no JSON object. It is written at the end of a run.")
+        raise UserError(f"{path} holds no JSON object. It is written at the end of a run.")
     return value
 
 

@@ -26,8 +26,8 @@ def ipu_blocks(run: Run, workload_of: Sequence[Any]) -> List[Block]:
     workload_of: what planner.measure takes besides the model.
     """
     settings = run.record["settings"]
-    named = settings["recipe"].get("ipu_config")
     training = settings["training"]
+    named = training.get("ipu_config") or settings["recipe"].get("ipu_config")  # where older runs have it
     if not named and not training.get("ipu_config_overrides"):
         return []
     try:

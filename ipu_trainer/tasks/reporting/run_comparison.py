@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Sequence, Tuple
 
+from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.reporting.finished_run import Run, flat
 from ipu_trainer.tasks.reporting.html_document import Block, Page, Section, Table, Text, interval, number
 from ipu_trainer.tasks.reporting.run_report import ValidationMetric, training_blocks
@@ -42,9 +43,9 @@ def comparison_page(
 def check_runs(tasks: Sequence[str]) -> None:
     """Raises ValueError unless there are 2 to MOST_RUNS runs, all of one task."""
     if not 2 <= len(tasks) <= MOST_RUNS:
-        raise ValueError(f"{len(tasks)} runs cannot be compared side by side. Give 2 to {MOST_RUNS}.")
+        raise UserError(f"{len(tasks)} runs cannot be compared side by side. Give 2 to {MOST_RUNS}.")
     if len(set(tasks)) > 1:
-        raise ValueError(f"runs of {', '.join(sorted(set(tasks)))} have no metric in common. Compare runs of one task.")
+        raise UserError(f"runs of {', '.join(sorted(set(tasks)))} have no metric in common. Compare runs of one task.")
 
 
 def distinct_names(folders: Sequence[Path]) -> List[str]:

@@ -1,6 +1,6 @@
 """`ipu-trainer search TASK`: hyper-parameter search over a task's recipe, and its results as files that people look at.
 
-    ipu-trainer search TASK --output FOLDER [--space NAME=LOW:HIGH:log ...] [--n-trials N] [any flag of train TASK]
+    ipu-trainer search TASK --output FOLDER [--space NAME=LOW:HIGH:log ...] [--n_trials N] [any flag of train TASK]
 
 FOLDER holds the study (study.db), trials.csv, study.json, plots and best.json, which `ipu-trainer train TASK --config`
 takes. The same command after a kill goes on: no finished trial is repeated.
@@ -11,60 +11,48 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Callable, List, Mapping, Sequence
 
 import transformers
 
-from ipu_trainer.atomic import remove_leftovers, write_json
+from ipu_trainer.atomic import read_json, remove_leftovers, write_json
+from ipu_trainer.command_line import snake_case
+from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.folders import results
 from ipu_trainer.tasks.recipe.early_checks import check_metric
 from ipu_trainer.tasks.recipe.flags import flags_given, with_config
 from ipu_trainer.tasks.search.search_results import header, row, write_results
 from ipu_trainer.tasks.search.search_space import Range, parse_range
+from ipu_trainer.tasks.task import SearchTask
 from ipu_trainer.training.hyperparameter_search.optuna_search import GEOMETRY, SearchError
 
 SEARCH_FILE = "search.json"
 STUDY_FILE = "study.db"
 
 
-@dataclass
-class Searched:
-    """What a task brings: a trainer with model_init, its metric and direction, a line on the data, what defines the run,
-    what skips a trial that cannot run, and the names of all its metrics."""
-
-    trainer: Any
-    objective: str
-    direction: str
-    about: str
-    settings: Dict[str, Any]
-    is_feasible: Optional[Callable[[Any, int], Optional[str]]] = None
-    metrics: Sequence[str] = ()
-
-
-def run(task: str, searched: Callable[[Sequence[str]], Searched], words: Sequence[str]) -> None:
-    """`ipu-trainer search TASK`. searched: the task's own, given train's flags."""
-    own, rest = _parser(task).parse_known_args(list(words))
+def run(task: str, prepare: Callable[[Sequence[str]], SearchTask], words: Sequence[str]) -> None:
+    """`ipu-trainer search TASK`. prepare: the task's search, given the flags of train."""
+    own, rest = _parser(task).parse_known_args(snake_case(words))
     if own.help:
         _parser(task).print_help()
         print(f"\nEvery flag of `ipu-trainer train {task}` may follow: it holds for all trials.")
         return
     if own.n_trials < 1:
-        raise ValueError(f"--n-trials {own.n_trials}: a search needs at least 1.")
+        raise UserError(f"--n_trials {own.n_trials}: a search needs at least 1.")
     space = [parse_range(text) for text in own.space]
     names = [item.name for item in space]
     if len(set(names)) < len(names):
-        raise ValueError(f"--space names one value twice: {', '.join(names)}.")
+        raise UserError(f"--space names one value twice: {', '.join(names)}.")
     pruner = _pruner(own.pruner)
     folder = Path(own.output or results("--output", f"{task}-search"))
     rest = with_config(task, rest)
-    given = ["--output", str(folder), *rest]
-    if not {"--save_strategy", "--save-strategy"} & {word.split("=")[0] for word in rest}:
-        given += ["--save_strategy", "no"]  # a trial is judged, not kept
-    if not {"--report_to", "--report-to"} & {word.split("=")[0] for word in rest}:
-        given += ["--report_to", "none"]  # the study has the results; a folder of logs for each trial is asked for
-    subject = searched(given)
+    # Trials leave neither checkpoints nor logs unless they are asked for: the study has the results.
+    quiet = [("--save_strategy", "no"), ("--report_to", "none")]
+    given = {word.split("=")[0] for word in rest}
+    subject = prepare(
+        ["--output", str(folder), *rest, *(word for pair in quiet if pair[0] not in given for word in pair)]
+    )
     args = subject.trainer.args
     space = space or _default_space(args)
     _check_space(space, subject.trainer)
@@ -74,7 +62,7 @@ def run(task: str, searched: Callable[[Sequence[str]], Searched], words: Sequenc
     objectives = [name if name.startswith("eval_") else f"eval_{name}" for name in objectives]
     directions = own.direction.split(",") if own.direction else _known_directions(objectives, subject)
     if len(directions) != len(objectives):
-        raise ValueError(
+        raise UserError(
             f"{len(objectives)} objective(s) ({', '.join(objectives)}) and {len(directions)} direction(s) "
             f"({', '.join(directions)}): give one --direction for each, as --direction minimize,maximize."
         )
@@ -121,12 +109,12 @@ def run(task: str, searched: Callable[[Sequence[str]], Searched], words: Sequenc
     write_results(folder, storage, study_name, plan, subject.trainer)
 
 
-def _known_directions(objectives: Sequence[str], subject: Searched) -> List[str]:
+def _known_directions(objectives: Sequence[str], subject: SearchTask) -> List[str]:
     """Of the task's own metric and of the loss; raises ValueError for others, of which only the user knows what is better."""
     known = {"eval_loss": "minimize", subject.objective: subject.direction}
     unknown = [name for name in objectives if name not in known]
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"--objective {','.join(objectives)}: whether {', '.join(unknown)} is better larger or smaller is not known here. Say "
             f"--direction maximize or --direction minimize{', one for each objective' if len(objectives) > 1 else ''}."
         )
@@ -145,7 +133,7 @@ def _parser(task: str) -> argparse.ArgumentParser:
         help="learning_rate=1e-5:1e-3:log, num_train_epochs=1:4, micro_batch=1,2,4; may be given several times. "
         "micro_batch and replication_factor keep the global batch. Default: learning rate and weight decay",
     )
-    parser.add_argument("--n-trials", type=int, default=12, help="trials in all, earlier ones included (default 12)")
+    parser.add_argument("--n_trials", type=int, default=12, help="trials in all, earlier ones included (default 12)")
     parser.add_argument("--objective", help="metric of the evaluation, or several with commas (default: the task's)")
     parser.add_argument(
         "--direction",
@@ -162,7 +150,7 @@ def _pruner(name: str) -> Any:
     try:
         import optuna
     except ImportError:
-        raise ValueError("`ipu-trainer search` needs optuna: pip install 'ipu-trainer[search]'.") from None
+        raise UserError("`ipu-trainer search` needs optuna: pip install 'ipu-trainer[search]'.") from None
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     pruners = {
@@ -171,7 +159,7 @@ def _pruner(name: str) -> Any:
         "none": optuna.pruners.NopPruner,
     }
     if name not in pruners:
-        raise ValueError(f"--pruner {name!r} is not one of {', '.join(pruners)}.")
+        raise UserError(f"--pruner {name!r} is not one of {', '.join(pruners)}.")
     return pruners[name]()
 
 
@@ -185,7 +173,7 @@ def _check_space(space: Sequence[Range], trainer: Any) -> None:
     fields = {item.name for item in dataclasses.fields(trainer.args)}
     for item in space:
         if item.name in ("output_dir", "backend") or (item.name not in fields and item.name not in GEOMETRY):
-            raise ValueError(
+            raise UserError(
                 f"--space {item.name}: not a value that trials may differ in. Those are fields of the training "
                 f"arguments, {' and '.join(GEOMETRY)}; model and data are the same for all trials."
             )
@@ -195,7 +183,7 @@ def _check_space(space: Sequence[Range], trainer: Any) -> None:
         per_replica = geometry.global_batch // geometry.replicas
         wrong = [size for size in searched["micro_batch"].choices if not isinstance(size, int) or per_replica % size]
         if wrong:
-            raise ValueError(
+            raise UserError(
                 f"--space micro_batch={','.join(map(str, wrong))}: micro-batch x accumulation must stay "
                 f"{per_replica} samples a replica (global batch {geometry.global_batch}). Give divisors of "
                 f"{per_replica}, or change --gradient_accumulation_steps."
@@ -207,12 +195,12 @@ def _check_same(folder: Path, plan: Mapping[str, Any]) -> None:
     path = folder / SEARCH_FILE
     if not path.is_file():
         return
-    then, now = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(plan, default=str))
+    then, now = read_json(path), json.loads(json.dumps(plan, default=str))
     changed = [name for name in ("task", "objectives", "directions", "space", "flags") if then.get(name) != now[name]]
     if then.get("settings", {}).get("data") != now["settings"].get("data"):
         changed.append("data")
     if changed:
-        raise ValueError(
-            f"{folder} holds a search with other {', '.join(changed)}. Give the same command to go on (--n-trials may "
+        raise UserError(
+            f"{folder} holds a search with other {', '.join(changed)}. Give the same command to go on (--n_trials may "
             "grow), or another --output."
         )

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Optional, Tuple
 
+from ipu_trainer.command_line import plain_value
+from ipu_trainer.errors import UserError
+
 
 @dataclass(frozen=True)
 class Range:
@@ -37,32 +40,22 @@ def parse_range(text: str) -> Range:
     name = name.strip().replace("-", "_")
     rule = "NAME=LOW:HIGH, NAME=LOW:HIGH:log, NAME=LOW:HIGH:STEP of whole numbers, or NAME=a,b,c"
     if not equals or not name or not values:
-        raise ValueError(f"--space {text!r} is not {rule}.")
+        raise UserError(f"--space {text!r} is not {rule}.")
     if ":" not in values:
-        choices = tuple(_value(item) for item in values.split(","))
+        choices = tuple(plain_value(item) for item in values.split(","))
         if len(set(choices)) < len(choices):
-            raise ValueError(f"--space {text!r} names a value twice.")
+            raise UserError(f"--space {text!r} names a value twice.")
         return Range(name, choices)
     parts = values.split(":")
-    ends = [_value(part) for part in parts[:2]]
+    ends = [plain_value(part) for part in parts[:2]]
     if len(parts) > 3 or not all(isinstance(end, (int, float)) and not isinstance(end, bool) for end in ends):
-        raise ValueError(f"--space {text!r} is not {rule}.")
+        raise UserError(f"--space {text!r} is not {rule}.")
     low, high = ends
     whole = isinstance(low, int) and isinstance(high, int)
     last = parts[2] if len(parts) == 3 else ""
     step = int(last) if last.isdigit() else None
     if not low < high or (last not in ("", "log") and step is None) or (step is not None and not (whole and step)):
-        raise ValueError(f"--space {text!r}: LOW must be below HIGH, and the rule is {rule}.")
+        raise UserError(f"--space {text!r}: LOW must be below HIGH, and the rule is {rule}.")
     if last == "log" and low <= 0:
-        raise ValueError(f"--space {text!r}: a logarithmic range begins above 0.")
+        raise UserError(f"--space {text!r}: a logarithmic range begins above 0.")
     return Range(name, (), low, high, last == "log", (step or 1) if whole else None)
-
-
-def _value(text: str) -> Any:
-    text = text.strip()
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    return {"true": True, "false": False}.get(text.lower(), text)

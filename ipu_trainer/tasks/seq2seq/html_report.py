@@ -11,13 +11,14 @@ from ipu_trainer.tasks.reporting.run_comparison import Headline
 from ipu_trainer.tasks.reporting.run_report import ValidationMetric
 from ipu_trainer.tasks.reporting.task_report import TaskReport
 
+METRIC = ValidationMetric("eval_chrf", "validation chrF")
 _SCORES = (("BLEU", "bleu"), ("chrF", "chrf"), ("exactly right", "exact_match"), ("loss", "loss"))
 _MOST_EXAMPLES = 24
 
 
 class Seq2SeqReport(TaskReport):
     title = "Seq2seq"
-    metric = ValidationMetric("eval_chrf", "validation chrF")
+    metric = METRIC
 
     def headline(self, run: Run) -> Headline:
         return [(label, run.metrics[key], None) for label, key in _SCORES if key in run.metrics]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Mapping, Tuple
+import copy
+from typing import Any, Dict, Sequence, Tuple
 
 from transformers import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, AutoModelForSeq2SeqLM
 
+from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.pretrained import load_pretrained
-from ipu_trainer.tasks.text.text_models import check_task, random_model, set_vocabulary
+from ipu_trainer.tasks.text.text_models import ModelChoice, check_task, random_model, set_vocabulary
 
 # tasks/models.py says what these are.
 SIZES: Dict[str, Tuple[str, Dict[str, Any]]] = {
@@ -43,9 +45,7 @@ SIZES: Dict[str, Tuple[str, Dict[str, Any]]] = {
 NO_DROPOUT: Dict[str, Dict[str, Any]] = {"t5": {"dropout_rate": 0.0}, "bart": {"dropout": 0.0}}
 
 
-def build_model(
-    model: str, config: Any, tokenizer: Any, lengths: Tuple[int, int], scratch: bool, overrides: Mapping[str, Any]
-) -> Any:
+def build_model(model: str, choice: ModelChoice, tokenizer: Any, lengths: Sequence[int]) -> Any:
     """The model, float32: also where weights or configuration were saved in another type, unless overrides name a dtype.
     From scratch its vocabulary is len(tokenizer), with the tokenizer's ids; values of overrides, which the configuration has
     already, count instead.
@@ -53,17 +53,18 @@ def build_model(
     lengths: tokens of sources and targets. Raises ValueError for a tokenizer with more tokens than the vocabulary has, lengths
     beyond the model's positions, or weights that are missing.
     """
-    if not scratch:
+    config = copy.deepcopy(choice.config)
+    if not choice.from_scratch:
         check_shapes(config, len(tokenizer), lengths)
         return load_model(model)
-    set_vocabulary(config, tokenizer, overrides)
+    set_vocabulary(config, tokenizer, choice.overrides)
     # T5 begins with padding, the others with the end of text.
     begin = tokenizer.pad_token_id if config.model_type == "t5" else tokenizer.eos_token_id
     config.decoder_start_token_id = begin
     if getattr(config, "forced_eos_token_id", None) is not None:
         config.forced_eos_token_id = tokenizer.eos_token_id
     check_shapes(config, len(tokenizer), lengths)
-    return random_model(AutoModelForSeq2SeqLM, config, overrides)
+    return random_model(AutoModelForSeq2SeqLM, config, choice.overrides)
 
 
 def load_model(model: str) -> Any:
@@ -73,20 +74,20 @@ def load_model(model: str) -> Any:
 
 def check_encoder_decoder(model: str, config: Any) -> None:
     if not getattr(config, "is_encoder_decoder", False):
-        raise ValueError(
+        raise UserError(
             f"{model} is a {config.model_type}, not an encoder-decoder. Use T5 or BART ({', '.join(SIZES)}), or "
             "`ipu-trainer train language-modeling`."
         )
     check_task(model, config, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, "text to text")
 
 
-def check_shapes(config: Any, num_tokens: int, lengths: Tuple[int, int]) -> None:
+def check_shapes(config: Any, num_tokens: int, lengths: Sequence[int]) -> None:
     if num_tokens > config.vocab_size:
-        raise ValueError(
+        raise UserError(
             f"the tokenizer has {num_tokens:,} tokens, but the model's vocabulary holds {config.vocab_size:,}. Use the "
             "model's own tokenizer, or train from scratch without setting vocab_size."
         )
     positions = getattr(config, "max_position_embeddings", None)  # T5 has none: its positions are relative
     for name, length in zip(("source_length", "target_length"), lengths):
         if length < 2 or (positions is not None and length > positions):
-            raise ValueError(f"{name} {length} must be from 2 to the model's {positions or 'any number of'} positions.")
+            raise UserError(f"{name} {length} must be from 2 to the model's {positions or 'any number of'} positions.")

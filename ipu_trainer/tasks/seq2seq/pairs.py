@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.text.documents import Document, Grouped
 
 IGNORED = -100  # the label that no loss counts
@@ -42,7 +43,7 @@ def read_pairs(path: Path) -> Iterator[Pair]:
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f'{path} is not a file. Give a .jsonl file with {{"source": "...", "target": "..."}} a line.')
+        raise UserError(f'{path} is not a file. Give a .jsonl file with {{"source": "...", "target": "..."}} a line.')
     found = False
     with path.open(encoding="utf-8-sig", errors="replace") as opened:
         for number, line in enumerate(opened, start=1):
@@ -51,14 +52,14 @@ def read_pairs(path: Path) -> Iterator[Pair]:
             try:
                 record = json.loads(line)
             except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number} is not JSON: {error}.") from error
+                raise UserError(f"{path}, line {number} is not JSON: {error}.") from error
             texts = [record.get(name) if isinstance(record, dict) else None for name in ("source", "target")]
             if not all(isinstance(text, str) and text.strip() for text in texts):
-                raise ValueError(f'{path}, line {number} has no "source" or no "target" with text in it.')
+                raise UserError(f'{path}, line {number} has no "source" or no "target" with text in it.')
             found = True
             yield Pair(str(record.get("group", number)), f"{path.name}:{number}", str(texts[0]), str(texts[1]))
     if not found:
-        raise ValueError(f"{path} is empty.")
+        raise UserError(f"{path} is empty.")
 
 
 def docstring_pairs(documents: Iterable[Document]) -> Iterator[Pair]:
@@ -104,7 +105,7 @@ class FixedShapePairs(Dataset):  # type: ignore[type-arg]
     def __init__(self, pairs: List[Pair], tokenizer: Any, source_length: int, target_length: int, prefix: str) -> None:
         self.pairs = pairs
         if tokenizer.pad_token_id is None:
-            raise ValueError("the tokenizer has no pad token, which pairs of one shape need. Use another --tokenizer.")
+            raise UserError("the tokenizer has no pad token, which pairs of one shape need. Use another --tokenizer.")
         sources = tokenizer([prefix + pair.source for pair in pairs], verbose=False)["input_ids"]
         targets = tokenizer(text_target=[pair.target for pair in pairs], verbose=False)["input_ids"]
         self.num_cut = (
@@ -138,7 +139,7 @@ class WithDecoderInputs:
         self.collator = trainer.data_collator
         self.shifted: Any = getattr(trainer.model, "prepare_decoder_input_ids_from_labels", None)
         if self.shifted is None:
-            raise ValueError(
+            raise UserError(
                 f"--label_smoothing_factor needs decoder inputs made of labels, which {type(trainer.model).__name__} does not "
                 "make. Leave it out."
             )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, Iterable, Iterator, List, Sequence, Tuple, TypeVar
 
+from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.folders import is_hidden
 
 _SUFFIXES = (".txt", ".md", ".py", ".jsonl")
@@ -44,7 +45,7 @@ def read_folder(path: Path) -> Iterator[Document]:
     """
     path = Path(path)
     if not path.exists():
-        raise ValueError(f"{path} does not exist. Give a file or a folder of {', '.join(_SUFFIXES)} files.")
+        raise UserError(f"{path} does not exist. Give a file or a folder of {', '.join(_SUFFIXES)} files.")
     root = path if path.is_dir() else path.parent
     files = sorted(file for file in path.rglob("*") if file.suffix in _SUFFIXES) if path.is_dir() else [path]
     found = False
@@ -55,12 +56,12 @@ def read_folder(path: Path) -> Iterator[Document]:
         if path.is_dir() and any(is_hidden(part) for part in name.parts):
             continue
         if file.stat().st_size > _LARGEST_FILE_BYTES:
-            raise ValueError(f"{file} has {file.stat().st_size:,} bytes, more than {_LARGEST_FILE_BYTES:,}. Split it.")
+            raise UserError(f"{file} has {file.stat().st_size:,} bytes, more than {_LARGEST_FILE_BYTES:,}. Split it.")
         for document in _documents_of(file, name.parts[0], str(name)):
             found = True
             yield document
     if not found:
-        raise ValueError(f"{path} holds no text: no {', '.join(_SUFFIXES)} file with something in it.")
+        raise UserError(f"{path} holds no text: no {', '.join(_SUFFIXES)} file with something in it.")
 
 
 def _documents_of(file: Path, group: str, name: str) -> Iterator[Document]:
@@ -75,9 +76,9 @@ def _documents_of(file: Path, group: str, name: str) -> Iterator[Document]:
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{file}, line {number} is not JSON: {error}.") from error
+            raise UserError(f"{file}, line {number} is not JSON: {error}.") from error
         if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-            raise ValueError(f'{file}, line {number} has no "text". Give an object such as {{"text": "..."}} a line.')
+            raise UserError(f'{file}, line {number} has no "text". Give an object such as {{"text": "..."}} a line.')
         if record["text"].strip():
             yield Document(str(record.get("group", f"{name}:{number}")), f"{name}:{number}", record["text"])
 
@@ -127,12 +128,12 @@ def split_by_group(documents: Sequence[T], validation_fraction: float, seed: int
     passed over, while others are left. Raises ValueError where no group can be set aside.
     """
     if not 0.0 < validation_fraction < 1.0:
-        raise ValueError(f"validation_fraction {validation_fraction} must be above 0 and below 1.")
+        raise UserError(f"validation_fraction {validation_fraction} must be above 0 and below 1.")
     sizes: Dict[str, int] = {}
     for document in documents:
         sizes[document.group] = sizes.get(document.group, 0) + len(document.text)
     if len(sizes) < 2:
-        raise ValueError(
+        raise UserError(
             f"the corpus has {len(sizes)} group{'s' if len(sizes) != 1 else ''} ({', '.join(sizes) or 'it is empty'}), and "
             "validation needs one that is not trained on. Put the texts into at least two files or sub-folders."
         )

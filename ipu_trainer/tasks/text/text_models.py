@@ -4,17 +4,53 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, Dict, Mapping, Tuple
+from typing import Any, Dict, Mapping, NamedTuple, Tuple
 
 import torch
 import transformers
 from transformers import AutoConfig
 
+from ipu_trainer.command_line import plain_value
+from ipu_trainer.errors import UserError, user_input
 from ipu_trainer.tasks.pretrained import DTYPE
+from ipu_trainer.tasks.recipe.flags import check_read
+from ipu_trainer.tasks.text.tokenizers import has_tokenizer
 
 # name -> (model_type, what differs from that type's default configuration).
 Sizes = Mapping[str, Tuple[str, Mapping[str, Any]]]
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+class ModelChoice(NamedTuple):
+    """What --model, --from_scratch, --model_overrides and --tokenizer say. tokenizer: a folder or Hub id, "" to train one."""
+
+    config: Any
+    from_scratch: bool
+    overrides: Dict[str, Any]
+    tokenizer: str
+
+
+def choose_model(recipe: Any, sizes: Sizes, no_dropout: Mapping[str, Mapping[str, Any]]) -> ModelChoice:
+    """The model that a task's flags name. Raises UserError for one that there is not, and for flags that it does not read.
+
+    From scratch are names of sizes and folders without weights, or where asked for.
+    """
+    name, path = recipe.model, Path(recipe.model)
+    config = find_config(name, sizes, no_dropout)
+    without_weights = path.is_dir() and not any((path / file).is_file() for file in _WEIGHTS)
+    scratch = recipe.from_scratch or name in sizes or without_weights
+    tokenizer = recipe.tokenizer or (name if name not in sizes and has_tokenizer(name) else "")
+    check_read(recipe, "vocab_size", not tokenizer, f"the tokenizer of {tokenizer} is there")
+    overrides = parse_overrides(recipe.model_overrides)
+    if overrides and not scratch:
+        raise UserError(
+            "model_overrides change a configuration, and this model has weights. Add --from_scratch true, or leave them out."
+        )
+    for item, value in overrides.items():
+        if not hasattr(config, item):
+            raise UserError(f"model_overrides: {type(config).__name__} has no {item!r}.")
+        setattr(config, item, value)
+    return ModelChoice(config, scratch, overrides, tokenizer)
 
 
 def find_config(model: str, sizes: Sizes, no_dropout: Mapping[str, Mapping[str, Any]]) -> Any:
@@ -28,14 +64,15 @@ def find_config(model: str, sizes: Sizes, no_dropout: Mapping[str, Mapping[str, 
         return AutoConfig.for_model(model_type, **{**dropout, **values})
     if "/" not in model and not Path(model).exists():
         near = difflib.get_close_matches(model, sizes, n=3)
-        raise ValueError(
+        raise UserError(
             f"model {model!r} is neither a folder nor one of {', '.join(sizes)}."
             + (f" Nearest: {', '.join(near)}." if near else "")
         )
     try:
-        return AutoConfig.from_pretrained(model)
+        with user_input():
+            return AutoConfig.from_pretrained(model)
     except KeyError as error:  # 4.29, of architectures that came later
-        raise ValueError(
+        raise UserError(
             f"{model} has model_type {error}, which transformers {transformers.__version__} does not know. Give another model."
         ) from error
 
@@ -43,7 +80,7 @@ def find_config(model: str, sizes: Sizes, no_dropout: Mapping[str, Mapping[str, 
 def check_task(model: str, config: Any, mapping: Any, task: str) -> None:
     """Raises ValueError for an architecture without a model for the task; mapping: configuration classes to models."""
     if type(config) not in mapping:
-        raise ValueError(
+        raise UserError(
             f"{model} holds a model of model_type {config.model_type}, which has no head for {task}. Give a model that has."
         )
 
@@ -56,39 +93,13 @@ def random_model(auto: Any, config: Any, overrides: Mapping[str, Any]) -> Any:
     asked = str(overrides.get("dtype", overrides.get("torch_dtype", "float32")))
     dtype = getattr(torch, asked, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(f"model_overrides: {DTYPE} {asked} is not one of float32, float16, bfloat16.")
+        raise UserError(f"model_overrides: {DTYPE} {asked} is not one of float32, float16, bfloat16.")
     setattr(config, DTYPE, dtype)
     return auto.from_config(config, **{DTYPE: dtype})
 
 
 def is_small(model: str) -> bool:
     return model.endswith(("-nano", "-mini"))
-
-
-def own_tokenizer(model: str, sizes: Sizes) -> str:
-    """Where the model's own tokenizer would be: its folder or Hub id; "" for a name of sizes."""
-    return "" if model in sizes else model
-
-
-def from_scratch(model: str, sizes: Sizes, scratch: bool) -> bool:
-    """Whether weights start random: for names of sizes and folders without weights, or where asked for."""
-    path = Path(model)
-    return scratch or model in sizes or (path.is_dir() and not any((path / name).is_file() for name in _WEIGHTS))
-
-
-def change_config(config: Any, values: Mapping[str, Any]) -> None:
-    """Set values of a configuration. Raises ValueError for a name that it does not have."""
-    for name, value in values.items():
-        if not hasattr(config, name):
-            raise ValueError(f"model_overrides: {type(config).__name__} has no {name!r}.")
-        setattr(config, name, value)
-
-
-def check_overrides(overrides: Mapping[str, Any], scratch: bool) -> None:
-    if overrides and not scratch:
-        raise ValueError(
-            "model_overrides change a configuration, and this model has weights. Add --from_scratch true, or leave them out."
-        )
 
 
 def set_vocabulary(config: Any, tokenizer: Any, overrides: Mapping[str, Any]) -> None:
@@ -106,17 +117,16 @@ def parse_overrides(text: str) -> Dict[str, Any]:
     for item in text.replace(",", " ").split():
         name, equals, value = item.partition("=")
         if not equals or not name:
-            raise ValueError(f"model_overrides: {item!r} is not NAME=VALUE. Example: n_layer=6 n_embd=384.")
-        values[name] = _plain(value)
+            raise UserError(f"model_overrides: {item!r} is not NAME=VALUE. Example: n_layer=6 n_embd=384.")
+        values[name] = plain_value(value)
     return values
 
 
-def _plain(word: str) -> Any:
-    if word.lower() in ("true", "false"):
-        return word.lower() == "true"
-    for kind in (int, float):
-        try:
-            return kind(word)
-        except ValueError:
-            continue
-    return word
+def model_card(record: Mapping[str, Any], pipeline_tag: str, data: str, table: str) -> str:
+    """README.md of a run of a task on text. record: run.json."""
+    task = record["task"]
+    return (
+        f"---\nlibrary_name: transformers\npipeline_tag: {pipeline_tag}\ntags: [{task}, ipu_trainer]\n---\n"
+        f"# {record['model']}, {record['num_parameters']:,} parameters\n\n"
+        f"Trained by `ipu-trainer train {task}` on {data}.\n\n```\n{table}\n```\n"
+    )

@@ -10,6 +10,7 @@ from typing import Any, Dict, Iterable
 from transformers import AutoTokenizer
 
 from ipu_trainer.atomic import write_json
+from ipu_trainer.errors import UserError, user_input
 
 # Special tokens by the class that reads a byte-level BPE (vocab.json and merges.txt) with them.
 SPECIAL_TOKENS: Dict[str, Dict[str, str]] = {
@@ -25,6 +26,7 @@ SPECIAL_TOKENS: Dict[str, Dict[str, str]] = {
     },
 }
 _SMALLEST_VOCABULARY = 300
+_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, tokenizer_class: str) -> Any:
@@ -36,7 +38,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, tokenizer_class: str)
 
     special = list(dict.fromkeys(SPECIAL_TOKENS[tokenizer_class].values()))
     if vocab_size < _SMALLEST_VOCABULARY:
-        raise ValueError(
+        raise UserError(
             f"vocab_size {vocab_size} is too small: 256 bytes and {len(special)} special tokens come first. Use "
             f"{_SMALLEST_VOCABULARY} or more (8192 works well for code)."
         )
@@ -53,20 +55,17 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, tokenizer_class: str)
 
 
 def load_tokenizer(source: str) -> Any:
-    """AutoTokenizer of a folder or Hub id. Raises ValueError for a folder without a tokenizer."""
-    path = Path(source)
-    names = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
-    if path.is_dir() and not any((path / name).is_file() for name in names):
-        raise ValueError(f"{source} holds no tokenizer (looked for {', '.join(names)}). Give another --tokenizer.")
-    return AutoTokenizer.from_pretrained(source)
+    """AutoTokenizer of a folder or Hub id. Raises UserError for a folder without a tokenizer."""
+    if not has_tokenizer(source):
+        raise UserError(f"{source} holds no tokenizer (looked for {', '.join(_FILES)}). Give another --tokenizer.")
+    with user_input():
+        return AutoTokenizer.from_pretrained(source)
 
 
 def has_tokenizer(source: str) -> bool:
     """Whether a local model folder brings its own tokenizer; a Hub id is taken to."""
     path = Path(source)
-    return not path.is_dir() or any(
-        (path / name).is_file() for name in ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model")
-    )
+    return not path.is_dir() or any((path / name).is_file() for name in _FILES)
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
@@ -85,12 +84,12 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 
 def _write_config(folder: Path, tokenizer_class: str, before: Any = None) -> None:
-    """tokenizer_config.json in the words that both stacks know."""
+    """tokenizer_config.json with names that both stacks know."""
     config: Dict[str, Any] = {"tokenizer_class": tokenizer_class, **SPECIAL_TOKENS[tokenizer_class]}
     for name in config:
-        told = (before or {}).get(name)
-        if name != "tokenizer_class" and told:
-            config[name] = told["content"] if isinstance(told, dict) else told
+        saved = (before or {}).get(name)
+        if name != "tokenizer_class" and saved:
+            config[name] = saved["content"] if isinstance(saved, dict) else saved
     for name in ("add_prefix_space", "model_max_length"):
         if before and name in before:
             config[name] = before[name]

@@ -9,6 +9,7 @@ from typing import Any, Optional
 import torch
 from torch import nn
 
+from ipu_trainer.errors import UserError
 from ipu_trainer.training.acceleration.fused_kernels.rewrite import modules_with_kernels
 
 COMPILES = ("auto", "layers", "model", "off")
@@ -26,14 +27,14 @@ class Choice:
 def choose_compile(requested: str, device_type: str, num_gpus: int = 1) -> Choice:
     """ "layers", "model" or "off" for `--compile requested`. Raises ValueError for layers where they cannot be compiled."""
     if requested not in COMPILES:
-        raise ValueError(f"compile {requested!r} is not one of {', '.join(COMPILES)}.")
+        raise UserError(f"compile {requested!r} is not one of {', '.join(COMPILES)}.")
     missing = None
     if not hasattr(nn.Module, "compile"):
         missing = f"torch {torch.__version__} compiles no modules in place (2.2 does)"
     elif num_gpus > 1:
         missing = f"{num_gpus} GPUs of one process copy the model for each batch; start one process a GPU (torchrun)"
     if requested == "layers" and missing:
-        raise ValueError(f"compile=layers: {missing}. Use --compile off.")
+        raise UserError(f"compile=layers: {missing}. Use --compile off.")
     if requested != "auto":
         return Choice(requested, "asked for")
     if device_type != "cuda":
@@ -47,12 +48,12 @@ def choose_kernels(requested: str, args: Any) -> Choice:
     Raises ValueError for "on" where it cannot be.
     """
     if requested not in KERNELS:
-        raise ValueError(f"gpu_kernels {requested!r} is not one of {', '.join(KERNELS)}.")
+        raise UserError(f"gpu_kernels {requested!r} is not one of {', '.join(KERNELS)}.")
     if requested == "off":
         return Choice("off", "asked for")
     missing = _why_no_kernels(args)
     if requested == "on" and missing:
-        raise ValueError(f"gpu_kernels=on: {missing}. Leave it at auto.")
+        raise UserError(f"gpu_kernels=on: {missing}. Leave it at auto.")
     return Choice("off", missing) if missing else Choice("on", "made for this GPU")
 
 
@@ -81,7 +82,7 @@ def _why_no_kernels(args: Any) -> Optional[str]:
     return None
 
 
-def told_speed(args: Any, has_executors: bool, model: nn.Module) -> str:
+def describe_acceleration(args: Any, has_executors: bool, model: nn.Module) -> str:
     """One line for a run's beginning: what is compiled and in which arithmetic the float32 products are, with reasons."""
     if has_executors:
         return "compiled by poptorch"

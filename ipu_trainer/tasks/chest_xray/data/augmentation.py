@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as functional
 
+from ipu_trainer.errors import UserError
 from ipu_trainer.training.acceleration.input_pipeline import sent
 
 
@@ -43,7 +44,7 @@ class Augmentation:
                 continue
             limit = limits.get(name, 4.0)
             if not 0.0 <= value <= limit:
-                raise ValueError(f"augmentation {name} {value} must be from 0 (off) to {limit:g}.")
+                raise UserError(f"augmentation {name} {value} must be from 0 (off) to {limit:g}.")
 
 
 NO_AUGMENTATION = Augmentation(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, False)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Tuple
 
+from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.text_files import base_name, read_table
 
 # BBox_List_2017.csv is in pixels of the 1024 px images that NIH ships.
@@ -39,7 +40,7 @@ def read_boxes(path: Path) -> Dict[str, List[Box]]:
     """Boxes by image file name, without folders. Raises ValueError with the line number for an impossible box."""
     lines = read_table(path)
     if not lines or [cell.strip() for cell in lines[0][:2]] != ["Image Index", "Finding Label"]:
-        raise ValueError(
+        raise UserError(
             f"{path} begins with {','.join(lines[0])[:120] if lines else 'nothing'!r}, but a list of boxes with Image Index,"
             "Finding Label,Bbox [x,y,w,h]. Give NIH's BBox_List_2017.csv or a file like it."
         )
@@ -53,7 +54,7 @@ def read_boxes(path: Path) -> Dict[str, List[Box]]:
         except ValueError:
             good = False
         if not good:
-            raise ValueError(
+            raise UserError(
                 f"{path}, line {number}: {','.join(cells)[:120]!r} is no box within {ORIGINAL_SIDE:.0f} x "
                 f"{ORIGINAL_SIDE:.0f} pixels (name, finding, x, y, width, height). Correct or remove the line."
             )

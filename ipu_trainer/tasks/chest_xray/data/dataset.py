@@ -17,6 +17,7 @@ import pyarrow.ipc
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
+from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.labels import pathologies
 from ipu_trainer.tasks.chest_xray.data.pixel_store import STORE_FILE, open_pixels, read_header
 from ipu_trainer.tasks.chest_xray.data.prepare import FORMAT_VERSION, MANIFEST
@@ -26,7 +27,7 @@ Key = Union[int, Tuple[int, int]]
 Batch = Dict[str, torch.Tensor]
 
 
-class PreparedError(ValueError):
+class PreparedError(UserError):
     """A folder that is not a finished output of `ipu-trainer prepare chest-xray`."""
 
 
@@ -122,7 +123,7 @@ class PreparedChestXrays:
         if name == "all":
             return self._everything
         if name not in SPLITS:
-            raise ValueError(f"split {name!r} is not one of {', '.join(SPLITS)}, all.")
+            raise UserError(f"split {name!r} is not one of {', '.join(SPLITS)}, all.")
         where = self._everything.table["split"]
         return self._everything.subset([position for position, split in enumerate(where) if split == name])
 

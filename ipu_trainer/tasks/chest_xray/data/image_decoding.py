@@ -21,6 +21,8 @@ from typing import Optional, Tuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ipu_trainer.errors import UserError
+
 try:
     from kornia_rs import io as _kornia_io
 
@@ -45,7 +47,7 @@ MAX_PIXELS = 8192 * 8192
 _BITS = (8, 10, 12, 14, 16)
 
 
-class ImageError(ValueError):
+class ImageError(UserError):
     """A file that is no image, is cut short, or is too large to be one of ours."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Collection, Dict, List, Sequence, Set
 
+from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.labels import NO_FINDING, plain, spelled_as_known
 from ipu_trainer.tasks.chest_xray.data.text_files import open_text, table_rows
 
@@ -33,18 +34,18 @@ class LabelColumns:
         if not known:
             findings = {column: header[column].strip() for column in others}
         elif findings and others:
-            raise ValueError(
+            raise UserError(
                 f"{csv_path}: the columns {', '.join(header[column] for column in others)} hold 0 and 1, but are no findings that "
                 "are asked for. Name all findings with --findings A,B,... (or any), or remove these columns."
             )
         if not findings or set(findings.values()) == {NO_FINDING}:
             such_as = f" ({', '.join(list(known)[:3])} ...)" if known else ""
-            raise ValueError(
+            raise UserError(
                 f"{csv_path} has neither a column of labels (Finding Labels / labels, as Edema|Mass) nor one column of 0 and 1 for "
                 f"each finding{such_as}. Its columns: {', '.join(header)}."
             )
         if len(set(findings.values())) < len(findings):
-            raise ValueError(f"{csv_path} has two columns for one finding. Its columns: {', '.join(header)}.")
+            raise UserError(f"{csv_path} has two columns for one finding. Its columns: {', '.join(header)}.")
         return cls(findings)
 
     def read(self, cells: Sequence[str]) -> Dict[str, str]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Collection, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
+from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.label_columns import LabelColumns
 from ipu_trainer.tasks.chest_xray.data.labels import NIH_FINDINGS, NO_FINDING, LabelError, parse_findings, plain
 from ipu_trainer.tasks.chest_xray.data.text_files import open_text, table_rows
@@ -103,7 +104,7 @@ def read_label_table(
                 if only_present:
                     absent += 1
                     continue
-                raise ValueError("row without image: no such file below the image folder")
+                raise UserError("row without image: no such file below the image folder")
             patient = _patient(record["patient_id"])
             labels = "|".join(sorted(plain(name) for name in record["labels"].split("|")))
             before, *values = first.setdefault(located, (line, labels, patient))
@@ -111,7 +112,7 @@ def read_label_table(
                 repeated += 1
                 continue
             if before != line:
-                raise ValueError(
+                raise UserError(
                     f"duplicate row: line {before} describes this image with other labels or another patient"
                 )
             if record.get("unreadable"):
@@ -119,7 +120,7 @@ def read_label_table(
             by_column = "unreadable" in record and known
             findings = parse_findings(record["labels"], (*known, NO_FINDING) if by_column else known)
             if not patient:
-                raise ValueError("no patient id: splits are made by patient")
+                raise UserError("no patient id: splits are made by patient")
         except (ValueError, LabelError) as error:
             rejections.append(Rejection(name, line, str(error)))
             continue
@@ -153,7 +154,7 @@ def _read_records(csv_path: Path, known: Collection[str]) -> Iterator[Tuple[int,
             reader = table_rows(text)
             header = next(reader, None)
             if not header:
-                raise ValueError(f"{csv_path} is empty. Give NIH's Data_Entry_2017_v2020.csv or a table like it.")
+                raise UserError(f"{csv_path} is empty. Give NIH's Data_Entry_2017_v2020.csv or a table like it.")
             columns = _match_columns(csv_path, header)
             labels = None if "labels" in columns else LabelColumns.find(csv_path, header, set(columns.values()), known)
             for cells in reader:
@@ -162,7 +163,7 @@ def _read_records(csv_path: Path, known: Collection[str]) -> Iterator[Tuple[int,
                     record = {name: cells[position] for name, position in columns.items()}
                     yield reader.line_num, record if labels is None else {**record, **labels.read(cells)}
     except (UnicodeError, OSError, EOFError, zlib.error, csv.Error) as error:
-        raise ValueError(f"{csv_path} cannot be read as CSV, plain or in gzip: {error}") from error
+        raise UserError(f"{csv_path} cannot be read as CSV, plain or in gzip: {error}") from error
 
 
 def _match_columns(csv_path: Path, header: Sequence[str]) -> Dict[str, int]:
@@ -175,7 +176,7 @@ def _match_columns(csv_path: Path, header: Sequence[str]) -> Dict[str, int]:
             columns[name] = present[spelling]
     missing = [f"{name} ({' / '.join(_COLUMNS[name][:2])})" for name in _REQUIRED if name not in columns]
     if missing:
-        raise ValueError(f"{csv_path} has no column for {', '.join(missing)}. Its columns: {', '.join(header)}.")
+        raise UserError(f"{csv_path} has no column for {', '.join(missing)}. Its columns: {', '.join(header)}.")
     return columns
 
 
@@ -195,18 +196,18 @@ def _locate(name: str, root: Path, files: Set[str], by_name: Dict[str, List[str]
     """The path of a row's image relative to root. Raises ValueError if the name leaves the folder or is ambiguous."""
     parts = name.replace("\\", "/").split("/")
     if not name or name.startswith(("/", "\\")) or ".." in parts or "\0" in name or (len(name) > 1 and name[1] == ":"):
-        raise ValueError("path leaves the image folder: use a file name below it")
+        raise UserError("path leaves the image folder: use a file name below it")
     path = "/".join(part for part in parts if part not in ("", "."))
     if path not in files:
         matches = by_name.get(parts[-1], []) + [parts[-1]] * (parts[-1] in files)
         if len(matches) > 1:
-            raise ValueError(f"ambiguous: {len(matches)} files have this name ({', '.join(sorted(matches)[:3])})")
+            raise UserError(f"ambiguous: {len(matches)} files have this name ({', '.join(sorted(matches)[:3])})")
         if not matches:
             return None
         path = matches[0]
     resolved = (root / path).resolve()
     if root not in resolved.parents:
-        raise ValueError("path leaves the image folder through a symbolic link")
+        raise UserError("path leaves the image folder through a symbolic link")
     return path
 
 

@@ -12,6 +12,8 @@ from typing import Collection, List, Optional, Sequence, Tuple
 
 import numpy as np
 
+from ipu_trainer.errors import UserError
+
 NO_FINDING = "No Finding"
 # Wang et al., "ChestX-ray8", CVPR 2017, extended to 14 findings in the data set's own README.
 NIH_FINDINGS: Tuple[str, ...] = (
@@ -33,7 +35,7 @@ NIH_FINDINGS: Tuple[str, ...] = (
 )
 
 
-class LabelError(ValueError):
+class LabelError(UserError):
     """A label cell that says nothing, something unknown, or two things that exclude each other."""
 
 

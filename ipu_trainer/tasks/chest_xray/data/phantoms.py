@@ -18,6 +18,7 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from ipu_trainer.atomic import atomic_path, remove_leftovers, write_text
+from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.labels import NIH_FINDINGS, NO_FINDING, pathologies
 
 Box = Tuple[float, float, float, float]  # left, top, width, height in shares of the picture's side
@@ -39,7 +40,7 @@ class PhantomSettings:
 
     def __post_init__(self) -> None:
         if self.num_images < 20 or not 32 <= self.size <= 1024 or not 0.0 <= self.label_noise < 1.0:
-            raise ValueError(
+            raise UserError(
                 f"phantoms need at least 20 images (given {self.num_images}), a size from 32 to 1024 (given {self.size}) "
                 f"and a label noise from 0 to below 1 (given {self.label_noise})."
             )

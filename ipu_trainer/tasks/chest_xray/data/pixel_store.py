@@ -24,6 +24,8 @@ from typing import Any, Dict, Tuple
 
 import numpy as np
 
+from ipu_trainer.errors import UserError
+
 STORE_FILE = "pixels.u8"
 VERSION = 1
 _MAGIC = b"IPUTPIX1"
@@ -31,7 +33,7 @@ _HEADER_BYTES = 4096
 _DIGEST_BYTES = 16
 
 
-class StoreError(ValueError):
+class StoreError(UserError):
     """A pixel store that is missing, truncated, of another version, or of other settings."""
 
 

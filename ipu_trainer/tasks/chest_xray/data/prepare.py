@@ -28,6 +28,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ipu_trainer.atomic import remove_leftovers, write_json, write_text
+from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data import image_decoding as image_files
 from ipu_trainer.tasks.chest_xray.data.image_decoding import ValueRange
 from ipu_trainer.tasks.chest_xray.data.imagefolder_metadata import (
@@ -88,29 +89,29 @@ class PrepareSettings:
     def __post_init__(self) -> None:
         for name, path in (
             ("--csv", self.csv),
-            ("--train-val-list", self.train_val_list),
-            ("--test-list", self.test_list),
+            ("--train_val_list", self.train_val_list),
+            ("--test_list", self.test_list),
         ):
             if path is not None and not path.is_file():
-                raise ValueError(f"{name} {path} is not a file.")
+                raise UserError(f"{name} {path} is not a file.")
         if not self.images.is_dir():
-            raise ValueError(f"--images {self.images} is not a folder. Give the folder that holds the image files.")
+            raise UserError(f"--images {self.images} is not a folder. Give the folder that holds the image files.")
         if self.output.exists() and not self.output.is_dir():
-            raise ValueError(f"--output {self.output} is a file. Give a folder.")
+            raise UserError(f"--output {self.output} is a file. Give a folder.")
         if not 16 <= self.size <= 1024:
-            raise ValueError(f"--size {self.size} is outside 16 to 1024 pixels. ViT takes 224.")
+            raise UserError(f"--size {self.size} is outside 16 to 1024 pixels. ViT takes 224.")
         if self.resample not in image_files.RESAMPLES:
-            raise ValueError(f"--resample {self.resample!r} is not one of {', '.join(image_files.RESAMPLES)}.")
+            raise UserError(f"--resample {self.resample!r} is not one of {', '.join(image_files.RESAMPLES)}.")
         if self.workers < 0:
-            raise ValueError(f"--workers {self.workers} must be at least 1, or 0 for one for each core.")
+            raise UserError(f"--workers {self.workers} must be at least 1, or 0 for one for each core.")
         if (self.train_val_list is None) != (self.test_list is None):
-            raise ValueError("--train-val-list and --test-list belong together. Give both, or neither.")
+            raise UserError("--train_val_list and --test_list belong together. Give both, or neither.")
         if self.split is not None and self.split not in METHODS:
-            raise ValueError(f"--split {self.split!r} is not one of {', '.join(METHODS)}.")
+            raise UserError(f"--split {self.split!r} is not one of {', '.join(METHODS)}.")
         if self.split == "official" and self.train_val_list is None:
-            raise ValueError("--split official needs NIH's lists: --train-val-list FILE --test-list FILE.")
+            raise UserError("--split official needs NIH's lists: --train_val_list FILE --test_list FILE.")
         if self.in_place and not os.access(self.images, os.W_OK):
-            raise ValueError(f"--in-place writes into {self.images}, which is read-only. Leave it out.")
+            raise UserError(f"--in_place writes into {self.images}, which is read-only. Leave it out.")
 
     @property
     def split_method(self) -> str:
@@ -133,7 +134,7 @@ class PreparedSummary:
             before = "" if self.manifest["decoded"] else " (images were not decoded yet)"
             return (
                 f"Nothing was written: {self.rejected} lines or files cannot be used{before}. {self.output / 'rejected.csv'} "
-                "names each with its reason. Correct them, or leave them out with --skip-bad."
+                "names each with its reason. Correct them, or leave them out with --skip_bad."
             )
         counts = self.manifest["counts"]
         width = max(len(name) for name in self.manifest["findings"])
@@ -171,7 +172,7 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> PreparedSummary
     if manifest_path.is_file():
         manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
         if manifest.get("identity") != identity:
-            raise ValueError(
+            raise UserError(
                 f"{settings.output} was prepared with other settings or another CSV. Give another --output, or remove it."
             )
         discard_journal(settings.output / STORE_FILE)  # of a run that was killed after its manifest
@@ -188,7 +189,7 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> PreparedSummary
         rows, strays = listed_rows(rows, *lists)
         rejections += strays
     if not rows and not rejections:
-        raise ValueError(f"{settings.csv} and {settings.images} have no image in common. Are they one data set?")
+        raise UserError(f"{settings.csv} and {settings.images} have no image in common. Are they one data set?")
     if rejections and not settings.skip_bad:  # before anything is decoded
         return _refused(settings.output, rejections, decoded=False)
     splits = _split(rows, settings, lists)

@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import Sampler
 
 from ipu_trainer.config.batching import BatchGeometry
+from ipu_trainer.errors import UserError
 
 
 class FindingBatchSampler(Sampler):  # type: ignore[type-arg]  # not generic at run time on torch 2.0
@@ -41,13 +42,13 @@ class FindingBatchSampler(Sampler):  # type: ignore[type-arg]  # not generic at 
         num_processes: int = 1,
     ) -> None:
         if not 0.0 <= balance <= 1.0:
-            raise ValueError(f"balance {balance} must be from 0 (every sample once) to 1 (rare findings as often).")
+            raise UserError(f"balance {balance} must be from 0 (every sample once) to 1 (rare findings as often).")
         if balance and not shuffle:
-            raise ValueError(f"balance {balance} draws samples at random, which shuffle=False forbids. Use balance=0.")
+            raise UserError(f"balance {balance} draws samples at random, which shuffle=False forbids. Use balance=0.")
         if not 0 <= process_index < num_processes:
-            raise ValueError(f"process_index {process_index} must be from 0 to {num_processes - 1}.")
+            raise UserError(f"process_index {process_index} must be from 0 to {num_processes - 1}.")
         if tail not in ("drop", "pad"):
-            raise ValueError(f"tail {tail!r} is neither 'drop' nor 'pad': host steps are whole.")
+            raise UserError(f"tail {tail!r} is neither 'drop' nor 'pad': host steps are whole.")
         geometry.accumulation_per_process(num_processes)
         self.plan = geometry.epoch(len(labels), tail)
         self.geometry, self.seed, self.balance, self.shuffle = geometry, seed, balance, shuffle
@@ -73,7 +74,7 @@ class FindingBatchSampler(Sampler):  # type: ignore[type-arg]  # not generic at 
     def start_at(self, micro_batch: int) -> None:
         """The next iteration begins at this micro-batch of this process; nothing before it is produced."""
         if not 0 <= micro_batch <= len(self):
-            raise ValueError(f"micro_batch {micro_batch} must be from 0 to {len(self)}, the length of an epoch.")
+            raise UserError(f"micro_batch {micro_batch} must be from 0 to {len(self)}, the length of an epoch.")
         self._start = micro_batch
 
     def state_dict(self) -> Dict[str, int]:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import List, Sequence, Set, Tuple
 
+from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.label_table import IMAGE_SUFFIXES, Rejection, Row
 from ipu_trainer.tasks.chest_xray.data.text_files import read_lines
 
@@ -32,7 +33,7 @@ def read_split_list(path: Path) -> SplitList:
     found = [match.group("name") for match in map(_NAME.match, lines) if match]
     if not found:
         first = f"begins with {lines[0].strip()[:60]!r}" if lines else "is empty"
-        raise ValueError(
+        raise UserError(
             f"no line of {path} is the name of an image file; it {first}. Give a list with a name such as 00000001_000.png at "
             "the beginning of each line, as NIH's train_val_list.txt and test_list.txt."
         )
@@ -52,7 +53,7 @@ def listed_rows(rows: Sequence[Row], train_val: SplitList, test: SplitList) -> T
         else:
             kept.append(row)
     if rows and not kept and not any("both" in stray.reason for stray in strays):
-        raise ValueError(
+        raise UserError(
             f"{train_val.path} and {test.path} name none of the {len(rows):,} images of the table, such as {rows[0].path}. Give "
             "the lists that belong to it, or use --split by-patient."
         )

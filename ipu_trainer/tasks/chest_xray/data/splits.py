@@ -10,11 +10,13 @@ from __future__ import annotations
 import hashlib
 from typing import Container, Dict, List, Optional, Sequence
 
+from ipu_trainer.errors import UserError
+
 SPLITS = ("train", "validation", "test")
 METHODS = ("official", "by-patient", "random-images")
 
 
-class SplitError(ValueError):
+class SplitError(UserError):
     """A split that would put a patient on both sides, or leave nothing to train on."""
 
 
@@ -86,7 +88,7 @@ def refuse_empty_training(splits: Sequence[str], method: str, num_patients: Opti
     if "train" not in splits:
         raise SplitError(
             f"--split {method} leaves no training image (of {len(splits)} images, {num_patients} patients). "
-            "Lower --validation-fraction and --test-fraction, give another --seed, or add data."
+            "Lower --validation_fraction and --test_fraction, give another --seed, or add data."
         )
 
 

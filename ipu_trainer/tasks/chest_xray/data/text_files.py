@@ -11,6 +11,8 @@ import zlib
 from pathlib import Path
 from typing import IO, Any, Iterator, List, TextIO, cast
 
+from ipu_trainer.errors import UserError
+
 _SEPARATORS = ",;\t"
 
 
@@ -33,7 +35,7 @@ def read_lines(path: Path, what: str) -> List[str]:
         with open_text(path) as text:
             return text.read().splitlines()
     except (UnicodeError, OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read as {what}: {error}") from error
+        raise UserError(f"{path} cannot be read as {what}: {error}") from error
 
 
 def read_table(path: Path) -> List[List[str]]:
@@ -42,7 +44,7 @@ def read_table(path: Path) -> List[List[str]]:
         with open_text(path) as text:
             return list(table_rows(text))
     except (OSError, EOFError, UnicodeError, zlib.error, csv.Error) as error:
-        raise ValueError(f"{path} is no readable CSV ({error}). Give NIH's file, plain or .gz.") from error
+        raise UserError(f"{path} is no readable CSV ({error}). Give NIH's file, plain or .gz.") from error
 
 
 def base_name(path: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
+from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.labels import NO_FINDING, pathologies
 from ipu_trainer.tasks.chest_xray.evaluation.calibration import brier_score
 
@@ -37,7 +38,7 @@ def evaluate_predictions(
     """
     truth, probability = np.asarray(truth), np.asarray(probability, dtype=np.float64)
     if truth.shape != probability.shape or truth.shape[1:] != (len(findings),):
-        raise ValueError(
+        raise UserError(
             f"truth {truth.shape} and probability {probability.shape} must both be (images, {len(findings)} findings)."
         )
     replicates = patient_bootstrap(truth, probability, table["patient_id"], num_bootstrap, seed)
@@ -160,7 +161,7 @@ def _operating_point(y: np.ndarray, score: np.ndarray, threshold: float) -> Dict
 def check_replicates(num_bootstrap: int) -> None:
     """Raise ValueError for a number of bootstrap replicates that gives no interval, or that memory would not hold."""
     if not 2 <= num_bootstrap <= 100_000:
-        raise ValueError(f"num_bootstrap {num_bootstrap} must be at least 2 and at most 100000. 1000 is usual.")
+        raise UserError(f"num_bootstrap {num_bootstrap} must be at least 2 and at most 100000. 1000 is usual.")
 
 
 def patient_bootstrap(

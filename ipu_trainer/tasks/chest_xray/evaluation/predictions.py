@@ -10,6 +10,8 @@ from typing import Any, List, Mapping, Sequence, Tuple
 
 import numpy as np
 
+from ipu_trainer.errors import UserError
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -45,11 +47,11 @@ def read_predictions(path: Path) -> Predictions:
         with Path(path).open(encoding="utf-8", newline="") as file:
             lines = list(csv.reader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} cannot be read ({error}). `train` and `evaluate` write it.") from error
+        raise UserError(f"{path} cannot be read ({error}). `train` and `evaluate` write it.") from error
     head = lines[0] if lines else []
     findings = [name[len("truth_") :] for name in head if name.startswith("truth_")]
     if head != _header(findings) or not findings:
-        raise ValueError(
+        raise UserError(
             f"{path} has the columns {', '.join(head)[:200]}, but predictions have file_name, patient_id, truth_X for each "
             "finding, then probability_X. Evaluate the run again."
         )
@@ -58,11 +60,11 @@ def read_predictions(path: Path) -> Predictions:
     for number, cells in enumerate(lines[1:], start=2):
         try:
             if len(cells) != len(head):
-                raise ValueError(f"{len(cells)} cells, the head has {len(head)}")
+                raise UserError(f"{len(cells)} cells, the head has {len(head)}")
             truth[number - 2] = [float(cell) for cell in cells[2 : 2 + len(findings)]]
             probability[number - 2] = [float(cell) for cell in cells[2 + len(findings) :]]
         except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}. Evaluate the run again.") from error
+            raise UserError(f"{path}, line {number}: {error}. Evaluate the run again.") from error
     names, patients = tuple(line[0] for line in lines[1:]), tuple(line[1] for line in lines[1:])
     return Predictions(names, patients, tuple(findings), truth, probability)
 

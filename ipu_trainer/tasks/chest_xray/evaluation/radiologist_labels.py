@@ -12,6 +12,7 @@ from typing import Any, Dict, Iterator, List, Mapping, Sequence, Tuple
 
 import numpy as np
 
+from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.text_files import base_name, read_table
 from ipu_trainer.tasks.chest_xray.evaluation.metrics import evaluate_predictions
 from ipu_trainer.tasks.chest_xray.evaluation.predictions import Predictions
@@ -67,7 +68,7 @@ def read_radiologist_labels(path: Path) -> RadiologistLabels:
     image = next((head.index(name) for name in _IMAGE_COLUMNS if name in head), None)
     rows = [line for line in lines[1:] if len(line) == len(head)]
     if image is None or len(rows) < len([line for line in lines[1:] if any(line)]):
-        raise ValueError(
+        raise UserError(
             f"{path} has the columns {', '.join(head)[:200]} and {len(lines) - 1 - len(rows)} lines with another number of "
             f"cells. It needs {' or '.join(_IMAGE_COLUMNS)} and columns of YES and NO, as Google's labels have."
         )
@@ -78,7 +79,7 @@ def read_radiologist_labels(path: Path) -> RadiologistLabels:
         if {row[column].strip().upper() for row in rows} - {""} <= set(_VALUES)
     ]
     if not chosen:
-        raise ValueError(f"{path} has no column of YES and NO. Give Google's labels for ChestX-ray14.")
+        raise UserError(f"{path} has no column of YES and NO. Give Google's labels for ChestX-ray14.")
     values = {
         base_name(row[image]): np.array([_VALUES.get(row[column].strip().upper(), np.nan) for column in chosen])
         for row in rows

@@ -8,10 +8,11 @@ from typing import Any, List, Mapping, Tuple
 
 import numpy as np
 
+from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.labels import pathologies
 from ipu_trainer.tasks.chest_xray.evaluation.predictions import Predictions, read_predictions
-from ipu_trainer.tasks.recipe.run_record import METRICS_FILE, RUN_FILE
 from ipu_trainer.tasks.reporting.finished_run import Run, load_run, read_json
+from ipu_trainer.tasks.run_record import METRICS_FILE, RUN_FILE
 
 _NAN = float("nan")
 
@@ -63,7 +64,7 @@ def load_evaluation(folder: Path) -> Evaluation:
     else:
         metrics = read_json(folder / METRICS_FILE)
         if "run" not in metrics or "data" not in metrics:
-            raise ValueError(f"{folder / METRICS_FILE} names no run and data. Evaluate the run again.")
+            raise UserError(f"{folder / METRICS_FILE} names no run and data. Evaluate the run again.")
         run = load_run(Path(metrics["run"]))
         split, data, fingerprint = str(metrics["split"]), metrics["data"], metrics["data_fingerprint"]
     predictions = read_predictions(folder / "predictions.csv")

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoImageProcessor, PretrainedConfig, ViTConfig, ViTForImageClassification
 
+from ipu_trainer.errors import UserError, user_input
 from ipu_trainer.tasks.pretrained import load_pretrained
 
 _NEXT_MOVE = "Give --model a ViT with its weights, such as google/vit-base-patch16-224-in21k."
@@ -22,17 +23,17 @@ def read_config(source: Union[str, Path], next_move: str = _NEXT_MOVE) -> ViTCon
         values, _ = PretrainedConfig.get_config_dict(str(source))
     except (OSError, ValueError) as error:
         reason = (str(error).splitlines() or [""])[0]
-        raise ValueError(f"{source} has no readable config.json ({reason}) {next_move}") from error
+        raise UserError(f"{source} has no readable config.json ({reason}) {next_move}") from error
     kind = values.get("model_type")
     if kind != "vit":
         architectures = ", ".join(values.get("architectures") or []) or "no architecture named"
-        raise ValueError(
+        raise UserError(
             f"{source} holds a model of model_type {kind} ({architectures}), and chest-xray trains ViTs (model_type vit): its "
             f"weights would not be read, and training would start from random ones. {next_move}"
         )
     config: ViTConfig = ViTConfig.from_dict(values)
     if config.num_channels not in (1, 3):
-        raise ValueError(
+        raise UserError(
             f"{source}: num_channels is {config.num_channels} in its config.json, but X-rays have one channel of gray, which "
             f"models of 1 or 3 channels read. {next_move}"
         )
@@ -73,7 +74,7 @@ def load_finished(run_dir: Path, config: Optional[ViTConfig] = None) -> Any:
     config = config or read_config(run_dir, TRAIN_AGAIN)
     model, new = load_pretrained(ViTForImageClassification, str(run_dir), TRAIN_AGAIN, config=config)
     if new:
-        raise ValueError(f"{run_dir}: its weights lack {', '.join(sorted(new))}. {TRAIN_AGAIN}")
+        raise UserError(f"{run_dir}: its weights lack {', '.join(sorted(new))}. {TRAIN_AGAIN}")
     return model
 
 
@@ -84,4 +85,5 @@ def both_sides(size: Union[int, Sequence[int]]) -> Tuple[int, int]:
 
 def load_processor(model: str) -> Any:
     """The model's image processor, saved beside the weights so that the run is a complete model folder."""
-    return AutoImageProcessor.from_pretrained(model)
+    with user_input():
+        return AutoImageProcessor.from_pretrained(model)

@@ -9,6 +9,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 
+from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.augmentation import NO_AUGMENTATION, Augmentation, augment
 from ipu_trainer.tasks.chest_xray.model.classifier import both_sides, read_config
 from ipu_trainer.training.acceleration.input_pipeline import constant
@@ -26,7 +27,7 @@ class Normalisation:
 
     def __post_init__(self) -> None:
         if len(self.mean) not in (1, 3) or len(self.std) != len(self.mean) or min(self.std) <= 0:
-            raise ValueError(f"mean {self.mean} and std {self.std} must be three numbers each, or one, std above 0.")
+            raise UserError(f"mean {self.mean} and std {self.std} must be three numbers each, or one, std above 0.")
 
     @property
     def num_channels(self) -> int:
@@ -41,20 +42,20 @@ class Normalisation:
         """
         wanted = _processor_size(processor)
         if wanted is not None and wanted != (size, size):
-            raise ValueError(
+            raise UserError(
                 f"the model's preprocessor wants {wanted[0]} x {wanted[1]} pixels, the data is prepared at {size} x {size}. "
                 f"Prepare it again with --size {wanted[0]}."
             )
         number = getattr(processor, "resample", None)
         name = resample if number is None else _RESAMPLE_NAMES.get(int(number), str(number))
         if name != resample:
-            raise ValueError(
+            raise UserError(
                 f"the model's preprocessor resizes with {name}, the data is prepared with {resample}. "
                 f"Prepare it again with --resample {name}."
             )
         factor = float(getattr(processor, "rescale_factor", 1 / 255))
         if getattr(processor, "do_rescale", True) and not math.isclose(factor, 1 / 255, rel_tol=1e-3):
-            raise ValueError(
+            raise UserError(
                 f"the model's preprocessor rescales by {factor}, not by 1/255: such a model is not supported."
             )
         if not getattr(processor, "do_normalize", True):
@@ -118,7 +119,7 @@ def load_normalisation(model: Union[str, Path], size: int, resample: str) -> Nor
     try:
         processor = AutoImageProcessor.from_pretrained(str(model))
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"{model} has no usable preprocessor_config.json ({error}). Mean and std are never assumed: "
             "add the file that the model was trained with."
         ) from error
@@ -126,7 +127,7 @@ def load_normalisation(model: Union[str, Path], size: int, resample: str) -> Nor
     normalisation = Normalisation.from_processor(processor, size, resample, config.num_channels)
     wanted = both_sides(config.image_size)
     if wanted != (size, size):
-        raise ValueError(
+        raise UserError(
             f"{model} reads images of {wanted[0]} x {wanted[1]} pixels (image_size in its config.json), the data is prepared at "
             f"{size} x {size}. Prepare it again with --size {wanted[0]}, and see that preprocessor_config.json has that size too."
         )
@@ -153,7 +154,7 @@ def _by_channel(processor: Any, name: str, num_channels: int) -> Tuple[float, ..
     if isinstance(values, (int, float)) or (num_channels == 1 and len(set(numbers)) == 1):
         return (numbers[0],) * num_channels
     if len(numbers) != num_channels:
-        raise ValueError(
+        raise UserError(
             f"the model's preprocessor has {name} {numbers}, but the model reads {num_channels} channel"
             f"{'s' * (num_channels > 1)} (num_channels in its config.json). Give the numbers that it was trained with there."
         )

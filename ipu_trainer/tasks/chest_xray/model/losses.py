@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as functional
 
+from ipu_trainer.errors import UserError
 from ipu_trainer.training.acceleration.input_pipeline import constant
 
 KINDS = ("bce", "asymmetric")
@@ -38,15 +39,15 @@ class FindingLoss:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"loss {self.kind!r} is not one of {', '.join(KINDS)}.")
+            raise UserError(f"loss {self.kind!r} is not one of {', '.join(KINDS)}.")
         if not 0.0 <= self.ranking_weight < 1.0:
-            raise ValueError(f"ranking_weight {self.ranking_weight} must be at least 0 (off) and below 1.")
+            raise UserError(f"ranking_weight {self.ranking_weight} must be at least 0 (off) and below 1.")
         if self.pos_weight is not None and self.kind != "bce":
-            raise ValueError("pos_weight weighs the positives of bce; asymmetric has gamma for that. Use --loss bce.")
+            raise UserError("pos_weight weighs the positives of bce; asymmetric has gamma for that. Use --loss bce.")
         if not 0.0 <= self.label_smoothing < 1.0:
-            raise ValueError(f"label_smoothing {self.label_smoothing} must be at least 0 (off) and below 1.")
+            raise UserError(f"label_smoothing {self.label_smoothing} must be at least 0 (off) and below 1.")
         if self.gamma < 0 or not 0.0 <= self.margin < 1.0:
-            raise ValueError(f"gamma {self.gamma} must be at least 0 and margin {self.margin} from 0 to below 1.")
+            raise UserError(f"gamma {self.gamma} must be at least 0 and margin {self.margin} from 0 to below 1.")
 
     def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         logits, labels = logits.float(), labels.float()

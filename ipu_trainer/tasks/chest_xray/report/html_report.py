@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional, Sequence
 
+from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.boxes import read_boxes
 from ipu_trainer.tasks.chest_xray.data.dataset import load_prepared
 from ipu_trainer.tasks.chest_xray.evaluation.radiologist_labels import RadiologistLabels, read_radiologist_labels
@@ -152,7 +153,7 @@ def _evaluated_images(evaluation: Evaluation, data: Optional[Path]) -> Evaluated
     try:
         prepared = load_prepared(folder)
         if prepared.fingerprint != evaluation.fingerprint:
-            raise ValueError(
+            raise UserError(
                 f"{folder} holds other data (fingerprint {prepared.fingerprint}) than were evaluated "
                 f"({evaluation.fingerprint}). Give the folder that was evaluated."
             )

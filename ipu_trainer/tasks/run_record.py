@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import json
 import platform
 import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
-import numpy as np
-import torch
-import transformers
-
-import ipu_trainer
-from ipu_trainer.atomic import remove_leftovers, write_json
+from ipu_trainer.atomic import read_json, remove_leftovers, write_json
+from ipu_trainer.errors import UserError
 from ipu_trainer.training.arguments import IPUTrainingArguments
 from ipu_trainer.training.state.checkpoints import last_complete_checkpoint
 
@@ -30,10 +28,10 @@ def read_run(run_dir: Path) -> Dict[str, Any]:
     """run.json of a run with all its results. Raises ValueError if there is none."""
     path = Path(run_dir) / RUN_FILE
     if not path.is_file():
-        raise ValueError(f"{run_dir} holds no run ({RUN_FILE} is missing). Make one: ipu-trainer train ...")
-    record: Dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        raise UserError(f"{run_dir} holds no run ({RUN_FILE} is missing). Make one: ipu-trainer train ...")
+    record: Dict[str, Any] = read_json(path)
     if record.get("status") not in (EVALUATED, FINISHED):
-        raise ValueError(f"the run in {run_dir} is not finished. Give the same train command again: it resumes.")
+        raise UserError(f"the run in {run_dir} is not finished. Give the same train command again: it resumes.")
     return record
 
 
@@ -44,49 +42,58 @@ def write_history(run_dir: Path, history: Sequence[Mapping[str, Any]]) -> None:
 
 def read_history(run_dir: Path) -> List[Dict[str, Any]]:
     """history.json; without it what the last checkpoint has; else nothing."""
-    checkpoint = last_complete_checkpoint(run_dir)
     path = Path(run_dir) / HISTORY_FILE
     if path.is_file():
-        history = json.loads(path.read_text(encoding="utf-8"))
-    elif checkpoint is not None:
-        state = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))
-        history = state.get("log_history", [])
-    else:
-        history = []
-    return [dict(entry) for entry in history]
+        return list(read_json(path))
+    checkpoint = last_complete_checkpoint(run_dir)
+    return [] if checkpoint is None else list(read_json(Path(checkpoint) / "trainer_state.json").get("log_history", []))
 
 
-def training_settings(args: IPUTrainingArguments) -> Dict[str, Any]:
-    """The arguments that say how a run computes: no tokens, nothing that differs between a run and its resumption."""
+def run_settings(task: str, recipe: Any, args: IPUTrainingArguments, ipu_config: Any, **more: Any) -> Dict[str, Any]:
+    """What run.json says of a run before it starts; recipe is the dataclass of the task's own flags.
+
+    Arguments that are secret, or that differ between a run and its resumption, are left out.
+    """
     left_out = ("resume_from_checkpoint", "logging_dir", "local_rank", "hub_token", "push_to_hub_token")
-    return {name: value for name, value in args.to_dict().items() if name not in left_out}
+    training = {name: value for name, value in args.to_dict().items() if name not in left_out}
+    settings = {"recipe": dataclasses.asdict(recipe), "training": training, "ipu_config": ipu_config.to_dict()}
+    return {"task": task, "model": recipe.model, "seed": args.seed, "settings": settings, **more}
 
 
 def resumable_checkpoint(run_dir: Path, args: IPUTrainingArguments, settings: Dict[str, Any]) -> Optional[str]:
-    """The checkpoint to go on from. Raises ValueError if the folder holds a finished or a different run."""
+    """The checkpoint to resume from. Raises UserError if the folder holds a finished or a different run."""
     path = run_dir / RUN_FILE
-    if args.resume_from_checkpoint and args.resume_from_checkpoint not in ("True", "true"):
-        return str(args.resume_from_checkpoint)
+    named = _named_checkpoint(args)
+    if named is not None:
+        if not Path(named).is_dir():
+            raise UserError(f"--resume_from_checkpoint {named} is not a folder. Give a checkpoint of a run.")
+        return named
     if not path.is_file():
         return None
-    record = json.loads(path.read_text(encoding="utf-8"))
+    record = read_json(path)
     if record.get("status") == FINISHED:
-        raise ValueError(f"{run_dir} holds a finished run. Give another --output, or remove it.")
-    then, now = record.get("settings", {}), json.loads(json.dumps(settings["settings"], default=str))
-    changed = sorted(
-        name
-        for group in ("recipe", "training")
-        for name in set(then.get(group, {})) | set(now[group])
-        if name not in _MAY_DIFFER and then.get(group, {}).get(name) != now[group].get(name)
-    )
+        raise UserError(f"{run_dir} holds a finished run. Give another --output, or remove it.")
+    # Flags of a task became training arguments between releases: the groups are compared as one.
+    then, now = _flags(record), _flags(json.loads(json.dumps(settings, default=str)))
+    changed = sorted(name for name in {*then, *now} - set(_MAY_DIFFER) if then.get(name) != now.get(name))
     if record.get("data", {}).get("fingerprint") != settings["data"]["fingerprint"]:
         changed.append("data")
     if changed:
-        raise ValueError(
+        raise UserError(
             f"{run_dir} holds an interrupted run with other settings ({', '.join(changed)}). "
-            "Give the same command to go on, or another --output."
+            "Give the same command to resume it, or another --output."
         )
     return last_complete_checkpoint(run_dir)
+
+
+def _named_checkpoint(args: IPUTrainingArguments) -> Optional[str]:
+    named = args.resume_from_checkpoint
+    return str(named) if named and named not in ("True", "true") else None
+
+
+def _flags(record: Mapping[str, Any]) -> Dict[str, Any]:
+    settings = record.get("settings", {})
+    return {**settings.get("training", {}), **settings.get("recipe", {})}
 
 
 def begin_run(run_dir: Path, record: Mapping[str, Any]) -> None:
@@ -99,9 +106,9 @@ def begin_run(run_dir: Path, record: Mapping[str, Any]) -> None:
 def trained_record(run_dir: Path, args: IPUTrainingArguments) -> Optional[Dict[str, Any]]:
     """run.json of a run that ended after its training, whose results alone are missing; None where there is none."""
     path = run_dir / RUN_FILE
-    if args.resume_from_checkpoint and args.resume_from_checkpoint not in ("True", "true"):
+    if _named_checkpoint(args) is not None:
         return None
-    record: Dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    record: Dict[str, Any] = read_json(path) if path.is_file() else {}
     return record if record.get("status") in (TRAINED, EVALUATED) else None
 
 
@@ -132,16 +139,6 @@ def finish_run(
 
 
 def versions() -> Dict[str, str]:
-    import accelerate
-    import datasets
-
-    return {
-        "ipu_trainer": ipu_trainer.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "accelerate": accelerate.__version__,
-        "datasets": datasets.__version__,
-        "numpy": np.__version__,
-        "platform": sys.platform,
-    }
+    names = ("ipu_trainer", "torch", "transformers", "accelerate", "datasets", "numpy")
+    found = {name: str(importlib.import_module(name).__version__) for name in names}
+    return {**found, "python": platform.python_version(), "platform": sys.platform}

@@ -1,0 +1,161 @@
+"""What `ipu-trainer` does for chest X-rays: prepare, phantoms, train, search, evaluate and report."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, Dict, Optional, Sequence
+
+from ipu_trainer.tasks import folders
+from ipu_trainer.tasks.task import SearchTask, Task
+
+
+def _prepare(flags: Sequence[str]) -> int:
+    from ipu_trainer.tasks.chest_xray.data import nih_paths
+    from ipu_trainer.tasks.chest_xray.data.labels import NIH_FINDINGS
+    from ipu_trainer.tasks.chest_xray.data.prepare import PrepareSettings, prepare
+
+    parser = argparse.ArgumentParser(
+        prog="ipu-trainer prepare chest-xray", description="Check, split and decode a data set once."
+    )
+    parser.add_argument(
+        "--csv",
+        type=Path,
+        help="label table, NIH's Data_Entry CSV (.gz) or one like it (default: that of chest-xray-nihcc)",
+    )
+    parser.add_argument(
+        "--images", type=Path, help="folder with the image files, flat or as NIH ships it (default: beside that table)"
+    )
+    parser.add_argument(
+        "--output", type=Path, help="folder for the prepared data set (default: DATASETS_DIR/chest-xray)"
+    )
+    parser.add_argument("--train_val_list", type=Path, help="NIH's train_val_list.txt")
+    parser.add_argument("--test_list", type=Path, help="NIH's test_list.txt")
+    parser.add_argument("--size", type=int, default=224, help="side in pixels (default 224)")
+    parser.add_argument("--resample", default="bilinear", help="nearest, bilinear (default), bicubic or lanczos")
+    parser.add_argument("--workers", type=int, default=0, help="decoding processes (default: one for each core)")
+    parser.add_argument("--in_place", action="store_true", help="also write metadata.jsonl beside the images")
+    parser.add_argument("--only_present", action="store_true", help="leave out rows whose image is not there")
+    parser.add_argument("--skip_bad", action="store_true", help="go on without rejected rows and files")
+    parser.add_argument("--split", help="official (with the lists), by-patient, or random-images (misleading)")
+    parser.add_argument("--validation_fraction", type=float, default=0.1, help="share of patients (default 0.1)")
+    parser.add_argument(
+        "--test_fraction", type=float, default=0.1, help="share of patients, without lists (default 0.1)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the split by patient")
+    parser.add_argument("--findings", help="comma-separated names to accept, or any (default: NIH's fifteen)")
+    namespace = parser.parse_args(flags)
+    given = {name: getattr(namespace, name) for name in ("csv", "images", "train_val_list", "test_list")}
+    for name, path in nih_paths.default_paths(given, namespace.split).items():
+        setattr(namespace, name, path)
+        print(f"--{name} {path}")
+    namespace.output = namespace.output or folders.data_to_write("--output", "chest-xray")
+    values: Dict[str, object] = {name: value for name, value in vars(namespace).items() if name != "findings"}
+    if namespace.findings is None:
+        findings = NIH_FINDINGS
+    else:
+        names = [name.strip() for name in namespace.findings.split(",") if name.strip()]
+        findings = () if names == ["any"] else tuple(names)
+    settings = PrepareSettings(findings=findings, **values)  # type: ignore[arg-type]  # argparse made these types
+    if settings.split == "random-images":
+        print(
+            "warning: --split random-images puts most patients into training and evaluation alike (83.7 % of NIH's "
+            "validation images with the usual 95/5 split), so its AUROC says nothing about unseen patients.",
+            file=sys.stderr,
+        )
+    summary = prepare(settings)
+    print(summary.describe(), file=sys.stdout if summary.finished else sys.stderr)
+    return 0 if summary.finished else 1
+
+
+def _evaluate(flags: Sequence[str]) -> int:
+    from ipu_trainer.tasks.chest_xray.evaluate import evaluate
+    from ipu_trainer.tasks.chest_xray.report import artifacts as report
+
+    parser = argparse.ArgumentParser(prog="ipu-trainer evaluate chest-xray", description="Evaluate a finished run.")
+    parser.add_argument(
+        "--run",
+        type=Path,
+        dest="run_dir",
+        metavar="RUN",
+        help="folder of a finished run (default: CHECKPOINT_DIR/chest-xray)",
+    )
+    parser.add_argument("--data", type=Path, help="prepared data set (default: as train)")
+    parser.add_argument("--split", default="test", choices=("train", "validation", "test", "all"))
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="folder for metrics, predictions and plots (default: CHECKPOINT_DIR/chest-xray-SPLIT)",
+    )
+    parser.add_argument("--num_bootstrap", type=int, default=1000, help="patient-bootstrap replicates")
+    namespace = parser.parse_args(flags)
+    run_dir = namespace.run_dir or folders.results("--run", "chest-xray")
+    data = namespace.data or folders.data_to_read("--data", "chest-xray")
+    output = namespace.output or folders.results("--output", f"chest-xray-{namespace.split}")
+    metrics = evaluate(run_dir, data, namespace.split, output, namespace.num_bootstrap)
+    for name in metrics["findings_unknown_to_the_model"]:
+        print(f"warning: the model has no output for {name!r}", file=sys.stderr)
+    print(f"{report.metrics_table(metrics)}\n\nmetrics, plots and report.html: {output}")
+    return 0
+
+
+def _phantoms(flags: Sequence[str]) -> int:
+    from ipu_trainer.tasks.chest_xray.data.phantoms import PhantomSettings, write_phantoms, write_small_vit
+
+    parser = argparse.ArgumentParser(
+        prog="ipu-trainer phantoms chest-xray", description="Write synthetic chest X-rays and a small ViT."
+    )
+    parser.add_argument(
+        "--output", type=Path, help="folder for images, phantoms.csv and model (default: DATASETS_DIR/phantoms)"
+    )
+    parser.add_argument("--num_images", type=int, default=1500)
+    parser.add_argument("--size", type=int, default=128, help="side of the images in pixels")
+    parser.add_argument("--model_size", type=int, default=64, help="side that the small ViT reads")
+    parser.add_argument("--seed", type=int, default=0)
+    namespace = parser.parse_args(flags)
+    settings = PhantomSettings(namespace.num_images, namespace.size, seed=namespace.seed)
+    output = namespace.output or folders.data_to_write("--output", "phantoms")
+    csv_path = write_phantoms(output, settings)
+    model = write_small_vit(output / "model", namespace.model_size, namespace.seed)
+    print(
+        f"{namespace.num_images} synthetic images: {csv_path.parent / 'images'}, labels {csv_path}, small ViT {model}"
+    )
+    return 0
+
+
+def _train(flags: Sequence[str]) -> None:
+    from ipu_trainer.tasks.chest_xray.train import prepare
+    from ipu_trainer.tasks.recipe.recipe import run
+
+    run(prepare(flags))
+
+
+def _search(flags: Sequence[str]) -> SearchTask:
+    from ipu_trainer.tasks.chest_xray.train import prepare
+    from ipu_trainer.tasks.recipe.recipe import search_task
+
+    return search_task(prepare(flags))
+
+
+def _write_report(folder: Path, output: Optional[Path] = None, **inputs: Any) -> Path:
+    from ipu_trainer.tasks.chest_xray.report.html_report import ReportInputs, write_report
+
+    return write_report(folder, output, ReportInputs(**inputs))
+
+
+def _write_comparison(runs: Sequence[Path], output: Path) -> Path:
+    from ipu_trainer.tasks.chest_xray.report.html_report import write_comparison
+
+    return write_comparison(runs, output)
+
+
+# Modules of the task are imported by the function that needs them: preparing data does not wait for torch.
+TASK = Task(
+    _train,
+    _search,
+    _write_report,
+    _write_comparison,
+    ("data", "boxes", "radiologist_labels"),
+    {"prepare": _prepare, "evaluate": _evaluate, "phantoms": _phantoms},
+)
