@@ -22,9 +22,10 @@ from vit_gpu import HALF, NUM_FINDINGS, base, prepared
 
 from ipu_trainer.atomic import write_json
 from ipu_trainer.compat import transformers_versions as compat
+from ipu_trainer.tasks.chest_xray.data.augmentation import Augmentation
 from ipu_trainer.tasks.chest_xray.data.dataset import ChestXrayDataset
-from ipu_trainer.tasks.chest_xray.data.transforms import Augmentation, ChestXrayCollator
 from ipu_trainer.tasks.chest_xray.model.chest_xray_trainer import ChestXrayTrainer
+from ipu_trainer.tasks.chest_xray.model.inputs import ChestXrayCollator
 from ipu_trainer.tasks.chest_xray.model.losses import FindingLoss
 from ipu_trainer.training.arguments import IPUTrainingArguments
 

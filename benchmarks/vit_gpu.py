@@ -23,11 +23,12 @@ from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClass
 
 from ipu_trainer import IPUConfig
 from ipu_trainer.atomic import write_json
+from ipu_trainer.tasks.chest_xray.data.augmentation import Augmentation
 from ipu_trainer.tasks.chest_xray.data.dataset import ChestXrayDataset
 from ipu_trainer.tasks.chest_xray.data.labels import NIH_FINDINGS
 from ipu_trainer.tasks.chest_xray.data.pixel_store import StoreWriter, file_digest, writable_rows
-from ipu_trainer.tasks.chest_xray.data.transforms import Augmentation, ChestXrayCollator, Normalisation
 from ipu_trainer.tasks.chest_xray.model.chest_xray_trainer import ChestXrayTrainer
+from ipu_trainer.tasks.chest_xray.model.inputs import ChestXrayCollator, Normalisation
 from ipu_trainer.tasks.chest_xray.model.losses import FindingLoss
 from ipu_trainer.training.arguments import IPUTrainingArguments
 

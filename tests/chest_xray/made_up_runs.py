@@ -5,7 +5,7 @@ import numpy as np
 from ipu_trainer.atomic import write_json
 from ipu_trainer.config.ipu_config import IPUConfig
 from ipu_trainer.tasks.chest_xray.evaluation.metrics import choose_thresholds, evaluate_predictions
-from ipu_trainer.tasks.chest_xray.report import artifacts as report
+from ipu_trainer.tasks.chest_xray.evaluation.predictions import predictions_csv
 from ipu_trainer.tasks.run_record import RUN_FILE, write_history
 
 FINDINGS = ("Effusion", "Mass", "No Finding", "Nodule", "Pneumothorax")
@@ -34,7 +34,7 @@ def write_run(folder, truth, probability, findings=FINDINGS, names=None, num_boo
     metrics = evaluate_predictions(truth, probability, findings, table, thresholds, num_bootstrap)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "metrics.json", {"split": "test", **metrics})
-    (folder / "predictions.csv").write_text(report._predictions(truth, probability, findings, table), encoding="utf-8")
+    (folder / "predictions.csv").write_text(predictions_csv(truth, probability, findings, table), encoding="utf-8")
     write_history(folder, [{"epoch": e / 4, "loss": 1 / e, "eval_mean_auroc_14": 0.5 + e / 100} for e in range(1, 9)])
     training = {
         "optim": "adamw_torch",

@@ -15,6 +15,7 @@ from sklearn.metrics import cohen_kappa_score, roc_auc_score
 from transformers import ViTConfig, ViTForImageClassification
 
 from ipu_trainer.cli import main
+from ipu_trainer.tasks.chest_xray.data.boxes import Box, read_boxes
 from ipu_trainer.tasks.chest_xray.data.dataset import load_prepared
 from ipu_trainer.tasks.chest_xray.data.labels import NIH_FINDINGS
 from ipu_trainer.tasks.chest_xray.data.phantoms import BOXES_NAME
@@ -24,13 +25,13 @@ from ipu_trainer.tasks.chest_xray.evaluation.calibration import (
     wilson_interval,
 )
 from ipu_trainer.tasks.chest_xray.evaluation.predictions import read_predictions
-from ipu_trainer.tasks.chest_xray.evaluation.radiologists import (
+from ipu_trainer.tasks.chest_xray.evaluation.radiologist_labels import (
     agreement,
     matching,
     read_radiologist_labels,
     scores,
 )
-from ipu_trainer.tasks.chest_xray.explain.boxes import Box, covered_share, highest_point, is_hit, read_boxes
+from ipu_trainer.tasks.chest_xray.explain.pointing_game import covered_share, highest_point, is_hit
 from ipu_trainer.tasks.chest_xray.explain.saliency import _rollout, _weighted, load_for_saliency, saliency
 
 HEAD = "Image Index,Finding Label,Bbox [x,y,w,h]\n"
@@ -218,8 +219,8 @@ def test_radiologists_are_compared_where_names_match_and_nodule_or_mass_is_eithe
     assert scored[1].against_mined["auroc"] == pytest.approx(roc_auc_score(either, score))
     assert main(["report", str(run), "--radiologist-labels", str(tmp_path / "l.csv")]) == 0
     told = checked_page(run / "report.html").sections["radiologists-labels"]
-    assert "40 of the 60 evaluated images" in told and "Left out, since no finding has the name: Fracture." in told
-    assert "So few images decide nothing" in told
+    assert "40 of the 60 evaluated images" in told and "Left out, because no finding has this name: Fracture." in told
+    assert "This is too few images for a conclusion" in told
 
 
 def test_labels_that_are_no_labels_are_refused(tmp_path):
@@ -272,11 +273,11 @@ def test_the_sample_of_nih_is_told_how_few_boxes_and_radiologist_labels_it_has(n
     page = checked_page(tmp_path / "run" / "report.html")
     boxes_here = sum(name in boxed for name in test.table["file_name"])
     pairs = sum(len({box.finding for box in boxed[name]}) for name in test.table["file_name"] if name in boxed)
-    told = page.sections["where-the-model-looks"]
+    told = page.sections["localisation"]
     assert f"{boxes_here} of the {len(test)} evaluated images have boxes, {pairs} pairs" in told and boxes_here > 20
-    assert "the file lists 880 images" in told and "So few say little" in told and "gradient-weighted" in told
+    assert "the file lists 880 images" in told and "This is a small number" in told and "gradient-weighted" in told
     labelled = sum(name in read.values for name in data.split("all").table["file_name"])
     told = page.sections["radiologists-labels"]
-    assert f"{labelled} of all {len(data.split('all'))} prepared ones; the file has them of 4,376 images" in told
+    assert f"{labelled} of all {len(data.split('all'))} prepared ones; the file has labels of 4,376 images" in told
     assert "Fracture, Airspace opacity" in told and "Nodule or Mass" in told and labelled > 20
     assert sum(name == "src" for _, name, _ in page.attributes) >= 3 * 12

@@ -9,11 +9,11 @@ from PIL import Image
 
 from ipu_trainer.cli import main
 from ipu_trainer.tasks.chest_xray.data import image_decoding as images
+from ipu_trainer.tasks.chest_xray.data.boxes import read_boxes
 from ipu_trainer.tasks.chest_xray.data.dataset import load_prepared
+from ipu_trainer.tasks.chest_xray.data.label_table import read_label_table
 from ipu_trainer.tasks.chest_xray.data.labels import NIH_FINDINGS, NO_FINDING
-from ipu_trainer.tasks.chest_xray.data.metadata import read_metadata
 from ipu_trainer.tasks.chest_xray.data.prepare import PrepareSettings, prepare
-from ipu_trainer.tasks.chest_xray.explain.boxes import read_boxes
 
 COLUMNS = [name for name in NIH_FINDINGS if name != NO_FINDING]
 NAMES = [f"{patient:08d}_{visit:03d}.png" for patient in range(1, 11) for visit in range(2)]
@@ -52,7 +52,7 @@ def settings_of(files, table, **more):
 
 
 def read(files, table, **more):
-    found = read_metadata(table, files / "images", **more)
+    found = read_label_table(table, files / "images", **more)
     assert found.rejections == ()
     return [(row.path, "|".join(row.findings), row.patient_id) for row in found.rows]
 
@@ -124,7 +124,7 @@ def test_a_column_of_no_finding_agrees_or_the_row_is_rejected(files):
         [NAMES[4], -1, 0, 3],
         [NAMES[5], "", 0, 3],
     ]
-    found = read_metadata(write(files / "t.csv", [head, *rows]), files / "images")
+    found = read_label_table(write(files / "t.csv", [head, *rows]), files / "images")
     assert [row.findings for row in found.rows] == [("No Finding",), ("Edema",)]
     reasons = {item.line: item.reason for item in found.rejections}
     assert "no finding is 1, and 'No Finding' is 0 too" in reasons[4] and "together with" in reasons[5]
@@ -150,7 +150,7 @@ def test_an_undecided_cell_rejects_its_row_and_takes_no_finding_away(files, cell
     table = write(files / "t.csv", [head, *rows, [""] * 5])
     with pytest.raises(ValueError, match="the columns Fracture hold 0 and 1"):
         read(files, table)
-    found = read_metadata(table, files / "images", known=())
+    found = read_label_table(table, files / "images", known=())
     assert [(item.file, "in the column Fracture" in item.reason) for item in found.rejections] == [(NAMES[0], True)]
     assert {name for row in found.rows for name in row.findings} == {"Edema", "Fracture"}
 
@@ -203,7 +203,7 @@ def test_hidden_files_and_folders_are_no_images(files):
         (files / "images" / hidden).write_bytes(b"Mac OS X")
     (files / ".home").mkdir()
     (files / "images").rename(files / ".home" / "images")  # a folder that is given is read wherever it lies
-    found = read_metadata(plain_table(files / "t.csv"), files / ".home" / "images")
+    found = read_label_table(plain_table(files / "t.csv"), files / ".home" / "images")
     assert (len(found.rows), found.rejections) == (20, ())
 
 
@@ -367,14 +367,14 @@ def test_floating_point_images_have_white_at_one_or_at_their_bits(files):
     for largest, white in ((1.0, 1.0), (3000.0, 4095.0)):
         values = np.linspace(0, largest, 256, dtype=np.float32).reshape(16, 16)
         Image.fromarray(values).save(files / "one.tif")
-        found = np.asarray(images.decode_gray((files / "one.tif").read_bytes()))
+        found = np.asarray(images.decode_grayscale((files / "one.tif").read_bytes()))
         assert np.array_equal(found, np.rint(values.astype(np.float64) / (white / 255.0)).astype(np.uint8))
 
 
 def test_values_of_more_than_sixteen_bits_are_refused(files):
     Image.fromarray(np.full((8, 8), 70000, dtype=np.int32)).save(files / "one.tif")
     with pytest.raises(images.ImageError, match="values up to 70,000"):
-        images.gray_range(images.open_image((files / "one.tif").read_bytes()))
+        images.value_range(images.open_image((files / "one.tif").read_bytes()))
 
 
 def test_a_preparation_of_wide_images_that_was_killed_ends_with_the_same_bytes(files, monkeypatch):
@@ -423,5 +423,5 @@ def test_an_orientation_tag_is_followed(files, form, orientation):
     tag = Image.Exif()
     tag[0x0112] = orientation
     stored.save(files / "one", form, exif=tag.tobytes(), **({"quality": 100} if form == "JPEG" else {}))
-    found = np.asarray(images.decode_gray((files / "one").read_bytes()))
+    found = np.asarray(images.decode_grayscale((files / "one").read_bytes()))
     assert np.abs(found.astype(int) - upright).max() < 8

@@ -15,10 +15,10 @@ from transformers import (
 )
 
 from ipu_trainer.compat import transformers_versions as compat
+from ipu_trainer.tasks.chest_xray.data.augmentation import augment, augment_images
 from ipu_trainer.tasks.chest_xray.data.dataset import load_prepared
-from ipu_trainer.tasks.chest_xray.data.transforms import Normalisation, augment, change_pictures
-from ipu_trainer.tasks.chest_xray.model.chest_xray_trainer import gathered
-from ipu_trainer.tasks.chest_xray.model.grayscale_input import GrayProjection
+from ipu_trainer.tasks.chest_xray.model.grayscale_input import GrayscaleProjection
+from ipu_trainer.tasks.chest_xray.model.inputs import Normalisation, collate_stored
 from ipu_trainer.tasks.chest_xray.train import prepare
 from ipu_trainer.tasks.recipe.recipe import seeded_model
 from ipu_trainer.training.acceleration.input_pipeline import sent
@@ -41,12 +41,12 @@ def test_a_gray_projection_is_exact_in_float64_and_leaves_no_trace():
     labels = torch.tensor([0, 1, 1])
     names = list(model.state_dict())
     results = []
-    projection = GrayProjection.of(model, NORMALISATION)
+    projection = GrayscaleProjection.of(model, NORMALISATION)
     for folded in (False, True):
         model.zero_grad()
         if folded:
-            with projection.reading_gray():
-                loss = model(pixel_values=GrayProjection.gray_channels(gray), labels=labels).loss
+            with projection.applied():
+                loss = model(pixel_values=GrayscaleProjection.gray_channels(gray), labels=labels).loss
         else:
             loss = model(pixel_values=NORMALISATION(gray), labels=labels).loss
         loss.backward()
@@ -60,11 +60,11 @@ def test_a_gray_projection_is_exact_in_float64_and_leaves_no_trace():
 
 
 def test_other_first_convolutions_are_left_alone():
-    assert GrayProjection.of(nn.Linear(2, 2), NORMALISATION) is None
-    assert GrayProjection.of(nn.Conv2d(1, 4, 4, 4), NORMALISATION) is None
-    assert GrayProjection.of(nn.Conv2d(3, 4, 3, 1, padding=1), NORMALISATION) is None
+    assert GrayscaleProjection.of(nn.Linear(2, 2), NORMALISATION) is None
+    assert GrayscaleProjection.of(nn.Conv2d(1, 4, 4, 4), NORMALISATION) is None
+    assert GrayscaleProjection.of(nn.Conv2d(3, 4, 3, 1, padding=1), NORMALISATION) is None
     config = ConvNextConfig(hidden_sizes=[8, 8], depths=[1, 1], num_stages=2, image_size=16)
-    assert GrayProjection.of(ConvNextForImageClassification(config), NORMALISATION) is not None
+    assert GrayscaleProjection.of(ConvNextForImageClassification(config), NORMALISATION) is not None
 
 
 def trained(prepared, phantoms, folder, feed, *more, use_cpu=True):
@@ -77,7 +77,7 @@ def trained(prepared, phantoms, folder, feed, *more, use_cpu=True):
     trainer = job.trainer(model=seeded_model(job))
     if feed:
         trainer._feed_gpu()
-        assert trainer.data_collator is gathered
+        assert trainer.data_collator is collate_stored
     trainer.train()
     return trainer, job
 
@@ -86,7 +86,7 @@ def trained(prepared, phantoms, folder, feed, *more, use_cpu=True):
 def test_training_on_bytes_ends_in_the_same_weights_and_evaluation(prepared, phantoms, tmp_path, monkeypatch, gray):
     """On this machine the "GPU" is the CPU; the CUDA test below does it on one."""
     if not gray:
-        monkeypatch.setattr(GrayProjection, "of", lambda *_: None)
+        monkeypatch.setattr(GrayscaleProjection, "of", lambda *_: None)
     plain, job = trained(prepared, phantoms, tmp_path / "plain", False)
     fed, _ = trained(prepared, phantoms, tmp_path / "fed", True)
     tolerance = {"rtol": 0, "atol": 1e-4 if gray else 0.0}  # folding rounds, and AdamW divides small numbers
@@ -100,7 +100,7 @@ def test_training_on_bytes_ends_in_the_same_weights_and_evaluation(prepared, pha
 
 def test_bytes_reach_the_model_once_and_pictures_are_made_there(prepared, phantoms, tmp_path):
     trainer, job = trained(prepared, phantoms, tmp_path, True)
-    batch = gathered([job.train_set[(0, 1)], job.train_set[(0, 2)]])
+    batch = collate_stored([job.train_set[(0, 1)], job.train_set[(0, 2)]])
     assert batch["pixels"].dtype == torch.uint8
     trainer.model.train()
     made = trainer.prepare_inputs(copy.copy(batch))
@@ -112,26 +112,26 @@ def test_bytes_reach_the_model_once_and_pictures_are_made_there(prepared, phanto
     torch.testing.assert_close(trainer.prepare_inputs(batch)["pixel_values"], expected["pixel_values"], rtol=0, atol=0)
 
 
-def test_pictures_are_gathered_into_pinned_memory_while_a_gpu_is_in_use(prepared, monkeypatch):
+def test_pictures_are_collate_stored_into_pinned_memory_while_a_gpu_is_in_use(prepared, monkeypatch):
     dataset, keys = load_prepared(prepared).split("train"), [(0, 5), (0, 0), (0, 5)]
     plain, empty, pinned = dataset.__getitems__(keys), torch.empty, []
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(
         torch, "empty", lambda *shape, pin_memory, **named: pinned.append(pin_memory) or empty(*shape, **named)
     )
-    gathered_there = dataset.__getitems__(keys)
+    collate_stored_there = dataset.__getitems__(keys)
     assert pinned == [True]
-    torch.testing.assert_close(gathered_there, plain, rtol=0, atol=0)
+    torch.testing.assert_close(collate_stored_there, plain, rtol=0, atol=0)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_gpu_makes_the_pictures_that_a_cpu_makes(prepared, phantoms, tmp_path):
     trainer, job = trained(prepared, phantoms, tmp_path, False, use_cpu=False)
-    batch = gathered([job.train_set[(3, index)] for index in range(8)])
+    batch = collate_stored([job.train_set[(3, index)] for index in range(8)])
     expected = trainer._collator_on_gpu(batch)["pixel_values"]
     collator = trainer._collator_on_gpu
-    assert trainer._change_pictures is not change_pictures  # compiled
-    for compute in (change_pictures, trainer._change_pictures):
+    assert trainer._change_pictures is not augment_images  # compiled
+    for compute in (augment_images, trainer._change_pictures):
         given = (batch["pixels"].cuda(), batch["epoch"], batch["index"], collator.augmentation, collator.seed)
         on_gpu = collator.normalisation(augment(*given, compute)).cpu()
         # Rotation samples between pixels: the two round its grid differently.

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from ipu_trainer.tasks.chest_xray.data.label_table import read_label_table
 from ipu_trainer.tasks.chest_xray.data.labels import NIH_FINDINGS, LabelError, n_hot, parse_findings
-from ipu_trainer.tasks.chest_xray.data.metadata import read_metadata
 from ipu_trainer.tasks.chest_xray.data.splits import (
     SplitError,
     official_split,
@@ -61,7 +61,7 @@ def test_both_generations_of_the_csv_are_read(tmp_path, name, header):
     write_images(tmp_path / "images", ["a.png", "b.png"])
     rows = [["b.png", "Mass|Edema", "3", "00007", "057Y", "F", "PA", "1", "2"][: len(header)]]
     rows.append(["a.png", "No Finding", "0", "8", "414", "M", "AP", "1", "2"][: len(header)])
-    found = read_metadata(write_table(tmp_path / name, header, rows), tmp_path / "images")
+    found = read_label_table(write_table(tmp_path / name, header, rows), tmp_path / "images")
     assert [row.path for row in found.rows] == ["a.png", "b.png"]
     first, second = found.rows
     assert (second.findings, second.patient_id, second.age, second.sex, second.view) == (
@@ -79,7 +79,7 @@ def test_both_generations_of_the_csv_are_read(tmp_path, name, header):
 def test_images_are_found_in_the_folders_that_nih_ships(tmp_path):
     write_images(tmp_path / "images", ["images_001/images/a.png", "images_012/images/b.png"])
     rows = [["a.png", "Mass", "0", "1", "5", "F", "PA"], ["b.png", "Mass", "0", "2", "5", "F", "PA"]]
-    found = read_metadata(write_table(tmp_path / "t.csv", OLD, rows), tmp_path / "images")
+    found = read_label_table(write_table(tmp_path / "t.csv", OLD, rows), tmp_path / "images")
     assert [row.path for row in found.rows] == ["images_001/images/a.png", "images_012/images/b.png"]
 
 
@@ -87,7 +87,7 @@ def test_a_name_in_another_folder_finds_the_file_wherever_it_lies(tmp_path):
     write_images(tmp_path / "images", ["flat.png", "deep/inner.png", "twice.png", "deep/twice.png"])
     names = ["elsewhere/flat.png", "inner.png", "elsewhere/twice.png"]
     table = write_table(tmp_path / "labels.csv", NEW, [[name, "Mass", 0, 1, "60", "M", "PA", 1, 1] for name in names])
-    found = read_metadata(table, tmp_path / "images")
+    found = read_label_table(table, tmp_path / "images")
     assert [row.path for row in found.rows] == ["deep/inner.png", "flat.png"]
     assert "ambiguous: 2 files" in {rejection.line: rejection.reason for rejection in found.rejections}[4]
 
@@ -112,7 +112,7 @@ def test_everything_wrong_is_found_in_one_pass_with_line_and_reason(tmp_path):
         ("ok.png", "No Finding|Mass", "1"),
     ]
     table = [[name, labels, "0", patient, "5", "F", "PA"] for name, labels, patient in lines]
-    found = read_metadata(write_table(tmp_path / "t.csv", OLD, table), tmp_path / "images")
+    found = read_label_table(write_table(tmp_path / "t.csv", OLD, table), tmp_path / "images")
     reasons = {(item.line, item.file): item.reason for item in found.rejections}
     expected = {
         (3, "missing.png"): "row without image",
@@ -138,7 +138,7 @@ def test_everything_wrong_is_found_in_one_pass_with_line_and_reason(tmp_path):
 def test_only_present_leaves_rows_without_image_out_and_counts_them(tmp_path):
     write_images(tmp_path / "images", ["a.png"])
     rows = [["a.png", "Mass", "0", "1", "5", "F", "PA"], ["b.png", "Mass", "0", "2", "5", "F", "PA"]]
-    found = read_metadata(write_table(tmp_path / "t.csv", OLD, rows), tmp_path / "images", only_present=True)
+    found = read_label_table(write_table(tmp_path / "t.csv", OLD, rows), tmp_path / "images", only_present=True)
     assert (len(found.rows), found.num_rows_without_image, found.rejections) == (1, 1, ())
 
 
@@ -149,7 +149,7 @@ def test_only_present_leaves_rows_without_image_out_and_counts_them(tmp_path):
 def test_a_file_that_is_no_label_table_is_refused(tmp_path, content, message):
     (tmp_path / "t.csv").write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        read_metadata(tmp_path / "t.csv", tmp_path)
+        read_label_table(tmp_path / "t.csv", tmp_path)
 
 
 def test_labels_are_n_hot_over_sorted_findings():

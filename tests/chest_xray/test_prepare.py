@@ -42,20 +42,20 @@ def test_every_mode_of_the_same_gray_picture_decodes_to_the_same_pixels(mode):
     if mode == "1":
         gray = gray.convert("1").convert("L")
     image = gray.convert(mode) if mode != "P" else gray.convert("P", palette=Image.Palette.ADAPTIVE, colors=256)
-    assert np.array_equal(np.asarray(images.decode_gray(encode(image))), np.asarray(gray))
+    assert np.array_equal(np.asarray(images.decode_grayscale(encode(image))), np.asarray(gray))
 
 
 def test_sixteen_bit_pictures_keep_their_high_byte():
     wide = gray_ramp().astype(np.uint16) * 257
-    assert np.array_equal(np.asarray(images.decode_gray(encode(Image.fromarray(wide)))), gray_ramp())
+    assert np.array_equal(np.asarray(images.decode_grayscale(encode(Image.fromarray(wide)))), gray_ramp())
 
 
 @pytest.mark.skipif(images._decode_png is None, reason="kornia_rs is not installed")
 def test_both_decoders_give_the_same_bytes(phantoms, monkeypatch):
     files = sorted((phantoms / "images").iterdir())[:10]
-    fast = [images.load_gray(path, 32) for path in files]
+    fast = [images.load_grayscale(path, 32) for path in files]
     monkeypatch.setattr(images, "_decode_png", None)
-    assert all(np.array_equal(a, images.load_gray(path, 32)) for a, path in zip(fast, files))
+    assert all(np.array_equal(a, images.load_grayscale(path, 32)) for a, path in zip(fast, files))
 
 
 def test_pixels_are_those_of_vit_image_processor(phantoms):
@@ -64,7 +64,7 @@ def test_pixels_are_those_of_vit_image_processor(phantoms):
     processor = ViTImageProcessor(size={"height": 32, "width": 32}, do_normalize=False, do_rescale=False)
     for path in sorted((phantoms / "images").iterdir())[:10]:
         theirs = np.asarray(processor(Image.open(path).convert("RGB"), return_tensors="np")["pixel_values"])[0, 0]
-        assert np.abs(theirs.astype(int) - images.load_gray(path, 32).astype(int)).max() == 0
+        assert np.abs(theirs.astype(int) - images.load_grayscale(path, 32).astype(int)).max() == 0
 
 
 def test_pixels_of_real_originals_are_those_of_vit_image_processor_within_one(nih_sample):
@@ -74,7 +74,7 @@ def test_pixels_of_real_originals_are_those_of_vit_image_processor_within_one(ni
     largest = 0
     for path in sorted((nih_sample / "original").iterdir()):
         theirs = np.asarray(processor(Image.open(path).convert("RGB"), return_tensors="np")["pixel_values"])[0, 0]
-        largest = max(largest, int(np.abs(theirs.astype(int) - images.load_gray(path, 224).astype(int)).max()))
+        largest = max(largest, int(np.abs(theirs.astype(int) - images.load_grayscale(path, 224).astype(int)).max()))
     assert largest <= 1
 
 
@@ -89,13 +89,13 @@ def test_pixels_of_real_originals_are_those_of_vit_image_processor_within_one(ni
 )
 def test_a_bad_file_is_named_by_its_fault(content, reason):
     with pytest.raises(images.ImageError, match=reason):
-        images.decode_gray(content)
+        images.decode_grayscale(content)
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_inflated(monkeypatch):
     monkeypatch.setattr(images, "MAX_PIXELS", 1000)
     with pytest.raises(images.ImageError, match="too large: 200 x 200"):
-        images.decode_gray(encode(Image.fromarray(gray_ramp(200, 200))))
+        images.decode_grayscale(encode(Image.fromarray(gray_ramp(200, 200))))
 
 
 def test_prepared_data_holds_pixels_labels_and_patients(phantoms, prepared):
@@ -110,7 +110,7 @@ def test_prepared_data_holds_pixels_labels_and_patients(phantoms, prepared):
         told = {name for name, value in zip(data.findings, everything.labels[position]) if value}
         assert told == set(row["Finding Labels"].split("|"))
         assert everything.table["patient_id"][position] == row["Patient ID"]
-        pixels = images.load_gray(phantoms / "images" / row["Image Index"], 32)
+        pixels = images.load_grayscale(phantoms / "images" / row["Image Index"], 32)
         assert np.array_equal(everything[position]["pixels"].numpy(), pixels)
     sizes = {split: len(data.split(split)) for split in ("train", "validation", "test")}
     assert sum(sizes.values()) == 120
@@ -151,7 +151,7 @@ def test_bad_files_stop_everything_unless_skipped(settings, phantoms, tmp_path):
     kept = load_prepared(settings.output).split("all")
     assert names[3] not in kept.table["file_name"]
     last = kept.table["file_name"].index(names[-1])
-    assert np.array_equal(kept[last]["pixels"].numpy(), images.load_gray(folder / names[-1], 32))
+    assert np.array_equal(kept[last]["pixels"].numpy(), images.load_grayscale(folder / names[-1], 32))
 
 
 def test_a_table_of_nothing_but_bad_rows_is_listed_too(settings, tmp_path):
@@ -204,7 +204,7 @@ def test_a_killed_preparation_goes_on_where_it_was(settings, phantoms, tmp_path,
     prepare(replace(settings, output=reference), progress=False)
     program = (
         "import sys, time; from pathlib import Path\n"
-        "from ipu_trainer.tasks.chest_xray import images, prepare as p\n"
+        "from ipu_trainer.tasks.chest_xray.data import image_decoding as images, prepare as p\n"
         "real = images.open_image\n"
         "def slow(content):\n"
         "    time.sleep(0.02)\n"

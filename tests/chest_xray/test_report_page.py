@@ -11,15 +11,16 @@ from made_up_runs import FINDINGS, predictions, write_run
 from ipu_trainer.atomic import write_json
 from ipu_trainer.cli import main
 from ipu_trainer.config.ipu_config import IPUConfig
+from ipu_trainer.tasks.chest_xray.data.boxes import Box
 from ipu_trainer.tasks.chest_xray.data.labels import NIH_FINDINGS
-from ipu_trainer.tasks.chest_xray.evaluation.evaluated_split import load_evaluation
-from ipu_trainer.tasks.chest_xray.evaluation.predictions import choose_images, read_predictions
-from ipu_trainer.tasks.chest_xray.explain.boxes import Box
+from ipu_trainer.tasks.chest_xray.evaluation.predictions import read_predictions
+from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import load_evaluation
+from ipu_trainer.tasks.chest_xray.explain.evaluated_images import EvaluatedImages
+from ipu_trainer.tasks.chest_xray.explain.example_images import choose_images
 from ipu_trainer.tasks.chest_xray.explain.saliency import Saliency
-from ipu_trainer.tasks.chest_xray.explain.saliency_images import Looking
 from ipu_trainer.tasks.chest_xray.report import html_report as pages
-from ipu_trainer.tasks.chest_xray.report.evaluation_comparison import paired_difference
 from ipu_trainer.tasks.chest_xray.report.html_report import write_comparison, write_report
+from ipu_trainer.tasks.chest_xray.report.paired_comparison import paired_difference
 from ipu_trainer.tasks.reporting.html_document import write_page
 from ipu_trainer.tasks.reporting.run_comparison import distinct_names
 
@@ -27,7 +28,7 @@ from ipu_trainer.tasks.reporting.run_comparison import distinct_names
 def test_a_report_has_what_ran_curves_intervals_calibration_subgroups_and_thresholds(tmp_path):
     page = checked_page(write_report(write_run(tmp_path / "run", *predictions(300))))
     titles = """at-a-glance auroc-by-finding curves-by-finding calibration thresholds subgroups
-        best-and-worst-predictions where-the-model-looks radiologists-labels training batches everything-that-was-set"""
+        best-and-worst-predictions localisation radiologists-labels training batches all-settings"""
     assert list(page.sections)[1:] == titles.split()
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     mean, (low, high) = metrics["mean_auroc_14"], metrics["mean_auroc_14_interval"]
@@ -38,7 +39,7 @@ def test_a_report_has_what_ran_curves_intervals_calibration_subgroups_and_thresh
     assert f"{metrics['per_finding']['Mass']['brier']:.4f}" in page.sections["calibration"]
     assert "sex F" in page.sections["subgroups"] and "view unknown" in page.sections["subgroups"]
     assert "training loss" in page.sections["training"] and "validation AUROC" in page.sections["training"]
-    assert "global batch  4" in page.sections["batches"] and "learning_rate" in page.sections["everything-that-was-set"]
+    assert "global batch  4" in page.sections["batches"] and "learning_rate" in page.sections["all-settings"]
     assert page.text.count("Not for clinical use.") == 2
     assert "--boxes FILE" in page.text and "--radiologist-labels FILE" in page.text and "--data FOLDER" in page.text
 
@@ -52,18 +53,21 @@ def test_findings_of_one_class_are_named_with_the_reason(tmp_path):
     truth[:] = 0
     page = checked_page(write_report(write_run(tmp_path / "none", truth, probability)))
     assert "there is no curve to draw" in page.sections["curves-by-finding"]
-    assert "nothing is best or worst" in page.sections["best-and-worst-predictions"]
+    assert "there are no examples" in page.sections["best-and-worst-predictions"]
 
 
 def test_probabilities_that_are_no_numbers_are_counted_and_spoil_their_finding_alone(tmp_path):
     truth, probability = predictions(60)
     probability[:7, FINDINGS.index("Mass")] = np.nan
     page = checked_page(write_report(write_run(tmp_path / "some", truth, probability)))
-    assert "Mass (7 of 60 probabilities are no numbers)" in page.sections["auroc-by-finding"]
+    assert "Mass (7 of 60 probabilities are NaN or infinite)" in page.sections["auroc-by-finding"]
     assert "Nodule: AUROC" in page.sections["curves-by-finding"]
     probability[:] = np.nan
     page = checked_page(write_report(write_run(tmp_path / "all", truth, probability)))
-    assert "60 of 60" in page.sections["auroc-by-finding"] and "no numbers" in page.sections["calibration"]
+    assert (
+        "60 of 60" in page.sections["auroc-by-finding"]
+        and "No finding has finite probabilities" in page.sections["calibration"]
+    )
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -74,27 +78,26 @@ def test_one_or_two_images_are_a_report_too(tmp_path, count):
     assert "(too few)" in page.sections["subgroups"]
 
 
-def test_ten_thousand_images_with_the_largest_pictures_stay_under_five_megabytes(tmp_path, monkeypatch):
-    """Noise is what JPEG is worst at; boxes on all images, so that every picture that can be shown is."""
+def test_ten_thousand_images_with_the_largest_images_stay_under_five_megabytes(tmp_path):
+    """Noise is what JPEG is worst at; boxes on many images, so that the page shows as many as it can."""
     truth, probability = predictions(10_000, NIH_FINDINGS)
     write_run(tmp_path, truth, probability, NIH_FINDINGS, num_bootstrap=2)
     generator = np.random.default_rng(0)
     names = read_predictions(tmp_path / "predictions.csv").file_names
 
-    class Noise(Looking):
+    class Noise(EvaluatedImages):
         def pixels(self, name):
             return generator.integers(0, 256, (224, 224)).astype(np.uint8)
 
         def saliency(self, names, columns):
             return Saliency(*generator.random((2, len(names), 16, 16), dtype=np.float32))
 
-    looking = Noise(SimpleNamespace(table={"file_name": list(names)}))
-    monkeypatch.setattr(pages, "_looking", lambda evaluation, data: looking)
+    images = Noise(SimpleNamespace(table={"file_name": list(names)}))
     boxes = {name: [Box("Mass", 0.1, 0.1, 0.2, 0.2), Box("Nodule", 0.5, 0.5, 0.1, 0.1)] for name in names[:400]}
-    write_page(tmp_path / "report.html", pages.evaluation_page(load_evaluation(tmp_path), boxes))
+    write_page(tmp_path / "report.html", pages.evaluation_page(load_evaluation(tmp_path), images, boxes))
     page = checked_page(tmp_path / "report.html")
     assert sum(tag == "img" for tag, name, _ in page.attributes if name == "src") == 3 * (18 + 12)
-    assert "400 of the 10,000 evaluated images have boxes, 800 pairs" in page.sections["where-the-model-looks"]
+    assert "400 of the 10,000 evaluated images have boxes, 800 pairs" in page.sections["localisation"]
 
 
 def test_names_from_files_are_text_and_never_markup_or_formulas(tmp_path):
@@ -190,7 +193,7 @@ def test_runs_are_compared_on_the_same_resampled_patients(tmp_path):
     page = checked_page(tmp_path / "c.html")
     assert f"{difference:+.3f}" in page.sections["differences"] and "excludes 0" in page.sections["differences"]
     assert "training.learning_rate" in page.sections["what-differs"] and "0.002" in page.sections["what-differs"]
-    assert "cannot be held" not in page.text
+    assert "cannot be compared" not in page.text
 
 
 def settings(rate):
@@ -207,7 +210,7 @@ def test_a_comparison_warns_of_other_data_and_refuses_other_tasks(tmp_path, caps
     record["data"]["fingerprint"] = "e" * 32
     write_json(other / "run.json", record)
     page = checked_page(write_comparison([one, other], tmp_path / "c.html"))
-    assert "cannot be held against each other" in page.sections["side-by-side"]
+    assert "cannot be compared" in page.sections["side-by-side"]
     assert "no image and finding in common" in page.sections["differences"]
     assert "one/run" in page.text and "two/run" in page.text
     assert main(["report", str(one), str(other), "--boxes", "b.csv"]) == 1

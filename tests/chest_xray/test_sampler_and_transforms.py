@@ -8,15 +8,10 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from ipu_trainer.config.batching import BatchGeometry
+from ipu_trainer.tasks.chest_xray.data.augmentation import Augmentation, augment
 from ipu_trainer.tasks.chest_xray.data.dataset import load_prepared
 from ipu_trainer.tasks.chest_xray.data.sampler import FindingBatchSampler, batch_sampler
-from ipu_trainer.tasks.chest_xray.data.transforms import (
-    Augmentation,
-    ChestXrayCollator,
-    Normalisation,
-    augment,
-    load_normalisation,
-)
+from ipu_trainer.tasks.chest_xray.model.inputs import ChestXrayCollator, Normalisation, load_normalisation
 
 geometries = st.builds(
     BatchGeometry, st.integers(1, 4), st.integers(1, 3), st.sampled_from([1, 2, 4]), st.integers(1, 2)

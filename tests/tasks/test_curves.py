@@ -4,7 +4,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import pytest
 
-from ipu_trainer.tasks.reporting.curves import plot_training
+from ipu_trainer.tasks.reporting.drawing import plot_training
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from transformers import HfArgumentParser
 from ipu_trainer.cli import main
 from ipu_trainer.compat import argument_names as renamed
 from ipu_trainer.compat import transformers_versions as compat
-from ipu_trainer.tasks.chest_xray.data.transforms import Augmentation
+from ipu_trainer.tasks.chest_xray.data.augmentation import Augmentation
 from ipu_trainer.tasks.chest_xray.recipe_arguments import DEFAULTS as CHEST_DEFAULTS
 from ipu_trainer.tasks.chest_xray.recipe_arguments import ChestXrayArguments
 from ipu_trainer.tasks.language_modeling.recipe_arguments import DEFAULTS as TEXT_DEFAULTS

@@ -9,7 +9,7 @@ import pytest
 from ipu_trainer.cli import main
 from ipu_trainer.compat import transformers_versions as compat
 from ipu_trainer.tasks import folders
-from ipu_trainer.tasks.chest_xray.data import source
+from ipu_trainer.tasks.chest_xray.data import nih_paths
 
 VARIABLES = (folders.PUBLIC_DATASETS_DIR, folders.DATASETS_DIR, folders.CHECKPOINT_DIR)
 TRAIN = [
@@ -27,7 +27,7 @@ def no_folders(monkeypatch):
 @pytest.fixture
 def mounted(phantoms, tmp_path, monkeypatch):
     """NIH's layout on a mount, with both lists; DATASETS_DIR and CHECKPOINT_DIR elsewhere."""
-    nih = tmp_path / "mount" / source.FOLDER
+    nih = tmp_path / "mount" / nih_paths.FOLDER
     nih.mkdir(parents=True)
     shutil.copytree(str(phantoms / "images"), str(nih / "images"))
     shutil.copy(str(phantoms / "phantoms.csv"), str(nih / "Data_Entry_2017_v2020.csv"))
@@ -58,7 +58,7 @@ def test_prepare_train_and_evaluate_without_a_folder_and_nothing_is_written_on_t
     before = state(mount)
     assert main(["prepare", "chest-xray", "--size", "32", "--workers", "1", "--validation-fraction", "0.2"]) == 0
     told = capsys.readouterr().out
-    assert f"--test_list {mount / source.FOLDER / 'test_list.txt'}" in told  # what stands in is said
+    assert f"--test_list {mount / nih_paths.FOLDER / 'test_list.txt'}" in told  # what stands in is said
     manifest = json.loads((mounted / "data" / "chest-xray" / "prepared.json").read_text())
     assert manifest["split"]["method"] == "official"
     assert main(["train", "chest-xray", "--model", str(mount / "model"), *TRAIN]) == 0
@@ -101,9 +101,9 @@ def test_the_lists_on_a_mount_are_left_alone_where_another_split_is_asked_for(mo
 
 
 def test_data_of_ones_own_count_before_those_that_are_mounted(mounted):
-    assert folders.find_data(source.FOLDER) == mounted / "mount" / source.FOLDER
-    (mounted / "data" / source.FOLDER).mkdir(parents=True)
-    assert folders.find_data(source.FOLDER) == mounted / "data" / source.FOLDER
+    assert folders.find_data(nih_paths.FOLDER) == mounted / "mount" / nih_paths.FOLDER
+    (mounted / "data" / nih_paths.FOLDER).mkdir(parents=True)
+    assert folders.find_data(nih_paths.FOLDER) == mounted / "data" / nih_paths.FOLDER
     assert folders.find_data("nothing of this name") is None
 
 

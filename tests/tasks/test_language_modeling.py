@@ -171,7 +171,7 @@ def test_the_recipe_learns_and_leaves_a_complete_model_folder(corpus, tmp_path, 
     page = checked_page(tmp_path / "run" / "report.html")
     assert f"{metrics['perplexity']:.3f}" in page.sections["at-a-glance"] and "def add_1" in page.sections["samples"]
     assert "mathdefault" not in page.text  # labels of a logarithmic axis are numbers
-    assert "tokens a second" in page.sections["training"] and "validation perplexity" in page.sections["training"]
+    assert "tokens per second" in page.sections["training"] and "validation perplexity" in page.sections["training"]
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run")

@@ -110,7 +110,7 @@ def test_the_recipe_learns_writes_and_leaves_a_complete_model_folder(pairs_file,
     assert (
         f"{metrics['chrf']:.2f}" in page.sections["at-a-glance"] and "words of the name" in page.sections["at-a-glance"]
     )
-    assert "reference: " in page.sections["what-it-writes"] and "validation chrF" in page.sections["training"]
+    assert "reference: " in page.sections["samples"] and "validation chrF" in page.sections["training"]
     from transformers import AutoModelForSeq2SeqLM
 
     model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "run")

@@ -12,7 +12,7 @@ from ipu_trainer.tasks.task import SearchTask, Task
 
 
 def _prepare(flags: Sequence[str]) -> int:
-    from ipu_trainer.tasks.chest_xray.data import source
+    from ipu_trainer.tasks.chest_xray.data import nih_paths
     from ipu_trainer.tasks.chest_xray.data.labels import NIH_FINDINGS
     from ipu_trainer.tasks.chest_xray.data.prepare import PrepareSettings, prepare
 
@@ -47,7 +47,7 @@ def _prepare(flags: Sequence[str]) -> int:
     parser.add_argument("--findings", help="comma-separated names to accept, or any (default: NIH's fifteen)")
     namespace = parser.parse_args(flags)
     given = {name: getattr(namespace, name) for name in ("csv", "images", "train_val_list", "test_list")}
-    for name, path in source.stand_ins(given, namespace.split).items():
+    for name, path in nih_paths.default_paths(given, namespace.split).items():
         setattr(namespace, name, path)
         print(f"--{name} {path}")
     namespace.output = namespace.output or folders.data_to_write("--output", "chest-xray")
@@ -70,7 +70,7 @@ def _prepare(flags: Sequence[str]) -> int:
 
 
 def _evaluate(flags: Sequence[str]) -> int:
-    from ipu_trainer.tasks.chest_xray.evaluation.evaluate_run import evaluate
+    from ipu_trainer.tasks.chest_xray.evaluate import evaluate
     from ipu_trainer.tasks.chest_xray.report import artifacts as report
 
     parser = argparse.ArgumentParser(prog="ipu-trainer evaluate chest-xray", description="Evaluate a finished run.")

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Optional, Sequence, Tuple
 
 from ipu_trainer.errors import UserError
+from ipu_trainer.tasks.chest_xray.data.augmentation import NO_AUGMENTATION, Augmentation
 from ipu_trainer.tasks.chest_xray.data.dataset import ChestXrayDataset, load_prepared
-from ipu_trainer.tasks.chest_xray.data.transforms import NO_AUGMENTATION, Augmentation
 from ipu_trainer.tasks.chest_xray.evaluation.metrics import check_replicates
 from ipu_trainer.tasks.chest_xray.model.losses import FindingLoss, inverse_frequency
 from ipu_trainer.tasks.folders import data_to_read

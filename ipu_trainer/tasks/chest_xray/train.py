@@ -19,14 +19,14 @@ from ipu_trainer.config.profiles import load_profile
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.dataset import ChestXrayDataset, PreparedChestXrays, load_prepared
 from ipu_trainer.tasks.chest_xray.data.labels import pathologies
-from ipu_trainer.tasks.chest_xray.data.transforms import ChestXrayCollator, Normalisation, load_normalisation
 from ipu_trainer.tasks.chest_xray.evaluation import metrics as metric
 from ipu_trainer.tasks.chest_xray.model.chest_xray_trainer import ChestXrayTrainer, sigmoid
 from ipu_trainer.tasks.chest_xray.model.classifier import load_finished, load_model, load_processor, read_config
+from ipu_trainer.tasks.chest_xray.model.inputs import ChestXrayCollator, Normalisation, load_normalisation
 from ipu_trainer.tasks.chest_xray.model.losses import FindingLoss
 from ipu_trainer.tasks.chest_xray.recipe_arguments import ChestXrayArguments, finding_loss, parse_arguments
 from ipu_trainer.tasks.chest_xray.report import artifacts
-from ipu_trainer.tasks.chest_xray.report.html_report import WATCHED, write_report
+from ipu_trainer.tasks.chest_xray.report.html_report import METRIC, write_report
 from ipu_trainer.tasks.recipe.recipe import Results, Rows
 from ipu_trainer.tasks.run_record import run_settings
 from ipu_trainer.training.arguments import IPUTrainingArguments
@@ -48,7 +48,7 @@ class Job:
     write_report: Optional[Callable[[Path], Path]]
     metrics: Sequence[str] = ("mean_auroc_14",)
     objective: Tuple[str, str] = ("eval_mean_auroc_14", "maximize")
-    tracked: Any = WATCHED
+    tracked: Any = METRIC
     sample_shape: Sequence[int] = ()
 
     def describe(self) -> Rows:

@@ -18,7 +18,7 @@ from ipu_trainer.atomic import write_json
 from ipu_trainer.config.ipu_config import IPUConfig
 from ipu_trainer.config.profiles import load_profile
 from ipu_trainer.tasks.language_modeling.corpus import Corpus, prepare_corpus
-from ipu_trainer.tasks.language_modeling.html_report import WATCHED, write_comparison, write_report
+from ipu_trainer.tasks.language_modeling.html_report import METRIC, write_comparison, write_report
 from ipu_trainer.tasks.language_modeling.metrics import perplexity, token_losses
 from ipu_trainer.tasks.language_modeling.model import (
     NO_DROPOUT,
@@ -58,7 +58,7 @@ class Job:
     loaded: Optional[Any]  # the model with its weights, for new_model() to give away once
     metrics: Sequence[str] = ("perplexity", "nats_per_token", "num_tokens")
     objective: Tuple[str, str] = ("eval_nats_per_token", "minimize")
-    tracked: Any = WATCHED
+    tracked: Any = METRIC
     write_report: Optional[Callable[[Path], Path]] = write_report
 
     def describe(self) -> Rows:

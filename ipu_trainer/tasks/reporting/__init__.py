@@ -1,1 +1,1 @@
-"""Report pages: one HTML file that holds everything it shows, and needs neither a script nor a network to be read."""
+"""report.html of a run of any task, and the comparison of several runs: values of a page, drawings, and the HTML template."""

@@ -1,6 +1,8 @@
-"""Small matplotlib drawings as SVG: text stays text, ink takes the page's colour, so light and dark pages both work.
+"""Matplotlib figures of curves and forest plots, as SVG inside report.html or as PNG files.
 
-They are drawn as wide as a phone shows them (about 4.6 inches), so that their text can be read there.
+In SVG, text stays text and ink takes the page's colour, so that light and dark pages both work. Figures are drawn as wide as a
+phone shows them (about 4.6 inches), so that their text can be read there. pyplot and the caller's backend are left alone: a
+notebook's own figures are still shown.
 """
 
 from __future__ import annotations
@@ -8,12 +10,15 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
-_INK = "#010203"  # stands for the page's own ink until the drawing is written
-BLUE, RED, GREEN, ORANGE, GREY = "#3f7fc4", "#d25c50", "#3c9a6c", "#d08a2a", "#8b939b"
+from ipu_trainer.atomic import atomic_path
+
+_INK = "#010203"  # a placeholder for the page's text colour, near enough to black for PNG
+BLUE, RED, GREEN, ORANGE, GRAY = "#3f7fc4", "#d25c50", "#3c9a6c", "#d08a2a", "#8b939b"
 SERIES = (BLUE, RED, GREEN, ORANGE, "#8e6bbf", "#3aa0a8", "#b8688f", "#7d8c3c")
 _STYLE: Dict[str, Any] = {
     "svg.fonttype": "none",
@@ -31,60 +36,90 @@ _STYLE: Dict[str, Any] = {
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
     **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none"),
 }
+Line = Tuple[str, Sequence[float], Sequence[float]]  # label, x, y
+
+
+def new_figure(**settings: Any) -> Any:
+    """A matplotlib figure without a window, outside pyplot."""
+    from matplotlib.figure import Figure
+
+    return Figure(**settings)
 
 
 @contextlib.contextmanager
-def canvas(width: float = 4.6, height: float = 3.0, columns: int = 1) -> Iterator[Tuple[Any, List[Any], List[str]]]:
-    """(figure, its axes side by side, a list that holds the SVG afterwards), drawn in the style above. Inches.
+def styled_figure(
+    width: float = 4.6, height: float = 3.0, columns: int = 1, margins: Optional[Mapping[str, float]] = None
+) -> Iterator[Tuple[Any, List[Any]]]:
+    """(figure, its axes side by side) in the style above. Inches.
 
-    The layout is worked out from the drawing; several columns have a fixed one, which takes half the time.
+    margins, as for subplots_adjust, replace the constrained layout; they take half its time.
     """
     import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
 
-    out: List[str] = []
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained" if columns == 1 else None)
-        FigureCanvasSVG(figure)
-        if columns > 1:
-            figure.subplots_adjust(0.095, 0.23, 0.97, 0.88, wspace=0.52)
-        yield figure, [figure.add_subplot(1, columns, column + 1) for column in range(columns)], out
-        buffer = io.StringIO()
+        figure = new_figure(figsize=(width, height), layout=None if margins else "constrained")
+        if margins:
+            figure.subplots_adjust(**margins)
+        yield figure, [figure.add_subplot(1, columns, column + 1) for column in range(columns)]
+
+
+def to_svg(figure: Any) -> str:
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context(_STYLE):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    out.append(_tidy(buffer.getvalue()))
-
-
-def _tidy(svg: str) -> str:
+    svg = buffer.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    svg = re.sub(r"(<svg[^>]*?) width=\"[^\"]*\"", r"\1", svg, count=1)
-    svg = re.sub(r"(<svg[^>]*?) height=\"[^\"]*\"", r"\1", svg, count=1)
+    for side in ("width", "height"):
+        svg = re.sub(rf"(<svg[^>]*?) {side}=\"[^\"]*\"", r"\1", svg, count=1)
     return re.sub(r"\n\s+", "\n", svg.replace(_INK, "currentColor"))
 
 
-def curves(
-    lines: Sequence[Tuple[str, Sequence[float], Sequence[float]]],
-    xlabel: str,
-    ylabel: str,
-    logarithmic: bool = False,
-    markers: bool = False,
-) -> str:
-    """Lines (label, x, y) in one drawing; y that is no number leaves a gap. More than 400 points are thinned out."""
-    with canvas() as (_, (axes,), out):
-        for (label, x, y), colour in zip(lines, _cycle()):
-            xs, ys = thinned(x, y)
-            style = {"marker": "o", "markersize": 2.5} if markers or len(xs) == 1 else {}
-            axes.plot(xs, ys, color=colour, linewidth=1.3, label=label, **style)
-        axes.set_xlabel(xlabel)
-        axes.set_ylabel(ylabel)
-        if logarithmic:
-            axes.set_yscale("log")
-            for ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-                ticks(lambda value, _: f"{value:g}")  # the scale's own labels are formulas
-        if len(lines) > 1:
-            axes.legend(fontsize=8)
-        _grid(axes)
-    return out[0]
+def save_png(file: Path, figure: Any) -> None:
+    import matplotlib
+
+    with matplotlib.rc_context(_STYLE), atomic_path(file) as temporary:
+        figure.savefig(temporary, format="png", dpi=130, bbox_inches="tight", facecolor="white")
+
+
+def curves(lines: Sequence[Line], xlabel: str, ylabel: str, logarithmic: bool = False, markers: bool = False) -> Any:
+    """A figure of several lines in one axes."""
+    with styled_figure() as (figure, (axes,)):
+        draw_curves(axes, lines, xlabel, ylabel, logarithmic, markers)
+    return figure
+
+
+def plot_training(
+    file: Path, history: Sequence[Mapping[str, Any]], metric: str, label: str, logarithmic: bool = False
+) -> None:
+    """A PNG of the training loss and of the validation metric (a key of Trainer's log history) by epoch, side by side."""
+    with styled_figure(9, 3.4, columns=2) as (figure, axes):
+        draw_curves(axes[0], [("", *from_history(history, "loss"))], "epoch", "training loss")
+        draw_curves(axes[1], [("", *from_history(history, metric))], "epoch", label, logarithmic, markers=True)
+    save_png(file, figure)
+
+
+def draw_curves(
+    axes: Any, lines: Sequence[Line], xlabel: str, ylabel: str, logarithmic: bool = False, markers: bool = False
+) -> None:
+    """Lines by label. NaN in y leaves a gap; more than 400 points are thinned out."""
+    from matplotlib import colormaps
+
+    colours: Any = SERIES if len(lines) <= len(SERIES) else colormaps["tab20"](range(20))
+    for number, (label, x, y) in enumerate(lines):
+        xs, ys = thinned(x, y)
+        style = {"marker": "o", "markersize": 2.5} if markers or len(xs) == 1 else {}
+        axes.plot(xs, ys, color=colours[number % len(colours)], linewidth=1.3, label=label, **style)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    if logarithmic:
+        axes.set_yscale("log")
+        for ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            ticks(lambda value, _: f"{value:g}")  # the scale's own labels are formulas
+    if len(lines) > 1:
+        axes.legend(fontsize=8)
+    _grid(axes)
 
 
 def forest(
@@ -93,10 +128,10 @@ def forest(
     line: Optional[Tuple[float, str]] = None,
     xlabel: str = "AUROC, 95 % interval",
     reference: float = 0.5,
-) -> str:
-    """A forest plot: rows (name, [(value, low, high) of each series]) from top to bottom; a value that is NaN is left out."""
+) -> Any:
+    """A forest plot: rows (name, [(value, low, high) of each series]) from top to bottom; a NaN value is left out."""
     height = 0.75 + (0.26 if len(legend) < 2 else 0.2 + 0.14 * len(legend)) * max(2, len(rows))
-    with canvas(4.8, height) as (_, (axes,), out):
+    with styled_figure(4.8, height) as (figure, (axes,)):
         for position, (_, series) in enumerate(rows):
             for number, (value, low, high) in enumerate(series):
                 if not np.isfinite(value):
@@ -107,7 +142,7 @@ def forest(
                     axes.plot([low, high], [y, y], color=colour, linewidth=1.6, solid_capstyle="butt")
                 label = legend[number] if number < len(legend) and position == 0 else None
                 axes.plot([value], [y], "o", color=colour, markersize=4, label=label)
-        axes.axvline(reference, color=GREY, linewidth=0.7)
+        axes.axvline(reference, color=GRAY, linewidth=0.7)
         if line is not None and np.isfinite(line[0]):
             axes.axvline(line[0], color=RED, linewidth=0.9, linestyle="--", label=line[1])
         axes.set_yticks(range(len(rows)), [name if len(name) <= 34 else name[:33] + "…" for name, _ in rows])
@@ -117,7 +152,7 @@ def forest(
         if axes.get_legend_handles_labels()[1]:
             axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2, fontsize=8)
         _grid(axes, "x")
-    return out[0]
+    return figure
 
 
 def thinned(x: Any, y: Any, most: int = 400) -> Tuple[np.ndarray, np.ndarray]:
@@ -127,13 +162,6 @@ def thinned(x: Any, y: Any, most: int = 400) -> Tuple[np.ndarray, np.ndarray]:
         return xs, ys
     chosen = np.unique(np.linspace(0, len(xs) - 1, most).round().astype(int))
     return xs[chosen], ys[chosen]
-
-
-def stage_timeline(stages: Sequence[Any], schedule: Any) -> str:
-    """A schedule as the simulator draws its traces: stages have index, ipu_id, blocks and forward_flops."""
-    from ipu_trainer.simulator.analysis.trace import svg, timeline
-
-    return svg(stages, timeline(stages, schedule))
 
 
 def from_history(
@@ -147,10 +175,5 @@ def from_history(
     return [x for x, _ in points], [y for _, y in points]
 
 
-def _cycle() -> Iterator[str]:
-    while True:
-        yield from SERIES
-
-
 def _grid(axes: Any, axis: str = "both") -> None:
-    axes.grid(True, axis=axis, color=GREY, alpha=0.25, linewidth=0.5)
+    axes.grid(True, axis=axis, color=GRAY, alpha=0.25, linewidth=0.5)

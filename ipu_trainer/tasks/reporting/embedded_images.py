@@ -1,4 +1,4 @@
-"""Pictures small enough for a page, as data URIs."""
+"""Small images for report.html, as JPEG data URIs."""
 
 from __future__ import annotations
 
@@ -10,37 +10,38 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 SIDE = 200  # pixels on the longer side
-Rectangle = Tuple[float, float, float, float]  # left, top, width, height as shares of the picture's sides
+Rectangle = Tuple[float, float, float, float]  # left, top, width, height in fractions of the image's sides
 
 
-def gray_picture(pixels: np.ndarray, boxes: Sequence[Rectangle] = ()) -> str:
-    """data URI of uint8 (height, width)."""
-    return _jpeg(_shrunk(Image.fromarray(np.asarray(pixels, dtype=np.uint8))).convert("RGB"), boxes)
+def grayscale_uri(pixels: np.ndarray, boxes: Sequence[Rectangle] = ()) -> str:
+    """Data URI of uint8 (height, width)."""
+    return _jpeg(_resized(pixels), boxes)
 
 
-def heat_picture(pixels: np.ndarray, heat: np.ndarray, boxes: Sequence[Rectangle] = ()) -> str:
-    """data URI of uint8 (height, width) under heat (rows, columns), which is scaled to its own range.
+def overlay_uri(pixels: np.ndarray, saliency_map: np.ndarray, boxes: Sequence[Rectangle] = ()) -> str:
+    """Data URI of uint8 (height, width) under a saliency map (rows, columns), which is scaled to its own range.
 
-    The warmer, the more opaque, so that the picture stays visible where the model did not look.
+    High values are opaque and low values transparent, so that the image stays visible where the saliency is low.
     """
     import matplotlib
 
-    base = _shrunk(Image.fromarray(np.asarray(pixels, dtype=np.uint8))).convert("RGB")
-    values = np.nan_to_num(np.asarray(heat, dtype=np.float32))
+    base = _resized(pixels)
+    values = np.nan_to_num(np.asarray(saliency_map, dtype=np.float32))
     low, high = float(values.min()), float(values.max())
     scaled = (values - low) / (high - low) if high > low else np.zeros_like(values)
     wide = np.asarray(Image.fromarray(scaled).resize(base.size, Image.Resampling.BILINEAR))
     colour = matplotlib.colormaps["inferno"](wide)[..., :3] * 255.0
-    share = 0.75 * wide[..., None]
-    mixed = (1.0 - share) * np.asarray(base, dtype=np.float32) + share * colour
-    return _jpeg(Image.fromarray(mixed.round().clip(0, 255).astype(np.uint8)), boxes)
+    opacity = 0.75 * wide[..., None]
+    blended = (1.0 - opacity) * np.asarray(base, dtype=np.float32) + opacity * colour
+    return _jpeg(Image.fromarray(blended.round().clip(0, 255).astype(np.uint8)), boxes)
 
 
-def _shrunk(image: Image.Image) -> Image.Image:
+def _resized(pixels: np.ndarray) -> Image.Image:
+    """RGB with a longer side of SIDE."""
+    image = Image.fromarray(np.asarray(pixels, dtype=np.uint8))
     factor = SIDE / max(image.size)
-    if factor >= 1.0:
-        return image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.BICUBIC)
-    return image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.LANCZOS)
+    resample = Image.Resampling.BICUBIC if factor >= 1.0 else Image.Resampling.LANCZOS
+    return image.resize((round(image.width * factor), round(image.height * factor)), resample).convert("RGB")
 
 
 def _jpeg(image: Any, boxes: Sequence[Rectangle]) -> str:

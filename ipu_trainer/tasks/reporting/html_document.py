@@ -1,7 +1,7 @@
-"""A page as values, and the template that makes HTML of them.
+"""An HTML page as values, rendered by the template page.html.
 
-Sections hold blocks; a block says what is to be seen, the template how. All text is escaped. The two things that are not
-text are drawings, whose SVG comes from drawing.py alone, and pictures, which are data URIs that pictures.py made.
+A page has sections, a section has blocks; a block holds content, the template gives it its form. All text is escaped. Two
+things are not text: drawings, whose SVG comes from drawing.py, and images, whose data URIs come from embedded_images.py.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Dict, List, Sequence, Tuple, Union
+from typing import Any, ClassVar, Sequence, Tuple, Union
 
 import jinja2
 from markupsafe import Markup
@@ -31,7 +31,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Preformatted:
-    """Text whose columns were made for a terminal."""
+    """Text in a fixed-width font, with columns as in a terminal."""
 
     kind: ClassVar[str] = "preformatted"
     text: str
@@ -47,7 +47,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Tiles:
-    """The few numbers that are read first: (label, value, what belongs to it)."""
+    """The headline numbers: (label, value, detail)."""
 
     kind: ClassVar[str] = "tiles"
     rows: Sequence[Tuple[str, str, str]]
@@ -55,7 +55,7 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Table:
-    """head has a name for each column; the first column names the row. strong: positions of rows that stand out."""
+    """head has a name for each column; the first column names the row. strong: positions of rows in bold."""
 
     kind: ClassVar[str] = "table"
     head: Sequence[str]
@@ -74,8 +74,8 @@ class Drawing:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """uri: data:image/...;base64,... of pictures.py."""
+class EmbeddedImage:
+    """uri: data:image/...;base64,... of embedded_images.py."""
 
     uri: str
     caption: str
@@ -83,11 +83,11 @@ class Picture:
 
 @dataclass(frozen=True)
 class Case:
-    """One image with what is said of it. tone: "good", "bad" or ""."""
+    """One example: a title, lines of text and images. tone: "good", "bad" or ""."""
 
     title: str
     lines: Sequence[str]
-    pictures: Sequence[Picture]
+    images: Sequence[EmbeddedImage]
     tone: str = ""
 
 
@@ -99,30 +99,30 @@ class Cases:
 
 @dataclass(frozen=True)
 class Cards:
-    """Drawings side by side, as many in a row as there is room for."""
+    """Drawings in rows, as many in a row as fit."""
 
     kind: ClassVar[str] = "cards"
     drawings: Sequence[Drawing]
 
 
 @dataclass(frozen=True)
-class Beside:
-    """Blocks beside each other where the screen is wide enough, below each other on a phone."""
+class SideBySide:
+    """Blocks in columns on a wide screen, below each other on a phone."""
 
-    kind: ClassVar[str] = "beside"
+    kind: ClassVar[str] = "side-by-side"
     blocks: Sequence[Block]
 
 
 @dataclass(frozen=True)
-class Folded:
-    """Blocks that are seen when their title is opened."""
+class Collapsed:
+    """Blocks that are hidden until the reader opens their title."""
 
-    kind: ClassVar[str] = "folded"
+    kind: ClassVar[str] = "collapsed"
     title: str
     blocks: Sequence[Block]
 
 
-Block = Union[Text, Preformatted, Facts, Tiles, Table, Drawing, Cards, Cases, Beside, Folded]
+Block = Union[Text, Preformatted, Facts, Tiles, Table, Drawing, Cards, Cases, SideBySide, Collapsed]
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """notice is what no reader may miss; it stands under the title and at the end."""
+    """notice: a warning shown under the title and at the end."""
 
     title: str
     subtitle: str
@@ -164,7 +164,7 @@ def write_page(file: PathLike, page: Page) -> None:
 
 
 class _Inline:
-    """SVG to stand inside of HTML: the ids of several drawings must not meet."""
+    """SVG inside HTML, with ids that are unique on the page."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -178,37 +178,17 @@ class _Inline:
 
 
 def _short(text: Any, most: int = _LONGEST_CELL) -> str:
-    told = str(text)
-    return told if len(told) <= most else told[: most - 1] + "…"
+    whole = str(text)
+    return whole if len(whole) <= most else whole[: most - 1] + "…"
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """A number as tables have it; what is no number, or was written as null, is a dash."""
+    """A number with fixed digits; a dash for None (null in JSON), NaN and infinity."""
     if value is None or value != value or value in (float("inf"), float("-inf")):
         return "–"
     return f"{value:.{digits}f}"
 
 
-def interval(bounds: Any, digits: int = 3) -> str:
+def interval(bounds: Any) -> str:
     low, high = (bounds or (None, None))[:2]
-    return "–" if number(low) == "–" else f"{number(low, digits)} – {number(high, digits)}"
-
-
-def differing(names: Sequence[str], columns: Sequence[Any]) -> List[List[str]]:
-    """Rows (name, value of each column) of the names whose values are not all the same. columns are mappings."""
-    rows = []
-    for name in names:
-        values = [column.get(name) for column in columns]
-        if any(value != values[0] for value in values[1:]):
-            rows.append([name, *("–" if value is None else str(value) for value in values)])
-    return rows
-
-
-def flat(value: Any, prefix: str = "") -> Dict[str, Any]:
-    """{"a": {"b": 1}} as {"a.b": 1}."""
-    if not isinstance(value, dict):
-        return {prefix: value}
-    result: Dict[str, Any] = {}
-    for name, item in value.items():
-        result.update(flat(item, f"{prefix}.{name}" if prefix else str(name)))
-    return result
+    return "–" if number(low) == "–" else f"{number(low)} – {number(high)}"

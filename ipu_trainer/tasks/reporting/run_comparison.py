@@ -1,4 +1,4 @@
-"""Several runs of one task side by side: results, what was set differently, curves in one drawing."""
+"""The page that compares several runs of one task: results side by side, differing settings, curves in one drawing."""
 
 from __future__ import annotations
 
@@ -7,50 +7,41 @@ from pathlib import Path
 from typing import Any, Dict, List, Sequence, Tuple
 
 from ipu_trainer.errors import UserError
-from ipu_trainer.tasks.reporting.html_document import (
-    Block,
-    Page,
-    Section,
-    Table,
-    Text,
-    differing,
-    flat,
-    interval,
-    number,
-)
-from ipu_trainer.tasks.reporting.run_report import Run, Watched, training_blocks
+from ipu_trainer.tasks.reporting.finished_run import Run, flat
+from ipu_trainer.tasks.reporting.html_document import Block, Page, Section, Table, Text, interval, number
+from ipu_trainer.tasks.reporting.run_report import ValidationMetric, training_blocks
 
-# Where a run lies and what it is called are no settings.
-_NO_SETTINGS = ("training.output_dir", "training.run_name", "training.logging_dir")
+Headline = Sequence[Tuple[str, Any, Any]]  # (metric, value, interval or None)
+_NAMES_OF_THE_RUN = ("training.output_dir", "training.run_name", "training.logging_dir")
 MOST_RUNS = 8
 
 
 @dataclass(frozen=True)
-class Compared:
-    """One column: the run, what it is called here, (metric, value, interval or None) rows, and what it was evaluated on."""
+class ComparedRun:
+    """One column of the comparison."""
 
     run: Run
     name: str
-    headline: Sequence[Tuple[str, Any, Any]]
+    headline: Headline
     evaluated_on: str
 
 
 def comparison_page(
-    columns: Sequence[Compared], notice: str, watched: Watched, results: Sequence[Section], digits: int = 3
+    columns: Sequence[ComparedRun], notice: str, metric: ValidationMetric, results: Sequence[Section]
 ) -> Page:
-    """results: what the task adds. Raises ValueError unless there are 2 to 8 runs of one task."""
+    """results: the task's own sections. The runs are those that check_runs accepts."""
     names = [column.name for column in columns]
     sections = [
-        Section("Side by side", _headline(columns, digits)),
+        Section("Side by side", _headline(columns)),
         *results,
         Section("What differs", _differences(columns)),
-        Section("Training", training_blocks([(column.name, column.run.history) for column in columns], watched)),
+        Section("Training", training_blocks([(column.name, column.run.history) for column in columns], metric)),
     ]
     return Page(f"{len(columns)} runs: {', '.join(names)}", f"task {columns[0].run.task}", notice, sections)
 
 
 def check_runs(tasks: Sequence[str]) -> None:
-    """Raises ValueError unless these are the tasks of 2 to MOST_RUNS runs that can be compared."""
+    """Raises ValueError unless there are 2 to MOST_RUNS runs, all of one task."""
     if not 2 <= len(tasks) <= MOST_RUNS:
         raise UserError(f"{len(tasks)} runs cannot be compared side by side. Give 2 to {MOST_RUNS}.")
     if len(set(tasks)) > 1:
@@ -58,7 +49,7 @@ def check_runs(tasks: Sequence[str]) -> None:
 
 
 def distinct_names(folders: Sequence[Path]) -> List[str]:
-    """The shortest end of each path that no other path has; folders given twice are numbered."""
+    """For each folder the shortest end of its path that no other folder shares; folders given twice are numbered."""
     parts = [Path(folder).resolve().parts for folder in folders]
     if len(set(parts)) < len(parts):
         return [f"{part[-1]} ({position})" for position, part in enumerate(parts, start=1)]
@@ -69,7 +60,7 @@ def distinct_names(folders: Sequence[Path]) -> List[str]:
     return names
 
 
-def _headline(columns: Sequence[Compared], digits: int) -> List[Block]:
+def _headline(columns: Sequence[ComparedRun]) -> List[Block]:
     names = list(dict.fromkeys(name for column in columns for name, _, _ in column.headline))
     values: List[Dict[str, Tuple[Any, Any]]] = [{n: (v, bounds) for n, v, bounds in c.headline} for c in columns]
     rows = []
@@ -77,13 +68,13 @@ def _headline(columns: Sequence[Compared], digits: int) -> List[Block]:
         cells = [name]
         for column in values:
             value, bounds = column.get(name, (None, None))
-            cells.append(number(value, digits) + (f" ({interval(bounds, digits)})" if bounds else ""))
+            cells.append(number(value) + (f" ({interval(bounds)})" if bounds else ""))
         rows.append(cells)
     blocks: List[Block] = []
     if len({column.evaluated_on for column in columns}) > 1:
         blocks.append(
             Text(
-                "The runs were not evaluated on the same data: their numbers cannot be held against each other.",
+                "The runs were not evaluated on the same data, so their numbers cannot be compared.",
                 "warning",
             )
         )
@@ -92,7 +83,7 @@ def _headline(columns: Sequence[Compared], digits: int) -> List[Block]:
     return blocks
 
 
-def _differences(columns: Sequence[Compared]) -> List[Block]:
+def _differences(columns: Sequence[ComparedRun]) -> List[Block]:
     records = [
         {
             "model": column.run.record["model"],
@@ -103,8 +94,11 @@ def _differences(columns: Sequence[Compared]) -> List[Block]:
         }
         for column in columns
     ]
-    names = [n for n in dict.fromkeys(name for record in records for name in record) if n not in _NO_SETTINGS]
-    rows = differing(names, records)
+    rows = []
+    for name in dict.fromkeys(name for record in records for name in record):
+        values = [record.get(name) for record in records]
+        if name not in _NAMES_OF_THE_RUN and any(value != values[0] for value in values[1:]):
+            rows.append([name, *("–" if value is None else str(value) for value in values)])
     if not rows:
         return [Text("Nothing: model, data, versions and settings are the same.")]
     return [Table(["", *(column.name for column in columns)], rows)]

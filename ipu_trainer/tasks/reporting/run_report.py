@@ -1,4 +1,4 @@
-"""What every task's page shows of a run: what ran, how it learned, how its batches were cut, and what IPUs would make of it."""
+"""The parts that report.html has for every task: the run, its settings, training curves and batches."""
 
 from __future__ import annotations
 
@@ -6,43 +6,32 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Sequence, Tuple
+from typing import Any, Callable, List, Mapping, Sequence, Tuple
 
 import torch
 
-from ipu_trainer.config.ipu_config import IPUConfig
-from ipu_trainer.errors import UserError
-from ipu_trainer.machine.hardware import SYSTEMS
-from ipu_trainer.machine.schedule import Schedule, pipelined_training
-from ipu_trainer.planner import report as plan_report
-from ipu_trainer.planner.job import Job
-from ipu_trainer.planner.memory import predict_memory
-from ipu_trainer.planner.search import Plan
-from ipu_trainer.planner.time import predict_time
-from ipu_trainer.planner.workload import Workload, measure
-from ipu_trainer.simulator.analysis.stages import StageCost
-from ipu_trainer.tasks.reporting.drawing import curves, from_history, stage_timeline
+from ipu_trainer.tasks.reporting.drawing import curves, from_history, to_svg
+from ipu_trainer.tasks.reporting.finished_run import Run, flat
 from ipu_trainer.tasks.reporting.html_document import (
     Block,
     Cards,
+    Collapsed,
     Drawing,
     Facts,
-    Folded,
     Page,
     Preformatted,
     Section,
     Text,
     Tiles,
-    flat,
     number,
 )
-from ipu_trainer.tasks.run_record import METRICS_FILE, RUN_FILE, read_history, read_run
+from ipu_trainer.tasks.reporting.ipu_section import ipu_blocks
 
 REPORT_FILE = "report.html"
-# Logged values that get a drawing of their own where a run has them: (key, label, factor).
+# Logged values that are drawn where a run has them: (key, label, factor).
 _RATES = (
-    ("samples_per_second", "samples a second", 1.0),
-    ("tokens_per_second", "tokens a second", 1.0),
+    ("samples_per_second", "samples per second", 1.0),
+    ("tokens_per_second", "tokens per second", 1.0),
     ("data_wait_share", "share of time waiting for data", 1.0),
     ("memory_bytes", "memory, GiB", 2.0**-30),
     ("loss_scale", "loss scale", 1.0),
@@ -51,54 +40,12 @@ _RATES = (
 
 
 @dataclass(frozen=True)
-class Run:
-    """A finished run: its folder, run.json, metrics.json and Trainer's log history (empty where none was kept)."""
-
-    folder: Path
-    record: Mapping[str, Any]
-    metrics: Mapping[str, Any]
-    history: Sequence[Mapping[str, Any]]
-
-    @property
-    def name(self) -> str:
-        return self.folder.resolve().name
-
-    @property
-    def task(self) -> str:
-        return str(self.record["task"])
-
-
-@dataclass(frozen=True)
-class Watched:
-    """The validation value that a task's training is watched by: its key in the log history and its name."""
+class ValidationMetric:
+    """The metric that a task tracks during training: its key in the log history and its name."""
 
     key: str
     label: str
     logarithmic: bool = False
-
-
-def load_run(folder: Path) -> Run:
-    """Raises ValueError if the folder holds no finished run or its files are damaged."""
-    record = read_run(folder)
-    return Run(Path(folder), record, read_json(Path(folder) / METRICS_FILE), read_history(folder))
-
-
-def task_of(folder: Path) -> str:
-    """The task of a run, or of the run that an evaluation is of. Raises ValueError for a folder that is neither."""
-    folder = Path(folder)
-    if (folder / RUN_FILE).is_file() or not (folder / METRICS_FILE).is_file():
-        return str(read_run(folder)["task"])
-    return str(read_run(Path(str(read_json(folder / METRICS_FILE).get("run", folder))))["task"])
-
-
-def read_json(path: Path) -> Dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error}). It is written at the end of a run.") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds no JSON object. It is written at the end of a run.")
-    return value
 
 
 def run_page(
@@ -107,35 +54,35 @@ def run_page(
     notice: str,
     tiles: Tiles,
     results: Sequence[Section],
-    watched: Watched,
+    metric: ValidationMetric,
     workload: Sequence[Any],
 ) -> Page:
-    """The page of one run: the task's tiles and results, between what all runs have.
+    """The page of one run: the task's tiles and results, and the parts of every run.
 
     workload: what planner.measure takes besides the model: its task and, for text, the tokens of a sample (and of its
-    target). It is for the prediction where an IPUConfig was given.
+    target). The prediction for a run with an IPUConfig needs it.
     """
-    record = run.record
-    backend = record["backend"]
+    record, versions = run.record, run.record["versions"]
     sections = [
         Section("At a glance", [tiles, facts(run)]),
         *results,
-        Section("Training", training_blocks([(run.name, run.history)], watched)),
+        Section("Training", training_blocks([(run.name, run.history)], metric)),
         Section("Batches", [Preformatted(str(record["batch_table"]))]),
     ]
     on_ipus = ipu_blocks(run, workload)
     if on_ipus:
         sections.append(Section("On IPUs", on_ipus))
-    sections.append(Section("Everything that was set", settings_blocks(run)))
-    subtitle = f"{record['task']} · {record['model']} · backend {backend['name']} · ipu_trainer {_version(record)}"
-    return Page(title, subtitle, notice, sections)
+    sections.append(Section("All settings", settings_blocks(run)))
+    subtitle = [record["task"], record["model"], f"backend {record['backend']['name']}"]
+    subtitle.append(f"ipu_trainer {versions.get('ipu_trainer', '')}")
+    return Page(title, " · ".join(subtitle), notice, sections)
 
 
 def report_or_reason(write_report: Callable[[Path], Path], run_dir: Path) -> None:
-    """Write the page of what has just finished. All results are on disk by now: what stops the page is said, no more."""
+    """Write the report of a run that has just finished, or print why not: all results are on disk, so the run did not fail."""
     try:
         write_report(run_dir)
-    except (ValueError, OSError, torch.cuda.OutOfMemoryError) as error:  # a GPU may still be full of the training
+    except (ValueError, OSError, torch.cuda.OutOfMemoryError) as error:  # the training may still fill the GPU
         print(f"no {REPORT_FILE}: {error} To try again: ipu-trainer report {run_dir}", file=sys.stderr)
 
 
@@ -146,7 +93,7 @@ def facts(run: Run) -> Facts:
         ("run", run.name),
         ("model", str(record["model"])),
         ("backend", f"{backend['name']} on {backend.get('torch_device', backend.get('device', ''))}"),
-        ("why this backend", str(backend["reason"])),
+        ("reason for the backend", str(backend["reason"])),
         ("seed", str(record["seed"])),
     ]
     if "num_parameters" in record:
@@ -156,31 +103,29 @@ def facts(run: Run) -> Facts:
     for name, value in flat(record["data"]).items():
         if isinstance(value, (str, int, float)) and not name.startswith("settings.") and len(rows) < 20:
             rows.append((f"data: {name.replace('.', ' ')}", f"{value:,}" if isinstance(value, int) else str(value)))
-    ended: Mapping[str, Any] = next((entry for entry in reversed(run.history) if "train_runtime" in entry), {})
-    if ended:
-        rows.append(("training took", f"{ended['train_runtime']:,.0f} s, {number(ended.get('epoch'), 1)} epochs"))
-        if "train_samples_per_second" in ended:
-            rows.append(("samples a second", number(ended["train_samples_per_second"], 1)))
+    end: Mapping[str, Any] = next((entry for entry in reversed(run.history) if "train_runtime" in entry), {})
+    if end:
+        rows.append(("training took", f"{end['train_runtime']:,.0f} s, {number(end.get('epoch'), 1)} epochs"))
+        if "train_samples_per_second" in end:
+            rows.append(("samples per second", number(end["train_samples_per_second"], 1)))
     rows.append(("software", ", ".join(f"{name} {value}" for name, value in record["versions"].items())))
     return Facts(rows)
 
 
-def training_blocks(runs: Sequence[Tuple[str, Sequence[Mapping[str, Any]]]], watched: Watched) -> List[Block]:
-    """Curves of one or several runs, side by side in each drawing."""
+def training_blocks(runs: Sequence[Tuple[str, Sequence[Mapping[str, Any]]]], metric: ValidationMetric) -> List[Block]:
+    """Curves of one or several runs, one drawing a logged value with a line for each run."""
     if not any(history for _, history in runs):
-        return [
-            Text("No log history was kept beside this run: it is written as history.json since release 0.1.0.", "note")
-        ]
+        return [Text("This run has no log history. Releases since 0.1.0 write it as history.json.", "note")]
     drawings = []
-    shown = [("loss", "training loss", 1.0), ("eval_loss", "validation loss", 1.0), (watched.key, watched.label, 1.0)]
+    shown = [("loss", "training loss", 1.0), ("eval_loss", "validation loss", 1.0), (metric.key, metric.label, 1.0)]
     for key, label, factor in [*shown, *_RATES]:
-        logarithmic = key == watched.key and watched.logarithmic
+        logarithmic = key == metric.key and metric.logarithmic
         lines = [(name, *from_history(history, key, factor)) for name, history in runs]
         lines = [line for line in lines if line[1]]
-        if not lines or (key not in ("loss", watched.key) and all(len(set(y)) < 2 for _, _, y in lines)):
+        if not lines or (key not in ("loss", metric.key) and all(len(set(y)) < 2 for _, _, y in lines)):
             continue
-        told = lines if len(runs) > 1 else [(label, *lines[0][1:])]
-        drawings.append(Drawing(curves(told, "epoch", label, logarithmic, key.startswith("eval_")), label, "card"))
+        figure = curves(lines, "epoch", label, logarithmic, markers=key.startswith("eval_"))
+        drawings.append(Drawing(to_svg(figure), label, "card"))
     if not drawings:
         return [Text("The log history holds no losses: the run ended before the first log.", "note")]
     return [Cards(drawings)]
@@ -189,86 +134,11 @@ def training_blocks(runs: Sequence[Tuple[str, Sequence[Mapping[str, Any]]]], wat
 def settings_blocks(run: Run) -> List[Block]:
     groups = run.record.get("settings", {})
     blocks: List[Block] = [
-        Text("As run.json has them, defaults included; the same command with these settings repeats the run.", "note")
+        Text(
+            "The settings in run.json, defaults included. The same command with these settings repeats the run.", "note"
+        )
     ]
     for name, values in groups.items():
         rows = [(key, json.dumps(value, default=str)) for key, value in sorted(flat(values).items())]
-        blocks.append(Folded(f"{name.replace('_', ' ')} ({len(rows)})", [Facts(rows)]))
+        blocks.append(Collapsed(f"{name.replace('_', ' ')} ({len(rows)})", [Facts(rows)]))
     return blocks
-
-
-def ipu_blocks(run: Run, workload_of: Sequence[Any]) -> List[Block]:
-    """Pipeline and prediction for the IPUConfig that the run was given; empty where it was given none."""
-    settings = run.record["settings"]
-    training = settings["training"]
-    named = training.get("ipu_config") or settings["recipe"].get("ipu_config")  # where older runs have it
-    if not named and not training.get("ipu_config_overrides"):
-        return []
-    try:
-        config = IPUConfig.from_dict(settings["ipu_config"])
-        if training.get("ipu_config_overrides"):
-            config = config.updated_from_string(training["ipu_config_overrides"])
-        if training["gradient_accumulation_steps"] > 1:
-            config = config.updated(gradient_accumulation_steps=training["gradient_accumulation_steps"])
-        plan, workload, system = _plan(run, config, workload_of)
-    except (ValueError, OSError) as error:
-        return [Text(f"No prediction for this model and IPUConfig: {error}", "warning")]
-    low, high = plan.time.interval
-    stages = plan.job.num_stages(workload)
-    blocks: List[Block] = [
-        Text(
-            "Predicted by ipu-trainer's planner from the model's shapes, for "
-            f"{named or 'the IPUConfig'} on {system}. These are predictions and no measurements: no IPU took part in them.",
-            "warning",
-        ),
-        Tiles(
-            [
-                ("throughput, predicted", f"{plan.time.throughput:,.0f} samples/s", f"{low:,.0f} – {high:,.0f}"),
-                ("fullest IPU, predicted", f"{100 * plan.memory.share:.0f} % of SRAM", plan.memory.band),
-                ("host step, predicted", f"{1e3 * plan.time.step_s:,.1f} ms", f"{plan.time.samples} samples"),
-                ("IPUs", str(plan.job.num_ipus), f"{plan.job.replicas} replicas of {len(plan.job.layers_per_ipu)}"),
-            ]
-        ),
-    ]
-    if stages == 1:
-        blocks.append(Text("The model lies on one IPU: there is no pipeline."))
-    elif plan.job.accumulation < 2 * stages - 1:
-        blocks.append(Text(f"{plan.job.accumulation} micro-batches cannot fill {stages} stages: no pipeline.", "note"))
-    else:
-        drawn, schedule = pipeline_stages(plan.job, workload)
-        caption = (
-            f"One weight update, drawn with {schedule.num_micro_batches} of {plan.job.accumulation} micro-batches; a box is "
-            "as long as its share of the model's FLOPs."
-        )
-        blocks.append(Drawing(stage_timeline(drawn, schedule), caption, "wide"))
-    blocks.append(Preformatted(plan_report.memory_bars(plan)))
-    blocks.append(Folded("Terms of the prediction", [Preformatted(plan_report.explain(plan))]))
-    return blocks
-
-
-def pipeline_stages(job: Job, workload: Workload) -> Tuple[List[StageCost], Schedule]:
-    """The stages of a job with their FLOPs, and the shortest weight update that fills its pipeline."""
-    stages: List[StageCost] = []
-    for part, ipu in job.placements(workload):
-        if not stages or stages[-1].ipu_id != ipu:
-            stages.append(StageCost(len(stages), ipu))
-        stages[-1].blocks.append(part.name)
-        stages[-1].forward_flops += part.flops
-    count = min(job.accumulation, 2 * len(stages) - 1)
-    return stages, pipelined_training(len(stages), count, job.recompute)
-
-
-def _plan(run: Run, config: IPUConfig, workload_of: Sequence[Any]) -> Tuple[Plan, Workload, str]:
-    from ipu_trainer.planner.command import model_config
-
-    training = run.record["settings"]["training"]
-    workload = measure(model_config(str(run.folder)), *workload_of)
-    optimizer = "sgd" if "sgd" in str(training["optim"]) else "adamw"
-    job = Job.from_config(config, workload, training["per_device_train_batch_size"], optimizer)
-    system = next((s for s in SYSTEMS.values() if s.num_ipus >= job.num_ipus), SYSTEMS["pod256"])
-    memory = predict_memory(workload, job, sram_bytes=system.ipu.sram_bytes)
-    return Plan(job, memory, predict_time(workload, job, system.ipu)), workload, system.name
-
-
-def _version(record: Mapping[str, Any]) -> str:
-    return str(record["versions"].get("ipu_trainer", ""))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Dict, Mapping, Sequence
 
 from ipu_trainer.atomic import atomic_path, write_json, write_text
-from ipu_trainer.tasks.reporting.curves import new_figure
+from ipu_trainer.tasks.reporting.drawing import new_figure
 from ipu_trainer.training.hyperparameter_search.optuna_search import open_storage
 
 # Where trials and their results go is no setting of the best run.

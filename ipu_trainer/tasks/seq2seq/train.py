@@ -22,7 +22,7 @@ from ipu_trainer.config.profiles import load_profile
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.recipe.recipe import Results, Rows, recipe_task
 from ipu_trainer.tasks.run_record import run_settings
-from ipu_trainer.tasks.seq2seq.html_report import WATCHED, write_comparison, write_report
+from ipu_trainer.tasks.seq2seq.html_report import METRIC, write_comparison, write_report
 from ipu_trainer.tasks.seq2seq.metrics import baseline_texts, decoded, generation_metrics, text_scores
 from ipu_trainer.tasks.seq2seq.model import (
     NO_DROPOUT,
@@ -59,7 +59,7 @@ class Job:
     sample_shape: Sequence[int]
     loaded: Optional[Any]  # the model with its weights, for new_model() to give away once
     objective: Tuple[str, str] = ("eval_loss", "minimize")
-    tracked: Any = WATCHED
+    tracked: Any = METRIC
     write_report: Optional[Callable[[Path], Path]] = write_report
 
     def describe(self) -> Rows:

@@ -1,1 +1,1 @@
-"""Label tables and image files to a prepared data set, and from there to the micro-batches of a training."""
+"""From a label table and image files to a prepared data set, and from there to augmented micro-batches."""

@@ -52,7 +52,7 @@ class ImageError(UserError):
 
 
 @dataclass(frozen=True)
-class GrayRange:
+class ValueRange:
     """The largest value in images of whole numbers of more than 8 bits, and in images of floating-point numbers."""
 
     whole: float = 0.0
@@ -63,7 +63,7 @@ class GrayRange:
         """The values that become 255, of whole numbers and of floating-point numbers: all ones of so many bits, or 1.0."""
         return _white(self.whole), 1 if self.floating <= 1.0 else _white(self.floating)
 
-    def scales_alike(self, image: GrayRange) -> bool:
+    def scales_alike(self, image: ValueRange) -> bool:
         """Whether an image of this range alone gets the scale that it has in this data set."""
         largest = (image.whole, image.floating)
         return all(not value or own == white for value, own, white in zip(largest, image.whites, self.whites))
@@ -73,7 +73,7 @@ class GrayRange:
         return values * 255.0 if white == 1 else values / (white / 255.0)
 
 
-def gray_range(image: Image.Image) -> Optional[GrayRange]:
+def value_range(image: Image.Image) -> Optional[ValueRange]:
     """What an image of more than 8 bits adds to its data set's range; None for all others.
 
     Raises ImageError for values that no 16 bits hold.
@@ -83,13 +83,13 @@ def gray_range(image: Image.Image) -> Optional[GrayRange]:
     largest = float(np.nan_to_num(np.asarray(image)).max(initial=0.0))
     if largest >= 2**16:
         raise ImageError(f"values up to {largest:,.0f}: at most 16 bits are read")
-    return GrayRange(floating=largest) if image.mode == "F" else GrayRange(whole=largest)
+    return ValueRange(floating=largest) if image.mode == "F" else ValueRange(whole=largest)
 
 
-def decode_gray(content: bytes) -> Image.Image:
+def decode_grayscale(content: bytes) -> Image.Image:
     """The image in a file's bytes as 8-bit grayscale, on its own: as `prepare` scales a data set of this image alone."""
     image = open_image(content)
-    return to_gray(image, gray_range(image))
+    return to_grayscale(image, value_range(image))
 
 
 def open_image(content: bytes) -> Image.Image:
@@ -121,9 +121,9 @@ def open_image(content: bytes) -> Image.Image:
     return image
 
 
-def load_gray(path: Path, size: int, resample: str = "bilinear") -> np.ndarray:
+def load_grayscale(path: Path, size: int, resample: str = "bilinear") -> np.ndarray:
     """uint8 (size, size) of the image file at path."""
-    return resize(decode_gray(path.read_bytes()), size, resample)
+    return resize(decode_grayscale(path.read_bytes()), size, resample)
 
 
 def resize(image: Image.Image, size: int, resample: str) -> np.ndarray:
@@ -133,8 +133,8 @@ def resize(image: Image.Image, size: int, resample: str) -> np.ndarray:
     return np.asarray(image)
 
 
-def to_gray(image: Image.Image, scale: Optional[GrayRange]) -> Image.Image:
-    """8-bit grayscale. scale: the range of the data set, for an image that has one (gray_range)."""
+def to_grayscale(image: Image.Image, scale: Optional[ValueRange]) -> Image.Image:
+    """8-bit grayscale. scale: the range of the data set, for an image that has one (value_range)."""
     if image.mode == "L":
         return image
     if scale is not None and _is_wide(image):  # Pillow's own conversion clips at 255

@@ -30,16 +30,16 @@ from tqdm import tqdm
 from ipu_trainer.atomic import remove_leftovers, write_json, write_text
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data import image_decoding as image_files
-from ipu_trainer.tasks.chest_xray.data.image_decoding import GrayRange
-from ipu_trainer.tasks.chest_xray.data.image_folder import (
+from ipu_trainer.tasks.chest_xray.data.image_decoding import ValueRange
+from ipu_trainer.tasks.chest_xray.data.imagefolder_metadata import (
     METADATA,
     read_records,
     records,
     write_beside_images,
     write_records,
 )
+from ipu_trainer.tasks.chest_xray.data.label_table import Rejection, Row, read_label_table
 from ipu_trainer.tasks.chest_xray.data.labels import NIH_FINDINGS, n_hot
-from ipu_trainer.tasks.chest_xray.data.metadata import Rejection, Row, read_metadata
 from ipu_trainer.tasks.chest_xray.data.pixel_store import (
     STORE_FILE,
     StoreWriter,
@@ -181,7 +181,7 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> PreparedSummary
         return PreparedSummary(settings.output, True, True, manifest["num_images"], manifest["rejected"], manifest)
 
     remove_leftovers(settings.output)
-    found = read_metadata(settings.csv, settings.images, settings.findings, settings.only_present)
+    found = read_label_table(settings.csv, settings.images, settings.findings, settings.only_present)
     rejections = list(found.rejections)
     rows = list(found.rows)
     lists = _read_lists(settings)
@@ -276,25 +276,25 @@ def _decode_all(
             else:
                 writer.commit(row, digest, (0.0, 0.0) if own is None else (own.whole, own.floating))
             bar.update()
-    whole = GrayRange(*writer.ranges.max(axis=0).tolist())
+    whole = ValueRange(*writer.ranges.max(axis=0).tolist())
     wide = np.flatnonzero(writer.ranges.max(axis=1)).tolist()
-    again = [row for row in wide if not whole.scales_alike(GrayRange(*writer.ranges[row].tolist()))]
+    again = [row for row in wide if not whole.scales_alike(ValueRange(*writer.ranges[row].tolist()))]
     failures.update((row, reason) for row, _, reason, _ in _decoded(again, whole, writer, rows, settings) if reason)
     white = max((white for white, value in zip(whole.whites, (whole.whole, whole.floating)) if value), default=0)
     about = {"count": len(wide), "white": white, "darker": len(again), **asdict(whole)} if wide else {}
     return failures, about
 
 
-_Result = List[Tuple[int, bytes, Optional[str], Optional[GrayRange]]]
+_Result = List[Tuple[int, bytes, Optional[str], Optional[ValueRange]]]
 
 
 def _decoded(
     wanted: Sequence[int],
-    scale: Optional[GrayRange],
+    scale: Optional[ValueRange],
     writer: StoreWriter,
     rows: Sequence[Row],
     settings: PrepareSettings,
-) -> Iterator[Tuple[int, bytes, Optional[str], Optional[GrayRange]]]:
+) -> Iterator[Tuple[int, bytes, Optional[str], Optional[ValueRange]]]:
     """(row, digest, reason, the image's own range) of the wanted rows, whose pixels are in the store, or else have a reason."""
     num_tasks = -(-len(wanted) // _CHUNK)
     if not num_tasks:
@@ -330,7 +330,7 @@ class _Decoder:
     """scale: the range of the data set; without it, each image is scaled by its own."""
 
     def __init__(
-        self, partial: str, num_rows: int, size: int, resample: str, images: str, scale: Optional[GrayRange]
+        self, partial: str, num_rows: int, size: int, resample: str, images: str, scale: Optional[ValueRange]
     ) -> None:
         self.size, self.resample, self.images, self.scale = size, resample, Path(images), scale
         self.pixels = writable_rows(Path(partial), num_rows, size)
@@ -341,8 +341,8 @@ class _Decoder:
             try:
                 content = (self.images / path).read_bytes()
                 image = image_files.open_image(content)
-                own = image_files.gray_range(image)
-                gray = image_files.to_gray(image, self.scale or own)
+                own = image_files.value_range(image)
+                gray = image_files.to_grayscale(image, self.scale or own)
                 self.pixels[row] = image_files.resize(gray, self.size, self.resample)
             except (image_files.ImageError, OSError) as error:
                 results.append((row, b"", str(error), None))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import List, Sequence, Set, Tuple
 
 from ipu_trainer.errors import UserError
-from ipu_trainer.tasks.chest_xray.data.metadata import IMAGE_SUFFIXES, Rejection, Row
+from ipu_trainer.tasks.chest_xray.data.label_table import IMAGE_SUFFIXES, Rejection, Row
 from ipu_trainer.tasks.chest_xray.data.text_files import read_lines
 
 _SUFFIXES = "|".join(re.escape(suffix) for suffix in sorted(IMAGE_SUFFIXES))

@@ -1,4 +1,4 @@
-"""Tables and lists as people have them: plain or packed by gzip, with a byte order mark or without, however separated."""
+"""CSV tables and lists of file names: plain or gzipped, UTF-8 or UTF-16, separated by commas, semicolons or tabs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SEPARATORS = ",;\t"
 
 @contextlib.contextmanager
 def open_text(path: Path) -> Iterator[TextIO]:
-    """UTF-8 with or without a byte order mark, or the UTF-16 that a mark announces (PowerShell writes it)."""
+    """Text in UTF-8, or in UTF-16 where a byte order mark says so (PowerShell writes it). Gzip is recognised by its content."""
     with Path(path).open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
         file.seek(0)
@@ -38,8 +38,22 @@ def read_lines(path: Path, what: str) -> List[str]:
         raise UserError(f"{path} cannot be read as {what}: {error}") from error
 
 
+def read_table(path: Path) -> List[List[str]]:
+    """All lines of a CSV. Raises ValueError if it cannot be read."""
+    try:
+        with open_text(path) as text:
+            return list(table_rows(text))
+    except (OSError, EOFError, UnicodeError, zlib.error, csv.Error) as error:
+        raise UserError(f"{path} is no readable CSV ({error}). Give NIH's file, plain or .gz.") from error
+
+
+def base_name(path: str) -> str:
+    """The last part of a path of any operating system. Images in such tables are matched by it, and never opened by it."""
+    return path.strip().replace("\\", "/").rsplit("/", 1)[-1]
+
+
 def table_rows(text: TextIO) -> Any:  # csv.reader's type has no public name
-    """Cells of a CSV line by line; the separator is the one that its first line has most of."""
+    """Cells of a CSV line by line. The separator is the most frequent one in the first line."""
     first = text.readline()
     separator = max(_SEPARATORS, key=first.count)
     return csv.reader(_with_first(first, text), delimiter=separator)

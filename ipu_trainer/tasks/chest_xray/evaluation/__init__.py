@@ -1,1 +1,1 @@
-"""Scores of a finding on unseen patients: AUROC with intervals, calibration, and labels that radiologists gave."""
+"""Scores of predictions: AUROC with patient-bootstrap intervals, calibration, thresholds, and comparison with radiologists."""

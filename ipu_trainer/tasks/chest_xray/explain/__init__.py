@@ -1,1 +1,1 @@
-"""Where a model looks: saliency maps, boxes by radiologists, and how often the two agree."""
+"""What a trained model used of an image: saliency maps, their pointing-game score against boxes, and example predictions."""

@@ -1,37 +1,40 @@
-"""The pointing game: does the model look where radiologists drew a box?"""
+"""The pointing game (Zhang et al., ECCV 2016): how often a saliency map's maximum lies inside a box of the finding.
+
+No tolerance around the boxes. Localisation is compared with two baselines: a random point and the centre of the image.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
+import math
 from dataclasses import dataclass
-from typing import List, Mapping, Optional, Sequence, Tuple
+from typing import List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
-from ipu_trainer.tasks.chest_xray.evaluation.calibration import wilson_interval
+from ipu_trainer.tasks.chest_xray.data.boxes import Box
+from ipu_trainer.tasks.chest_xray.data.text_files import base_name
 from ipu_trainer.tasks.chest_xray.evaluation.predictions import Predictions
-from ipu_trainer.tasks.chest_xray.explain.boxes import Box, covered_share, file_name, is_hit
-from ipu_trainer.tasks.chest_xray.explain.saliency_images import Looking, case_of
-from ipu_trainer.tasks.reporting.html_document import Block, Cases, Table, Text, number
-
-_MOST_BOXED = 12  # pictures; the pointing game is played with all
+from ipu_trainer.tasks.chest_xray.explain.evaluated_images import EvaluatedImages, SaliencyMaps
 
 
 @dataclass(frozen=True)
 class BoxedImage:
-    """One image and finding with boxes, and where the model looked: heat (rows, columns), None without a model."""
+    """One image and finding with boxes; maps is None without the image or the model."""
 
     name: str
     column: int
     probability: float
     boxes: Tuple[Box, ...]
-    gradient: Optional[np.ndarray]
-    rollout: Optional[np.ndarray]
+    maps: Optional[SaliencyMaps]
+
+    @property
+    def is_hit(self) -> bool:
+        return self.maps is not None and is_hit(self.maps.gradient, self.boxes)
 
 
 @dataclass(frozen=True)
 class BoxedImages:
-    """images: what the game is played with. The counts say what the file has besides."""
+    """The evaluated images with boxes, one entry a finding; the counts describe the rest of the file of boxes."""
 
     images: Tuple[BoxedImage, ...]
     findings: Tuple[str, ...]
@@ -41,131 +44,77 @@ class BoxedImages:
     num_evaluated: int
 
 
-def look_at_boxes(predictions: Predictions, looking: Looking, boxes: Mapping[str, Sequence[Box]]) -> BoxedImages:
-    """The evaluated images that have boxes of findings that the model has an output for."""
+class PointingGameRow(NamedTuple):
+    """Hits of both maps and of the image's centre; random_hits is the expected number for a random point."""
+
+    finding: str
+    num_images: int
+    gradient_hits: int
+    rollout_hits: int
+    centre_hits: int
+    random_hits: float
+
+
+def match_boxes(predictions: Predictions, images: EvaluatedImages, boxes: Mapping[str, Sequence[Box]]) -> BoxedImages:
+    """The evaluated images that have boxes of findings among the model's outputs."""
     wanted: List[Tuple[int, int]] = []
     unknown = set()
     for row, name in enumerate(predictions.file_names):
-        for finding in dict.fromkeys(box.finding for box in boxes.get(file_name(name), ())):
-            if finding not in predictions.findings:
-                unknown.add(finding)
-            else:
+        for finding in dict.fromkeys(box.finding for box in boxes.get(base_name(name), ())):
+            if finding in predictions.findings:
                 wanted.append((row, predictions.findings.index(finding)))
-    heats = looking.heats([(predictions.file_names[row], column) for row, column in wanted])
-    images = []
-    for (row, column), (gradient, rollout) in zip(wanted, heats):
-        name = predictions.file_names[row]
-        own = tuple(box for box in boxes[file_name(name)] if box.finding == predictions.findings[column])
-        images.append(BoxedImage(name, column, float(predictions.probability[row, column]), own, gradient, rollout))
+            else:
+                unknown.add(finding)
+    maps = images.maps([(predictions.file_names[row], column) for row, column in wanted])
+    matched = []
+    for (row, column), found in zip(wanted, maps):
+        name, finding = predictions.file_names[row], predictions.findings[column]
+        of_finding = tuple(box for box in boxes[base_name(name)] if box.finding == finding)
+        matched.append(BoxedImage(name, column, float(predictions.probability[row, column]), of_finding, found))
+    in_other_splits = len(images.names_in_other_splits().intersection(boxes))
     return BoxedImages(
-        tuple(images),
-        predictions.findings,
-        len(boxes),
-        len(looking.in_other_splits().intersection(boxes)),
-        tuple(sorted(unknown)),
-        len(predictions),
+        tuple(matched), predictions.findings, len(boxes), in_other_splits, tuple(sorted(unknown)), len(predictions)
     )
 
 
-def pointing_game(boxed: BoxedImages) -> List[Tuple[str, int, int, int, int, float]]:
-    """Rows (finding, images, hits of gradient-weighted attention, of rollout, of the picture's middle, expected by chance).
-
-    The last row is of all findings. Only images with saliency count.
-    """
-    played = [image for image in boxed.images if image.gradient is not None and image.rollout is not None]
-    rows = []
-    names = sorted({image.column for image in played})
-    for label, chosen in [
-        *((boxed.findings[column], [i for i in played if i.column == column]) for column in names),
-        ("all", played),
-    ]:
-        rows.append(
-            (
-                label,
-                len(chosen),
-                sum(is_hit(image.gradient, image.boxes) for image in chosen if image.gradient is not None),
-                sum(is_hit(image.rollout, image.boxes) for image in chosen if image.rollout is not None),
-                sum(any(box.contains(0.5, 0.5) for box in image.boxes) for image in chosen),
-                sum(covered_share(image.boxes) for image in chosen),
-            )
-        )
-    return rows
-
-
-def looking_blocks(boxed: BoxedImages, looking: Looking) -> List[Block]:
-    num_images = len({image.name for image in boxed.images})
-    told = (
-        f"{num_images} of the {boxed.num_evaluated:,} evaluated images have boxes, {len(boxed.images)} pairs of image and "
-        f"finding; the file lists {boxed.num_listed:,} images, {boxed.num_in_other_splits} of them in other splits of these data."
-    )
-    if boxed.unknown_findings:
-        told += f" The model has no output for {', '.join(boxed.unknown_findings)}."
-    if not boxed.images:
-        return [Text(told + " There is nothing to point at.", "warning")]
-    if not any(image.gradient is not None for image in boxed.images):
-        return [Text(f"{told} {looking.reason or looking.reason_no_model}", "warning")]
-    few = " So few say little: mind the intervals." if len(boxed.images) < 100 else ""
-    rows = []
-    for label, count, gradient, rollout, middle, chance in pointing_game(boxed):
-        low, high = wilson_interval(gradient, count)
-        rows.append(
-            [
-                label,
-                str(count),
-                f"{gradient} ({number(gradient / count, 2)})",
-                f"{number(low, 2)} – {number(high, 2)}",
-                f"{rollout} ({number(rollout / count, 2)})",
-                f"{middle} ({number(middle / count, 2)})",
-                f"{number(chance, 1)} ({number(chance / count, 2)})",
-            ]
-        )
-    head = [
-        "finding",
-        "images",
-        "hits, gradient-weighted",
-        "95 % interval",
-        "hits, rollout",
-        "picture's middle",
-        "chance",
-    ]
-    chosen = _shown(boxed.images)
-    cases = [
-        case_of(
-            f"{boxed.findings[image.column]}",
-            image.name,
-            [f"probability {number(image.probability)}", "hit" if _hit(image) else "missed"],
-            looking,
-            image.boxes,
-            (image.gradient, image.rollout),
-            "good" if _hit(image) else "bad",
-        )
-        for image in chosen
-    ]
+def pointing_game(boxed: BoxedImages) -> List[PointingGameRow]:
+    """One row a finding, and a last one of all findings together. Images without maps do not count."""
+    played = [image for image in boxed.images if image.maps is not None]
+    columns = sorted({image.column for image in played})
+    groups = [(boxed.findings[column], [image for image in played if image.column == column]) for column in columns]
+    groups.append(("all", played))
     return [
-        Text(told + few),
-        Table(head, rows, [len(rows) - 1]),
-        Text(
-            "The pointing game: a hit is where the map's highest point lies inside a box of the finding. A random point would "
-            "hit as often as chance says; the picture's middle is the plainest guess. Gradient-weighted attention is of the "
-            "finding, rollout is the same for all findings. Both show what the model used, not why, and no map proves that a "
-            "finding is there.",
-            "note",
-        ),
-        Text(f"{len(cases)} of the pairs, the likeliest of each finding first; boxes in light blue:"),
-        Cases(cases),
+        PointingGameRow(
+            finding,
+            len(images),
+            sum(image.is_hit for image in images),
+            sum(is_hit(image.maps.rollout, image.boxes) for image in images if image.maps is not None),
+            sum(any(box.contains(0.5, 0.5) for box in image.boxes) for image in images),
+            sum(covered_share(image.boxes) for image in images),
+        )
+        for finding, images in groups
     ]
 
 
-def _shown(images: Sequence[BoxedImage]) -> List[BoxedImage]:
-    """The likeliest of each finding, then the second likeliest of each, and so on."""
-    ordered = sorted(images, key=lambda image: (-image.probability, image.name))
-    turn: List[Tuple[int, BoxedImage]] = []
-    seen: Counter[int] = Counter()
-    for image in ordered:
-        turn.append((seen[image.column], image))
-        seen[image.column] += 1
-    return [image for _, image in sorted(turn, key=lambda pair: pair[0])[:_MOST_BOXED]]
+def is_hit(saliency_map: np.ndarray, boxes: Sequence[Box]) -> bool:
+    """Whether the maximum of the map (rows, columns) lies inside one of the boxes; False where no cell stands out."""
+    point = highest_point(saliency_map)
+    return point is not None and any(box.contains(*point) for box in boxes)
 
 
-def _hit(image: BoxedImage) -> bool:
-    return image.gradient is not None and is_hit(image.gradient, image.boxes)
+def highest_point(saliency_map: np.ndarray) -> Optional[Tuple[float, float]]:
+    """(x, y) of the centre of the map's largest cell, in fractions of the sides; None if all cells are equal."""
+    values = np.nan_to_num(np.asarray(saliency_map, dtype=np.float64))
+    if values.size == 0 or values.max() == values.min():
+        return None
+    row, column = divmod(int(values.argmax()), values.shape[1])
+    return (column + 0.5) / values.shape[1], (row + 0.5) / values.shape[0]
+
+
+def covered_share(boxes: Sequence[Box], side: int = 512) -> float:
+    """Fraction of the image inside at least one box: the hit rate of a random point."""
+    mask = np.zeros((side, side), dtype=bool)
+    for box in boxes:
+        top, left = math.floor(box.top * side), math.floor(box.left * side)
+        mask[top : math.ceil((box.top + box.height) * side), left : math.ceil((box.left + box.width) * side)] = True
+    return float(mask.mean())

@@ -14,6 +14,7 @@ from typing import Any, List, Sequence
 import numpy as np
 import torch
 
+from ipu_trainer.compat.transformers_configs import use_eager_attention
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.model.classifier import TRAIN_AGAIN, both_sides, load_finished, read_config
 
@@ -35,7 +36,7 @@ def load_for_saliency(run_dir: Path, findings: Sequence[str]) -> Any:
         raise UserError(
             f"the model in {run_dir} has {config.num_labels} outputs for {len(findings)} findings: it is not this run's."
         )
-    config._attn_implementation = "eager"  # other implementations never make the probabilities
+    use_eager_attention(config)  # other implementations do not compute attention probabilities as tensors
     model = load_finished(run_dir, config)
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 

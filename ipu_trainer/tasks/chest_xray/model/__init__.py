@@ -1,1 +1,1 @@
-"""The classifier with one output a finding, its losses, and the trainer that samples by finding."""
+"""A ViT with one output a finding: its inputs, its losses, exact shortcuts of its first and last layer, and its trainer."""

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Dict, NamedTuple, Optional, Tuple
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
+from ipu_trainer.tasks.chest_xray.data.augmentation import augment, augment_images
 from ipu_trainer.tasks.chest_xray.data.dataset import ChestXrayDataset
 from ipu_trainer.tasks.chest_xray.data.sampler import FindingBatchSampler
-from ipu_trainer.tasks.chest_xray.data.transforms import ChestXrayCollator, augment, change_pictures, stack
 from ipu_trainer.tasks.chest_xray.model.class_token import ClassTokenLayer
-from ipu_trainer.tasks.chest_xray.model.grayscale_input import GrayProjection
+from ipu_trainer.tasks.chest_xray.model.grayscale_input import GrayscaleProjection
+from ipu_trainer.tasks.chest_xray.model.inputs import ChestXrayCollator, collate_stored
 from ipu_trainer.tasks.chest_xray.model.losses import FindingLoss
 from ipu_trainer.training.acceleration.choices import choose_compile
 from ipu_trainer.training.acceleration.input_pipeline import sent
@@ -24,7 +25,7 @@ from ipu_trainer.training.trainer import IPUTrainer
 class _Rewrites(NamedTuple):
     """What the host computes in fewer operations, exactly; None where the model has no such part."""
 
-    projection: Optional[GrayProjection]
+    projection: Optional[GrayscaleProjection]
     last_layer: Optional[ClassTokenLayer]
 
 
@@ -48,7 +49,7 @@ class ChestXrayTrainer(IPUTrainer):
         self.finding_loss = finding_loss
         self.model_accepts_loss_kwargs = False  # means over samples: nobody counts labels, or waits for the count
         self._collator_on_gpu: Optional[ChestXrayCollator] = None
-        self._change_pictures: Any = change_pictures
+        self._change_pictures: Any = augment_images
         if not self.backend.has_executors and self.args.device.type == "cuda":
             self._feed_gpu()
         self._balance, self._tail = balance, tail
@@ -59,11 +60,11 @@ class ChestXrayTrainer(IPUTrainer):
     def _feed_gpu(self) -> None:
         """Leave to the GPU what ChestXrayCollator does, and to the loader the gathering of bytes."""
         if isinstance(self.data_collator, ChestXrayCollator):
-            self._collator_on_gpu, self.data_collator = self.data_collator, gathered
+            self._collator_on_gpu, self.data_collator = self.data_collator, collate_stored
             self._found_rewrites = None
             choice = choose_compile(getattr(self.args, "compile", "off"), self.args.device.type, self.args.n_gpu)
             if choice.name != "off":
-                self._change_pictures = torch.compile(change_pictures)
+                self._change_pictures = torch.compile(augment_images)
 
     def prepare_inputs(self, inputs: Any) -> Any:
         collator = self._collator_on_gpu
@@ -90,7 +91,7 @@ class ChestXrayTrainer(IPUTrainer):
         if self.backend.has_executors or self.args.n_gpu > 1:  # DataParallel copies the model for each batch
             return _Rewrites(None, None)
         collator = self._collator_on_gpu
-        projection = None if collator is None else GrayProjection.of(self.model, collator.normalisation)
+        projection = None if collator is None else GrayscaleProjection.of(self.model, collator.normalisation)
         return _Rewrites(projection, ClassTokenLayer.of(self.model))
 
     _found_rewrites: Optional[Tuple[Any, _Rewrites]] = None
@@ -124,10 +125,10 @@ class ChestXrayTrainer(IPUTrainer):
             last_layer = self._rewrites().last_layer
             # Evaluation computes what plain Transformers does, bit by bit.
             if last_layer is not None and self.model.training:
-                rewrites.enter_context(last_layer.reading_class_token())
+                rewrites.enter_context(last_layer.applied())
             projection = self._rewrites().projection if "gray" in inputs else None
             if projection is not None:
-                rewrites.enter_context(projection.reading_gray())
+                rewrites.enter_context(projection.applied())
                 outputs = model(pixel_values=projection.gray_channels(inputs["gray"]))
             else:
                 outputs = model(pixel_values=inputs["pixel_values"])
@@ -158,21 +159,6 @@ class ChestXrayTrainer(IPUTrainer):
         """float64 (num_images, num_findings): sigmoid of the logits."""
         logits = self.predict(dataset).predictions
         return sigmoid(np.asarray(logits, dtype=np.float64))
-
-
-def gathered(samples: Any) -> Dict[str, torch.Tensor]:
-    """A batch of ChestXrayDataset, or a list of its samples, as stored: what travels to a GPU."""
-    return dict(samples) if isinstance(samples, Mapping) else stack(samples)
-
-
-class PicturesOnly:
-    """Leaves the labels out: those of another data set may be of other findings than the model's outputs."""
-
-    def __init__(self, collator: ChestXrayCollator) -> None:
-        self.collator = collator
-
-    def __call__(self, samples: Any) -> Dict[str, torch.Tensor]:
-        return {"pixel_values": self.collator(samples)["pixel_values"]}
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:

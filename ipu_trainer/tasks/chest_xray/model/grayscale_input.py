@@ -14,10 +14,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ipu_trainer.tasks.chest_xray.data.transforms import Normalisation
+from ipu_trainer.tasks.chest_xray.model.inputs import Normalisation
 
 
-class GrayProjection:
+class GrayscaleProjection:
     """Runs a model on gray values in [0, 1] in place of normalised RGB."""
 
     def __init__(self, projection: nn.Conv2d, normalisation: Normalisation) -> None:
@@ -26,7 +26,7 @@ class GrayProjection:
         self._constants: Optional[Tuple[torch.Tensor, torch.Tensor]] = None
 
     @classmethod
-    def of(cls, model: nn.Module, normalisation: Normalisation) -> Optional[GrayProjection]:
+    def of(cls, model: nn.Module, normalisation: Normalisation) -> Optional[GrayscaleProjection]:
         """None where the model's first convolution is no plain projection of patches of three channels."""
         first = next((part for part in model.modules() if isinstance(part, nn.Conv2d)), None)
         if first is None or type(first) is not nn.Conv2d or first.in_channels != 3 or first.groups != 1:
@@ -37,7 +37,7 @@ class GrayProjection:
         return cls(first, normalisation)
 
     @contextlib.contextmanager
-    def reading_gray(self) -> Iterator[None]:
+    def applied(self) -> Iterator[None]:
         """Inside the block the model's pixel_values are gray_channels(gray)."""
         self.projection.forward = self._forward  # type: ignore[method-assign, assignment]
         try:

@@ -1,1 +1,1 @@
-"""What an evaluation leaves to be read: tables, plots, the model card, and one HTML page."""
+"""What people read of an evaluation: the metrics table, plots, the model card, and report.html with its sections and figures."""

@@ -1,29 +1,23 @@
-"""The task's report page: what a radiologist and an engineer both read. `ipu-trainer report RUN` writes it.
+"""report.html of a chest X-ray run or evaluation; `ipu-trainer report RUN` writes it.
 
-It reads what the run left (run.json, metrics.json, predictions.csv, history.json, the model) and, for pictures, the prepared
-data that was evaluated; what is not there is said, with the next move.
+It reads the files of the run (run.json, metrics.json, predictions.csv, history.json, the model) and, for images, the prepared
+data that were evaluated. Where something is missing, the report says so and how to add it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, List, Mapping, Optional, Sequence, Tuple
+from typing import Optional, Sequence
 
 from ipu_trainer.errors import UserError
+from ipu_trainer.tasks.chest_xray.data.boxes import read_boxes
 from ipu_trainer.tasks.chest_xray.data.dataset import load_prepared
-from ipu_trainer.tasks.chest_xray.evaluation.evaluated_split import Evaluation, load_evaluation
-from ipu_trainer.tasks.chest_xray.evaluation.predictions import choose_images
-from ipu_trainer.tasks.chest_xray.evaluation.radiologists import (
-    RadiologistLabels,
-    read_radiologist_labels,
-)
-from ipu_trainer.tasks.chest_xray.explain.best_and_worst import prediction_blocks
-from ipu_trainer.tasks.chest_xray.explain.boxes import Box, read_boxes
-from ipu_trainer.tasks.chest_xray.explain.pointing_game import look_at_boxes, looking_blocks
-from ipu_trainer.tasks.chest_xray.explain.saliency_images import Looking
-from ipu_trainer.tasks.chest_xray.report.evaluation_comparison import difference_blocks, forest_blocks
-from ipu_trainer.tasks.chest_xray.report.sections import (
+from ipu_trainer.tasks.chest_xray.evaluation.radiologist_labels import RadiologistLabels, read_radiologist_labels
+from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import Evaluation, load_evaluation
+from ipu_trainer.tasks.chest_xray.explain.evaluated_images import EvaluatedImages
+from ipu_trainer.tasks.chest_xray.report.image_sections import Boxes, example_blocks, localisation_blocks
+from ipu_trainer.tasks.chest_xray.report.metric_sections import (
     auroc_blocks,
     calibration_blocks,
     card_blocks,
@@ -31,17 +25,24 @@ from ipu_trainer.tasks.chest_xray.report.sections import (
     subgroup_blocks,
     threshold_blocks,
 )
-from ipu_trainer.tasks.reporting.html_document import Block, Page, Section, Text, Tiles, interval, number, write_page
-from ipu_trainer.tasks.reporting.run_comparison import Compared, check_runs, comparison_page, distinct_names
-from ipu_trainer.tasks.reporting.run_report import REPORT_FILE, Watched, run_page
+from ipu_trainer.tasks.chest_xray.report.paired_comparison import difference_blocks, forest_blocks
+from ipu_trainer.tasks.reporting.html_document import Page, Section, Tiles, interval, number, write_page
+from ipu_trainer.tasks.reporting.run_comparison import (
+    ComparedRun,
+    Headline,
+    check_runs,
+    comparison_page,
+    distinct_names,
+)
+from ipu_trainer.tasks.reporting.run_report import REPORT_FILE, ValidationMetric, run_page
 
-WATCHED = Watched("eval_mean_auroc_14", "validation AUROC, macro mean")
+METRIC = ValidationMetric("eval_mean_auroc_14", "validation AUROC, macro mean")
 WORKLOAD = ("image-classification",)
 
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """What a report may be given besides its run: boxes, radiologists' labels, and where the prepared data are now."""
+    """Optional inputs of a report: boxes, radiologists' labels, and the folder that the prepared data moved to."""
 
     boxes: Optional[Path] = None
     radiologist_labels: Optional[Path] = None
@@ -58,17 +59,17 @@ def write_report(folder: Path, output: Optional[Path] = None, inputs: Optional[R
     labels = read_radiologist_labels(given.radiologist_labels) if given.radiologist_labels else None
     evaluation = load_evaluation(folder)
     file = Path(output) if output else Path(folder) / REPORT_FILE
-    write_page(file, evaluation_page(evaluation, boxes, labels, given.data))
+    write_page(file, evaluation_page(evaluation, _evaluated_images(evaluation, given.data), boxes, labels))
     return file
 
 
 def write_comparison(folders: Sequence[Path], output: Path) -> Path:
-    """Write one page that holds several runs, or evaluations, side by side; returns the path."""
+    """Write one page that compares several runs or evaluations; returns the path."""
     evaluations = [load_evaluation(folder) for folder in folders]
     check_runs([evaluation.run.task for evaluation in evaluations])
     names = distinct_names(folders)
     columns = [
-        Compared(
+        ComparedRun(
             e.run, name, headline(e), f"{e.split} split of data {e.fingerprint[:8]}, {e.metrics['num_images']:,} images"
         )
         for e, name in zip(evaluations, names)
@@ -77,58 +78,57 @@ def write_comparison(folders: Sequence[Path], output: Path) -> Path:
         Section("Differences", difference_blocks(evaluations, names)),
         Section("AUROC by finding", forest_blocks(evaluations, names)),
     ]
-    write_page(output, comparison_page(columns, notice(*evaluations), WATCHED, results))
+    write_page(output, comparison_page(columns, notice(*evaluations), METRIC, results))
     return Path(output)
 
 
 def evaluation_page(
     evaluation: Evaluation,
-    boxes: Optional[Mapping[str, Sequence[Box]]] = None,
+    images: EvaluatedImages,
+    boxes: Optional[Boxes] = None,
     labels: Optional[RadiologistLabels] = None,
-    data: Optional[Path] = None,
 ) -> Page:
-    looking = _looking(evaluation, data)
     results = [
         Section("AUROC by finding", auroc_blocks(evaluation)),
         Section("Curves by finding", card_blocks(evaluation)),
         Section("Calibration", calibration_blocks(evaluation)),
         Section("Thresholds", threshold_blocks(evaluation)),
         Section("Subgroups", subgroup_blocks(evaluation.metrics)),
-        Section("Best and worst predictions", _prediction_section(evaluation, looking, boxes)),
-        Section("Where the model looks", _looking_section(evaluation, looking, boxes)),
-        Section("Radiologists' labels", radiologist_blocks(evaluation, labels, looking.everything)),
+        Section("Best and worst predictions", example_blocks(evaluation, images, boxes or {})),
+        Section("Localisation", localisation_blocks(evaluation, images, boxes)),
+        Section("Radiologists' labels", radiologist_blocks(evaluation, labels, images.all_images)),
     ]
-    own = evaluation.folder == evaluation.run.folder
-    title = f"Chest X-rays: {evaluation.run.name}" + ("" if own else f", evaluated in {evaluation.folder.name}")
-    return run_page(evaluation.run, title, notice(evaluation), tiles(evaluation), results, WATCHED, WORKLOAD)
+    of_run = evaluation.folder == evaluation.run.folder
+    title = f"Chest X-rays: {evaluation.run.name}" + ("" if of_run else f", evaluated in {evaluation.folder.name}")
+    return run_page(evaluation.run, title, notice(evaluation), tiles(evaluation), results, METRIC, WORKLOAD)
 
 
 def notice(*evaluations: Evaluation) -> str:
     records = [evaluation.run.record for evaluation in evaluations]
-    words = ["Not for clinical use."]
+    sentences = ["Not for clinical use."]
     if all(record.get("synthetic_data") for record in records):
-        words.append("Trained on synthetic phantoms, which are no patients: the numbers say nothing about medicine.")
+        sentences.append("Trained on synthetic phantoms: the numbers say nothing about patients.")
     else:
-        words.append("The labels were mined from reports by a program; no radiologist gave them for this purpose.")
+        sentences.append("A program mined the labels from radiology reports; no radiologist labelled the images.")
     if any(record["split_method"] == "random-images" for record in records):
-        words.append(
-            "The split is by image: patients are in training and evaluation alike, so the numbers mean little."
+        sentences.append(
+            "The split is by image: patients are in training and evaluation, so the numbers are too optimistic."
         )
     if any(evaluation.seen_in_training == "training" for evaluation in evaluations):
-        words.append("The model was trained on some or all of the evaluated images, so the numbers say little.")
-    return " ".join(words)
+        sentences.append("The model was trained on some of the evaluated images, so the numbers are too optimistic.")
+    return " ".join(sentences)
 
 
-def headline(evaluation: Evaluation) -> List[Tuple[str, Any, Any]]:
-    """(name, value, interval) of what runs are compared by."""
+def headline(evaluation: Evaluation) -> Headline:
+    """The numbers by which runs are compared."""
     metrics = evaluation.metrics
     rows = [
         ("AUROC, macro mean", metrics["mean_auroc_14"], metrics["mean_auroc_14_interval"]),
         ("AUPRC, macro mean", metrics["mean_auprc_14"], None),
     ]
     if "no_finding" in metrics:
-        apart = metrics["no_finding"]
-        rows.append(("AUROC, No Finding (apart)", apart["auroc"], apart["auroc_interval"]))
+        no_finding = metrics["no_finding"]
+        rows.append(("AUROC, No Finding (apart)", no_finding["auroc"], no_finding["auroc_interval"]))
     return rows
 
 
@@ -138,52 +138,27 @@ def tiles(evaluation: Evaluation) -> Tiles:
         (name, number(value), f"95 % {interval(bounds)}" if bounds else "")
         for name, value, bounds in headline(evaluation)
     ]
-    rows[0] = (
-        rows[0][0],
-        rows[0][1],
-        f"{rows[0][2]}; {len(evaluation.defined)} of {len(evaluation.findings)} findings",
-    )
-    rows.append(
-        ("images", f"{metrics['num_images']:,}", f"of {metrics['num_patients']:,} patients, {evaluation.split} split")
-    )
-    return Tiles(rows)
+    name, value, detail = rows[0]
+    rows[0] = (name, value, f"{detail}; {len(evaluation.defined)} of {len(evaluation.findings)} findings")
+    patients = f"of {metrics['num_patients']:,} patients, {evaluation.split} split"
+    return Tiles([*rows, ("images", f"{metrics['num_images']:,}", patients)])
 
 
-def _looking(evaluation: Evaluation, data: Optional[Path]) -> Looking:
-    """The evaluated images and the model, or why they are not at hand."""
+def _evaluated_images(evaluation: Evaluation, data: Optional[Path]) -> EvaluatedImages:
+    """The evaluated images with the model, or the reason why they are not available.
+
+    Raises ValueError if data is given and is not the data set that was evaluated.
+    """
     folder = Path(data) if data else evaluation.data
     try:
         prepared = load_prepared(folder)
+        if prepared.fingerprint != evaluation.fingerprint:
+            raise UserError(
+                f"{folder} holds other data (fingerprint {prepared.fingerprint}) than were evaluated "
+                f"({evaluation.fingerprint}). Give the folder that was evaluated."
+            )
     except ValueError as error:
         if data:
             raise
-        return Looking(reason=f"{error} If the prepared data have moved: ipu-trainer report RUN --data FOLDER.")
-    if prepared.fingerprint != evaluation.fingerprint:
-        message = f"{folder} holds other data (fingerprint {prepared.fingerprint}) than was evaluated ({evaluation.fingerprint})."
-        if data:
-            raise UserError(f"{message} Give the folder that was evaluated.")
-        return Looking(reason=f"{message} Give it with --data.")
-    subject = prepared.split(evaluation.split)
-    return Looking.of_run(evaluation.run.folder, evaluation.predictions.findings, prepared, subject)
-
-
-def _prediction_section(
-    evaluation: Evaluation, looking: Looking, boxes: Optional[Mapping[str, Sequence[Box]]]
-) -> List[Block]:
-    return prediction_blocks(
-        evaluation.predictions, choose_images(evaluation.predictions), evaluation.thresholds, looking, boxes or {}
-    )
-
-
-def _looking_section(
-    evaluation: Evaluation, looking: Looking, boxes: Optional[Mapping[str, Sequence[Box]]]
-) -> List[Block]:
-    if boxes is None:
-        return [
-            Text(
-                "The pointing game was not played. With the boxes that radiologists drew (NIH's BBox_List_2017.csv): "
-                "ipu-trainer report RUN --boxes FILE.",
-                "note",
-            )
-        ]
-    return looking_blocks(look_at_boxes(evaluation.predictions, looking, boxes), looking)
+        return EvaluatedImages(why_no_images=f"{error} If the data moved: ipu-trainer report RUN --data FOLDER.")
+    return EvaluatedImages.of_run(evaluation.run.folder, evaluation.predictions.findings, prepared, evaluation.split)

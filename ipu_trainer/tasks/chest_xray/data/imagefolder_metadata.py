@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, Sequence
 
 from ipu_trainer.atomic import atomic_path, remove_leftovers
+from ipu_trainer.tasks.chest_xray.data.label_table import Row
 from ipu_trainer.tasks.chest_xray.data.labels import n_hot
-from ipu_trainer.tasks.chest_xray.data.metadata import Row
 
 METADATA = "metadata.jsonl"
 # The words by which datasets knows a split, alone or beside - . _ space or a digit (datasets/data_files.py).

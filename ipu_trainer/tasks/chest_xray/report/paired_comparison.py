@@ -1,4 +1,4 @@
-"""Several evaluations held against each other: finding by finding, and paired on the same patients."""
+"""Evaluations compared: AUROC by finding, and differences of the macro mean paired on the same resampled patients."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from typing import List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from ipu_trainer.tasks.chest_xray.evaluation.evaluated_split import Evaluation
 from ipu_trainer.tasks.chest_xray.evaluation.metrics import mean_auroc, patient_bootstrap
-from ipu_trainer.tasks.chest_xray.report.sections import MOST_CARDS, auroc_point
-from ipu_trainer.tasks.reporting.drawing import forest
-from ipu_trainer.tasks.reporting.html_document import Beside, Block, Drawing, Table, Text, interval, number
+from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import Evaluation
+from ipu_trainer.tasks.chest_xray.report.finding_figures import auroc_point
+from ipu_trainer.tasks.chest_xray.report.metric_sections import MOST_CARDS
+from ipu_trainer.tasks.reporting.drawing import forest, to_svg
+from ipu_trainer.tasks.reporting.html_document import Block, Drawing, SideBySide, Table, Text, interval, number
 
 
 def difference_blocks(evaluations: Sequence[Evaluation], names: Sequence[str]) -> List[Block]:
@@ -27,8 +28,8 @@ def difference_blocks(evaluations: Sequence[Evaluation], names: Sequence[str]) -
     return [
         Table(["run", f"AUROC, macro mean, minus that of {names[0]}", "95 % interval", "images in common"], rows),
         Text(
-            "Paired: both runs are scored on the same resampled patients, so what is hard about the images cancels out. "
-            "The interval is about these images; another seed of training moves the numbers as well.",
+            "Paired bootstrap: both runs are scored on the same resampled patients, so the difficulty of the images cancels out. "
+            "The interval covers the choice of patients, not the variation between training seeds.",
             "note",
         ),
     ]
@@ -41,15 +42,15 @@ def paired_difference(first: Evaluation, other: Evaluation) -> Optional[Tuple[in
     findings = [name for name in first.defined if name in other.defined]
     if not rows or not findings:
         return None
-    twins = [places[first.predictions.file_names[row]] for row in rows]
+    other_rows = [places[first.predictions.file_names[row]] for row in rows]
     truth = np.stack([first.column(name)[0][rows] for name in findings], axis=1)
     patients = [first.predictions.patient_ids[row] for row in rows]
-    own = first.metrics["bootstrap"]
+    bootstrap = first.metrics["bootstrap"]
     means, replicates = [], []
-    for evaluation, chosen in ((first, rows), (other, twins)):
+    for evaluation, chosen in ((first, rows), (other, other_rows)):
         probability = np.stack([evaluation.column(name)[1][chosen] for name in findings], axis=1)
         means.append(mean_auroc(truth, probability, findings))
-        drawn = patient_bootstrap(truth, probability, patients, own["replicates"], own["seed"])["auroc"]
+        drawn = patient_bootstrap(truth, probability, patients, bootstrap["replicates"], bootstrap["seed"])["auroc"]
         replicates.append(np.nanmean(drawn, axis=1))
     low, high = np.nanpercentile(replicates[1] - replicates[0], [2.5, 97.5])
     return len(rows), means[1] - means[0], (float(low), float(high))
@@ -66,6 +67,6 @@ def forest_blocks(evaluations: Sequence[Evaluation], names: Sequence[str]) -> Li
     )
     points = [(findings[i], series[i]) for i in order[: 2 * MOST_CARDS]]
     table = [[findings[i], *(f"{number(v)} ({interval((low, high))})" for v, low, high in series[i])] for i in order]
-    drawing = Drawing(forest(points, legend=names), "AUROC with patient-bootstrap 95 % intervals")
+    drawing = Drawing(to_svg(forest(points, legend=names)), "AUROC with patient-bootstrap 95 % intervals")
     blocks: List[Block] = [drawing, Table(["finding", *names], table)]
-    return [Beside(blocks)] if len(names) == 2 else blocks
+    return [SideBySide(blocks)] if len(names) == 2 else blocks

@@ -1,4 +1,4 @@
-"""What an evaluated split left behind, read back: a run's own, or a folder that `evaluate` wrote."""
+"""An evaluation read back from its folder: that of a run, or one that `ipu-trainer evaluate` wrote."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.labels import pathologies
 from ipu_trainer.tasks.chest_xray.evaluation.predictions import Predictions, read_predictions
-from ipu_trainer.tasks.reporting.run_report import Run, load_run, read_json
+from ipu_trainer.tasks.reporting.finished_run import Run, load_run, read_json
 from ipu_trainer.tasks.run_record import METRICS_FILE, RUN_FILE
 
 _NAN = float("nan")
@@ -19,7 +19,7 @@ _NAN = float("nan")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluated split: of the run itself, or a folder that `evaluate` wrote. fingerprint is of the evaluated data."""
+    """One evaluated split. data and fingerprint: the prepared data set that was evaluated."""
 
     run: Run
     folder: Path
@@ -32,19 +32,19 @@ class Evaluation:
 
     @property
     def seen_in_training(self) -> str:
-        """ "training" or "thresholds" if evaluated images took part in the one or in choosing the other, else ""."""
+        """ "training" or "thresholds" if evaluated images were used for training or for choosing thresholds, else ""."""
         if self.fingerprint != self.run.record["data"]["fingerprint"]:
             return ""
         return {"train": "training", "all": "training", "validation": "thresholds"}.get(self.split, "")
 
     @property
     def findings(self) -> List[str]:
-        """The findings that are reported, without "No Finding"."""
+        """The reported findings: all but "No Finding"."""
         return pathologies(self.predictions.findings)
 
     @property
     def defined(self) -> List[str]:
-        """Those with both classes and with numbers for probabilities."""
+        """The findings with an AUROC: both classes and finite probabilities."""
         rows = self.metrics["per_finding"]
         return [name for name in self.findings if name in rows and rows[name].get("auroc") is not None]
 
@@ -55,7 +55,7 @@ class Evaluation:
 
 
 def load_evaluation(folder: Path) -> Evaluation:
-    """A run's folder, or a folder that `evaluate` wrote. Raises ValueError if it is neither."""
+    """The evaluation in a run's folder, or in one that `evaluate` wrote. Raises ValueError for any other folder."""
     folder = Path(folder)
     if (folder / RUN_FILE).is_file():
         run = load_run(folder)

@@ -12,10 +12,10 @@ from ipu_trainer.atomic import remove_leftovers
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.dataset import load_prepared
 from ipu_trainer.tasks.chest_xray.data.splits import SPLITS
-from ipu_trainer.tasks.chest_xray.data.transforms import ChestXrayCollator, load_normalisation
 from ipu_trainer.tasks.chest_xray.evaluation import metrics as metric
-from ipu_trainer.tasks.chest_xray.model.chest_xray_trainer import PicturesOnly, sigmoid
+from ipu_trainer.tasks.chest_xray.model.chest_xray_trainer import sigmoid
 from ipu_trainer.tasks.chest_xray.model.classifier import load_finished
+from ipu_trainer.tasks.chest_xray.model.inputs import ChestXrayCollator, ImagesOnlyCollator, load_normalisation
 from ipu_trainer.tasks.chest_xray.report import artifacts as report
 from ipu_trainer.tasks.chest_xray.report.html_report import write_report
 from ipu_trainer.tasks.reporting.run_report import report_or_reason
@@ -49,7 +49,7 @@ def evaluate(run_dir: Path, data_dir: Path, split: str, output: Path, num_bootst
         report_to=["none"],
         seed=record["seed"],
     )
-    trainer = IPUTrainer(model=model, args=args, data_collator=PicturesOnly(ChestXrayCollator(normalisation)))
+    trainer = IPUTrainer(model=model, args=args, data_collator=ImagesOnlyCollator(ChestXrayCollator(normalisation)))
     known = [name for name in findings if name in data.findings]
     truth = np.zeros((len(subject), len(findings)), dtype=np.float32)
     for name in known:

@@ -1,7 +1,7 @@
-"""The mined labels and the model, held against labels that radiologists gave (Majkowska et al., Radiology 2020).
+"""The mined labels and the model compared with labels by radiologists (Majkowska et al., Radiology 2020).
 
-Google published them for some images of ChestX-ray14. A column is compared where its name is a finding's; "Nodule or mass"
-is where one of Nodule and Mass is. What has no such name (Fracture, Airspace opacity) is named and left out.
+Google published such labels for some images of ChestX-ray14. A column is compared with the finding of its name, and "Nodule or
+mass" with Nodule and Mass together. Columns without a finding (Fracture, Airspace opacity) are left out and listed.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any, Dict, Iterator, List, Mapping, Sequence, Tuple
 import numpy as np
 
 from ipu_trainer.errors import UserError
+from ipu_trainer.tasks.chest_xray.data.text_files import base_name, read_table
 from ipu_trainer.tasks.chest_xray.evaluation.metrics import evaluate_predictions
 from ipu_trainer.tasks.chest_xray.evaluation.predictions import Predictions
-from ipu_trainer.tasks.chest_xray.explain.boxes import file_name, read_table
 
 _IMAGE_COLUMNS = ("Image Index", "Image ID")
 _VALUES = {"YES": 1.0, "NO": 0.0, "1": 1.0, "0": 0.0}
@@ -24,7 +24,7 @@ _UNIONS = {"nodule or mass": ("Nodule", "Mass")}
 
 @dataclass(frozen=True)
 class RadiologistLabels:
-    """columns: what was asked. values: image file name -> one 0 or 1 a column; NaN where nothing was said."""
+    """values: image file name -> 0 or 1 for each of columns; NaN for an empty cell."""
 
     columns: Tuple[str, ...]
     values: Dict[str, np.ndarray]
@@ -32,7 +32,7 @@ class RadiologistLabels:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Mined labels of one finding on the images that radiologists labelled, the radiologists' being the truth."""
+    """Mined labels of one finding on the images that radiologists labelled, with the radiologists as ground truth."""
 
     name: str
     num_images: int
@@ -52,7 +52,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Scores:
-    """The model on one finding and the same images, by whose labels count: rows as in metrics.json's per_finding."""
+    """The model on one finding, scored against either set of labels of the same images; rows as metrics.json's per_finding."""
 
     name: str
     num_images: int
@@ -81,14 +81,14 @@ def read_radiologist_labels(path: Path) -> RadiologistLabels:
     if not chosen:
         raise UserError(f"{path} has no column of YES and NO. Give Google's labels for ChestX-ray14.")
     values = {
-        file_name(row[image]): np.array([_VALUES.get(row[column].strip().upper(), np.nan) for column in chosen])
+        base_name(row[image]): np.array([_VALUES.get(row[column].strip().upper(), np.nan) for column in chosen])
         for row in rows
     }
     return RadiologistLabels(tuple(head[column] for column in chosen), values)
 
 
 def matching(column: str, findings: Sequence[str]) -> Tuple[str, ...]:
-    """The findings that a column of radiologists' labels speaks of; empty if none has its name."""
+    """The findings that a column of radiologists' labels is about; empty if no finding has its name."""
     plain = {name.lower().replace("_", " "): name for name in findings}
     key = column.lower().replace("_", " ")
     if key in plain:
@@ -116,7 +116,7 @@ def scores(
     results = []
     for name, columns, rows, expert in _matched(predictions.file_names, predictions.findings, labels):
         mined = predictions.truth[rows][:, columns].max(axis=1)
-        # Of "one of the two" the larger probability is the usual score.
+        # The usual score of a union of findings is the larger probability.
         score = predictions.probability[rows][:, columns].max(axis=1)
         table = {"patient_id": [predictions.patient_ids[row] for row in rows]}
         expert_row, mined_row = (
@@ -133,10 +133,10 @@ def _matched(
     file_names: Sequence[str], findings: Sequence[str], labels: RadiologistLabels
 ) -> Iterator[Tuple[str, List[int], List[int], np.ndarray]]:
     """(name, columns of findings, rows with a label, the radiologists' labels of these rows)."""
-    said = [labels.values.get(file_name(name)) for name in file_names]
+    labelled = [labels.values.get(base_name(name)) for name in file_names]
     for position, column in enumerate(labels.columns):
         names = matching(column, findings)
-        pairs = [(row, values[position]) for row, values in enumerate(said) if values is not None]
+        pairs = [(row, values[position]) for row, values in enumerate(labelled) if values is not None]
         known = [(row, value) for row, value in pairs if np.isfinite(value)]
         if names and known:
             columns = [list(findings).index(name) for name in names]
@@ -144,7 +144,7 @@ def _matched(
 
 
 def _kappa(one: np.ndarray, other: np.ndarray) -> float:
-    """Cohen's kappa; NaN where both say the same one thing throughout."""
+    """Cohen's kappa; NaN where both have one and the same class only."""
     agree = float((one == other).mean())
     chance = float(one.mean() * other.mean() + (1 - one.mean()) * (1 - other.mean()))
     return (agree - chance) / (1 - chance) if chance < 1 else float("nan")

@@ -67,7 +67,7 @@ class Rejection:
 
 
 @dataclass(frozen=True)
-class Metadata:
+class LabelTable:
     rows: Tuple[Row, ...]
     rejections: Tuple[Rejection, ...]
     num_rows_without_image: int
@@ -75,9 +75,9 @@ class Metadata:
     num_repeated_rows: int = 0
 
 
-def read_metadata(
+def read_label_table(
     csv_path: Path, images: Path, known: Collection[str] = NIH_FINDINGS, only_present: bool = False
-) -> Metadata:
+) -> LabelTable:
     """Match the rows of csv_path with the files below images. Rows come sorted by path.
 
     only_present drops rows whose image is not there (a partial download) and counts them. A row that says once more what
@@ -144,7 +144,7 @@ def read_metadata(
         Rejection(path, 0, f"image without row in {csv_path.name}") for path in sorted(files) if path not in first
     ]
     rows.sort(key=lambda row: row.path)
-    return Metadata(tuple(rows), tuple(rejections), absent, unknown_ages, repeated)
+    return LabelTable(tuple(rows), tuple(rejections), absent, unknown_ages, repeated)
 
 
 def _read_records(csv_path: Path, known: Collection[str]) -> Iterator[Tuple[int, Dict[str, str]]]:

@@ -12,7 +12,7 @@ TABLES = tuple(f"{FOLDER}/Data_Entry_2017{version}.csv{packed}" for version in (
 LISTS = {"train_val_list": f"{FOLDER}/train_val_list.txt", "test_list": f"{FOLDER}/test_list.txt"}
 
 
-def stand_ins(given: Dict[str, Optional[Path]], split: Optional[str]) -> Dict[str, Path]:
+def default_paths(given: Dict[str, Optional[Path]], split: Optional[str]) -> Dict[str, Path]:
     """What stands in for flags of `prepare` that were left out; the flags that were given are no part of it.
 
     given: csv, images, train_val_list and test_list. The lists are taken where neither table nor images nor lists were given,
