@@ -198,11 +198,18 @@ OPTIMUM: Dict[str, Removed] = {
     "dataloader_mode": Removed(("sync", "async", "async_rebatched"), "dataloader_num_workers processes load"),
     "pad_on_batch_axis": Removed((False, True), "a last batch is filled up, and what fills it weighs nothing"),
 }
+# Arguments of this package that the last release had: answered for one release.
+WITHDRAWN: Dict[str, Removed] = {
+    "fuse_projections": Removed(
+        (False,), "query, key and value as one matrix product gained nothing (0.995 x, docs/performance.md)"
+    ),
+}
 _USUAL: Dict[str, Removed] = {
     **{name: Removed(usual, "it came in a later release") for name, usual in ADDED_LATER.items()},
     "gradient_checkpointing_kwargs": Removed((None,), "it came in a later release"),
     "activation_checkpointing_kwargs": Removed((None,), "it came in a later release"),
     **REMOVED,
+    **WITHDRAWN,
 }
 
 

@@ -71,13 +71,6 @@ class IPUTrainingArguments(TrainingArguments, metaclass=TakesRenamed):
             "auto: layers on a GPU."
         },
     )
-    fuse_projections: bool = field(
-        default=False,
-        metadata={
-            "help": "On the host: query, key and value as one matrix product. Exact; on an H100 it gained nothing for "
-            "ViT-B (docs/performance.md)."
-        },
-    )
     gpu_kernels: str = field(
         default="auto",
         metadata={
@@ -173,8 +166,6 @@ class IPUTrainingArguments(TrainingArguments, metaclass=TakesRenamed):
             raise ValueError(
                 f"compile={self.compile} is for the host: on a device poptorch compiles. Leave it at auto."
             )
-        if self.fuse_projections and (on_device or named or self.compile == "model"):
-            raise ValueError("fuse_projections is for the host, with compile=layers or off. Leave it off.")
         if named and self.torch_compile_mode is not None:
             try:
                 torch.compile(torch.nn.Identity(), mode=self.torch_compile_mode)

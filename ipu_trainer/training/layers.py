@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from torch import nn
+
+# Names of the three projections in an attention module, as Transformers models have them.
+_PROJECTIONS = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q_lin", "k_lin", "v_lin"))
 
 
 def layer_stacks(model: nn.Module) -> List[Tuple[str, nn.ModuleList]]:
@@ -35,6 +38,16 @@ def has_hooks(module: nn.Module, apart_from: Tuple[type, ...] = ()) -> bool:
 def is_plain_linear(module: Any) -> bool:
     """Exactly nn.Linear (adapters and quantised layers compute something else), as its class computes it, looked at by nobody."""
     return type(module) is nn.Linear and "forward" not in module.__dict__ and not has_hooks(module)
+
+
+def qkv_projections(attention: nn.Module) -> Optional[Tuple[nn.Linear, nn.Linear, nn.Linear]]:
+    """Query, key and value projections of an attention module if they are plain linear layers of one input width; else None."""
+    for names in _PROJECTIONS:
+        found: List[Any] = [getattr(attention, name, None) for name in names]
+        if all(is_plain_linear(linear) for linear in found):
+            alike = {(linear.in_features, linear.bias is None) for linear in found}
+            return tuple(found) if len(alike) == 1 else None  # type: ignore[return-value]
+    return None
 
 
 def parameter_depths(model: nn.Module) -> Tuple[Dict[str, int], int]:

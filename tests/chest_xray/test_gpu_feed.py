@@ -154,7 +154,7 @@ def test_what_is_sent_beside_a_gpus_work_arrives_before_it_is_read():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize(
     "more",
-    [(), ("--fuse_projections", "true"), ("--compile", "off"), ("--bf16_residual", "true"), ("--gpu_kernels", "off")],
+    [(), ("--compile", "off"), ("--bf16_residual", "true"), ("--gpu_kernels", "off")],
 )
 def test_no_step_waits_for_the_gpu(prepared, phantoms, tmp_path, more):
     words = [

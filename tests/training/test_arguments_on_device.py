@@ -32,7 +32,7 @@ EVALUATED = {
 }
 REFUSED = {
     "fp16": True, "bf16": True, "bf16_full_eval": True, "ema_decay": 0.5, "torch_compile": True, "torch_compile_backend": "eager",
-    "torch_compile_mode": "default", "torchdynamo": "eager", "compile": "layers", "gpu_kernels": "on", "fuse_projections": True,
+    "torch_compile_mode": "default", "torchdynamo": "eager", "compile": "layers", "gpu_kernels": "on",
     "bf16_residual": True, "verify_folding": True, "jit_mode_eval": True, "past_index": 1, "debug": "underflow_overflow",
     "activation_checkpointing_kwargs": {"use_reentrant": False}, "gradient_checkpointing_kwargs": {"use_reentrant": False},
     "use_ipex": True, "use_liger_kernel": True, "deepspeed": "x.json", "fsdp": "full_shard", "sharded_ddp": "simple",

@@ -375,8 +375,7 @@ def as_on_an_h100(monkeypatch):
     )
 
 
-@pytest.mark.parametrize("fuse", [False, True])
-def test_a_training_uses_them_with_and_without_fused_projections_and_leaves_no_trace(tmp_path, monkeypatch, fuse):
+def test_a_training_uses_them_and_leaves_no_trace(tmp_path, monkeypatch):
     as_on_an_h100(monkeypatch)
     calls, samples = (
         [],
@@ -394,7 +393,7 @@ def test_a_training_uses_them_with_and_without_fused_projections_and_leaves_no_t
     model = make().float()
     IPUTrainer(
         model,
-        arguments(tmp_path, compile="layers", fuse_projections=fuse, use_cpu=True, max_steps=1),
+        arguments(tmp_path, compile="layers", use_cpu=True, max_steps=1),
         train_dataset=samples,
     ).train()
     assert {name: calls.count(name) for name in calls} == {"packed_attention": 3, "bias_gelu": 3, "residual_norm": 5}

@@ -312,7 +312,6 @@ EFFECTIVE: Dict[str, str] = {
     "head_learning_rate_factor": "2",
     "drop_path": "0.3",
     "compile": "off",
-    "fuse_projections": "True",
     "gpu_kernels": "off",
     "bf16_residual": "True",
     "ema_decay": "0.5",

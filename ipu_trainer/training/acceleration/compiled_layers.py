@@ -1,4 +1,4 @@
-"""What makes a GPU fast without changing what is computed: layers compiled one by one, projections of one input as one.
+"""Each repeated layer of a model compiled alone.
 
 Compiling a whole Transformers model traces what is better left out (an attention mask that is all true, caches); compiling
 each repeated layer does not, and compiles once for all of them. Parameters keep their names and stay apart, so checkpoints
@@ -9,19 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from types import MethodType
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Iterator
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from ipu_trainer.training.acceleration.padded_lm_head import aligned_output_product
 from ipu_trainer.training.finetuning.stochastic_depth import has_only_skipping, kept_samples, mixed, skipped_share
-from ipu_trainer.training.layers import is_plain_linear, layer_stacks
-
-# Names of the three projections in an attention module, as Transformers models have them.
-_PROJECTIONS = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q_lin", "k_lin", "v_lin"))
+from ipu_trainer.training.layers import layer_stacks
 
 # What makes tokens of patches before a stack of layers: joined, moved and rounded piece by piece if it is not compiled.
 _PATCH_EMBEDDINGS = ("ViTEmbeddings", "DeiTEmbeddings", "ViTMSNEmbeddings")
@@ -115,71 +110,3 @@ def _more_variants() -> Any:
     config: Any = importlib.import_module("torch._dynamo.config")
     limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
     return config.patch(limit, max(_VARIANTS, getattr(config, limit)))
-
-
-@contextlib.contextmanager
-def fused_projections(model: nn.Module) -> Iterator[int]:
-    """Inside the block query, key and value of one input are one matrix product; yields how many attentions do it.
-
-    Weights stay three parameters, put beside each other for the product. Where the three have different inputs
-    (cross-attention) each is computed alone, as before.
-    """
-    groups = [group for module in model.modules() for group in [projections_of(module)] if group is not None]
-    for group in groups:
-        shared = _OneProduct(group)
-        for position, linear in enumerate(group):
-            linear.__dict__.update(_one_product=shared, _position=position, forward=_forward_of_part(linear))
-    try:
-        yield len(groups)
-    finally:
-        for group in groups:
-            for linear in group:
-                for name in ("_one_product", "_position", "forward"):
-                    del linear.__dict__[name]
-
-
-def projections_of(module: nn.Module) -> Optional[Tuple[nn.Linear, nn.Linear, nn.Linear]]:
-    """Query, key and value of an attention module, if they are plain linear layers of inputs of one width; else None."""
-    for names in _PROJECTIONS:
-        found: List[Any] = [getattr(module, name, None) for name in names]
-        if all(is_plain_linear(linear) for linear in found):
-            alike = {(linear.in_features, linear.bias is None) for linear in found}
-            return tuple(found) if len(alike) == 1 else None  # type: ignore[return-value]
-    return None
-
-
-def _forward_of_part(linear: nn.Linear) -> Any:
-    """A bound method: a copy of the model made meanwhile has it with the copy's own weights, a pickled one has its class's."""
-
-    def forward(self: Any, hidden: torch.Tensor) -> torch.Tensor:
-        part: torch.Tensor = self._one_product.part(self._position, hidden)
-        return part
-
-    return MethodType(forward, linear)
-
-
-class _OneProduct:
-    """Whichever of the three is asked first computes all, and the others take their parts of the same input."""
-
-    def __init__(self, linears: Tuple[nn.Linear, ...]) -> None:
-        self.linears = linears
-        self.sizes = [linear.out_features for linear in linears]
-        self.input: Optional[torch.Tensor] = None
-        self.parts: Dict[int, Any] = {}
-
-    def __getstate__(self) -> Dict[str, Any]:
-        return {**self.__dict__, "input": None, "parts": {}}
-
-    def part(self, position: int, hidden: torch.Tensor) -> Any:
-        if self.input is hidden and position in self.parts:
-            part = self.parts.pop(position)
-            if not self.parts:
-                self.input = None
-            return part
-        weight = torch.cat([linear.weight for linear in self.linears])
-        biases: List[torch.Tensor] = [linear.bias for linear in self.linears if linear.bias is not None]
-        product = functional.linear(hidden, weight, torch.cat(biases) if biases else None)
-        parts = torch.split(product, self.sizes, dim=-1)
-        self.input = hidden
-        self.parts = {other: part for other, part in enumerate(parts) if other != position}
-        return parts[position]

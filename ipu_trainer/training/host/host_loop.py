@@ -27,7 +27,7 @@ from ipu_trainer.compat.trainer_signatures import AnyRelease
 from ipu_trainer.config.batching import BatchGeometry
 from ipu_trainer.training.acceleration.bfloat16_residual import bfloat16_residual_stream
 from ipu_trainer.training.acceleration.choices import choose_compile, choose_kernels
-from ipu_trainer.training.acceleration.compiled_layers import compiled_layers, fused_projections
+from ipu_trainer.training.acceleration.compiled_layers import compiled_layers
 from ipu_trainer.training.acceleration.fused_kernels.rewrite import own_kernels
 from ipu_trainer.training.acceleration.host_sync import padding_told_later, rows_not_packed
 from ipu_trainer.training.acceleration.loss_only_forward import loss_alone_in_float32, reads_loss_alone
@@ -128,17 +128,15 @@ class HostLoop(AnyRelease, AccumulatedLoss):
 
     @contextlib.contextmanager
     def _fast_layers(self) -> Iterator[None]:
-        """On the host: inside the block layers are compiled and projections fused, as the arguments say."""
+        """On the host: inside the block layers are compiled as the arguments say."""
         if self.backend.has_executors:
             yield
             return
         wanted = getattr(self.args, "compile", "off")
         choice = choose_compile(wanted, self.args.device.type, self.args.n_gpu)
         with contextlib.ExitStack() as stack:
-            if choice.name == "layers":  # first: fused projections are no longer plain ones
+            if choice.name == "layers":
                 self._put_in_kernels(stack)
-            if getattr(self.args, "fuse_projections", False):
-                self._check_fusing(stack.enter_context(fused_projections(self.model)))
             if getattr(self.args, "bf16_residual", False):
                 self._check_residual(stack.enter_context(bfloat16_residual_stream(self.model)))
             if choice.name == "layers":
@@ -158,18 +156,6 @@ class HostLoop(AnyRelease, AccumulatedLoss):
                 "ViTMSN in transformers 5). Leave it at auto."
             )
         logger.info("gpu_kernels: %s (%s), in %d modules", choice.name, choice.reason, count)
-
-    def _check_fusing(self, count: int) -> None:
-        if self.args.n_gpu > 1:
-            raise ValueError(
-                f"fuse_projections: {self.args.n_gpu} GPUs of one process copy the model for each batch. Start one process a "
-                "GPU (torchrun), or leave it off."
-            )
-        if not count:
-            raise ValueError(
-                f"fuse_projections: {type(self.model).__name__} has no attention with three linear projections of its own. "
-                "Leave it off."
-            )
 
     def _check_residual(self, count: int) -> None:
         if not count:

@@ -15,11 +15,10 @@ from torch import nn
 from torch.nn import functional
 from transformers import ViTForImageClassification
 
-from ipu_trainer.training.acceleration.compiled_layers import projections_of
 from ipu_trainer.training.acceleration.fused_kernels.rounding import exact_dtype
 from ipu_trainer.training.acceleration.padded_lm_head import ALIGNED
 from ipu_trainer.training.finetuning.stochastic_depth import SkippedSamples, mixed
-from ipu_trainer.training.layers import has_hooks, layer_stacks
+from ipu_trainer.training.layers import has_hooks, layer_stacks, qkv_projections
 
 _PARTS = ("attention", "layernorm_before", "layernorm_after", "mlp", "dropout")
 _ATTENTION_PARTS = ("q_proj", "k_proj", "v_proj", "o_proj", "head_dim", "scaling", "attention_dropout")
@@ -108,7 +107,7 @@ class ClassTokenLayer:
     def _keys_are_products(self) -> bool:
         """Whether keys and values are plain products with the tokens, and none of what they give is dropped."""
         attention: Any = self.layer.attention
-        return projections_of(attention) is not None and not attention.attention_dropout
+        return qkv_projections(attention) is not None and not attention.attention_dropout
 
     def _read_directly(self, normalised: torch.Tensor) -> torch.Tensor:
         """What the class token reads, (micro_batch, 1, heads * head_dim), of (micro_batch, tokens, width)."""
@@ -135,7 +134,6 @@ class ClassTokenLayer:
     def _read_keys(self, normalised: torch.Tensor) -> torch.Tensor:
         """The same by keys and values of all tokens."""
         attention: Any = self.layer.attention
-        # Fused projections keep what the last product left over: that of one token, in this order.
         key, value = self._heads(attention.k_proj(normalised)), self._heads(attention.v_proj(normalised))
         query = self._heads(attention.q_proj(normalised[:, :1]))
         dropout = attention.attention_dropout if self.layer.training else 0.0

@@ -12,8 +12,7 @@ from typing import Any, Iterator, List, Optional, Tuple
 from torch import nn
 from torch.nn import functional
 
-from ipu_trainer.training.acceleration.compiled_layers import projections_of
-from ipu_trainer.training.layers import is_plain_linear, layer_stacks
+from ipu_trainer.training.layers import is_plain_linear, layer_stacks, qkv_projections
 
 # Their forward functions are the same in Transformers 5, apart from the names.
 _ATTENTIONS = ("ViTAttention", "DeiTAttention", "ViTMAEAttention", "ViTMSNAttention")
@@ -59,7 +58,7 @@ def _is_known(module: Any) -> bool:
     if "forward" in module.__dict__:
         return False
     if type(module).__name__ in _ATTENTIONS:
-        return projections_of(module) is not None and _is_linear_with_bias(getattr(module, "o_proj", None))
+        return qkv_projections(module) is not None and _is_linear_with_bias(getattr(module, "o_proj", None))
     if type(module).__name__ in _FEED_FORWARDS:
         return _is_linear_with_bias(getattr(module, "fc1", None)) and _is_gelu(getattr(module, "activation_fn", None))
     return False
