@@ -2,7 +2,7 @@
 
 A script may use the names of either end, or of a release between: IPUTrainingArguments and IPUTrainer take and show both.
 Where there is no counterpart, the value that says "as usual" is taken and any other is refused, with the reason.
-tests/training/test_renamed_arguments.py compares the releases' own names with these tables.
+tests/training/test_argument_names.py compares the releases' own names with these tables.
 """
 
 from __future__ import annotations

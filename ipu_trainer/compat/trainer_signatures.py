@@ -131,7 +131,9 @@ class AnyRelease(Trainer):  # type: ignore[misc]  # transformers is not typed
     def _check_smoothing(self) -> None:
         """Trainer's smoothing is of one class a sample; 5.x leaves it out for several, with a warning, and 4.29 fails later."""
         several = getattr(getattr(self.model, "config", None), "problem_type", None) == "multi_label_classification"
-        own_loss = not type(self).compute_loss.__module__.startswith(("transformers.", "ipu_trainer.training."))
+        own_loss = not type(self).compute_loss.__module__.startswith(
+            ("transformers.", "ipu_trainer.training.", "ipu_trainer.compat.")
+        )
         stock_arguments = type(self.args) is TrainingArguments  # whose warning is shown
         if self.args.label_smoothing_factor and several and not own_loss and not stock_arguments:
             raise ValueError(

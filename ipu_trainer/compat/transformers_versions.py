@@ -19,11 +19,6 @@ from safetensors import safe_open
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-try:
-    from transformers import masking_utils as masking_utils
-except ImportError:  # before 4.53 each model made its own attention masks
-    masking_utils = None  # type: ignore[assignment]
-
 _FIELDS = {field.name for field in dataclasses.fields(TrainingArguments)}
 # Name in transformers 5 -> name in 4.29.
 _OLD_NAMES = {"eval_strategy": "evaluation_strategy", "use_cpu": "no_cuda"}

@@ -1,10 +1,12 @@
-"""A model's layers seen from outside: the repeated ones, which learning rates and stochastic depth go by, and plain linear ones."""
+"""A model's repeated layers, their depths, and its plain linear layers."""
 
 from __future__ import annotations
 
 from typing import Any, Dict, List, Optional, Tuple
 
 from torch import nn
+
+from ipu_trainer.compat.torch_hooks import has_hooks
 
 # Names of the three projections in an attention module, as Transformers models have them.
 _PROJECTIONS = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q_lin", "k_lin", "v_lin"))
@@ -24,19 +26,8 @@ def layer_stacks(model: nn.Module) -> List[Tuple[str, nn.ModuleList]]:
     return stacks
 
 
-def has_hooks(module: nn.Module, apart_from: Tuple[type, ...] = ()) -> bool:
-    """Whether somebody looks at what a module is given or gives, forwards or backwards."""
-    kinds = (
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
-    )
-    return any(not isinstance(hook, apart_from) for hooks in kinds for hook in hooks.values())
-
-
 def is_plain_linear(module: Any) -> bool:
-    """Exactly nn.Linear (adapters and quantised layers compute something else), as its class computes it, looked at by nobody."""
+    """Exactly nn.Linear with its class's forward and without hooks (adapters and quantised layers compute something else)."""
     return type(module) is nn.Linear and "forward" not in module.__dict__ and not has_hooks(module)
 
 

@@ -21,7 +21,7 @@ from ipu_trainer.tasks.chest_xray.model.chest_xray_trainer import gathered
 from ipu_trainer.tasks.chest_xray.model.grayscale_input import GrayProjection
 from ipu_trainer.tasks.chest_xray.recipe_arguments import parse_arguments
 from ipu_trainer.tasks.chest_xray.train import prepare_job
-from ipu_trainer.training.acceleration.input_pipeline import sent
+from ipu_trainer.training.acceleration.input_pipeline import copy_to_device
 
 NORMALISATION = Normalisation((0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
 
@@ -145,7 +145,7 @@ def test_what_is_sent_beside_a_gpus_work_arrives_before_it_is_read():
     busy, sums = torch.randn(4096, 4096, device=device), []
     for batch in batches:
         busy = (busy @ busy).clamp(-1, 1)
-        there = sent(batch, device)
+        there = copy_to_device(batch, device)
         sums.append(there.sum(dtype=torch.int64))
         del there  # its memory may hold another batch soon
     assert torch.stack(sums).tolist() == [number << 22 for number in range(40)]

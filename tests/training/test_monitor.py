@@ -158,8 +158,8 @@ def test_tensorboard_is_the_default_where_it_is_installed_and_the_run_says_how_t
     assert reporting.default_reporters() == ["tensorboard"]
     monkeypatch.setattr(reporting, "get_available_reporting_integrations", lambda: ["wandb"])
     assert reporting.default_reporters() == ["none"]
-    assert reporting.live_view(["tensorboard", "wandb"], "run") == "tensorboard --logdir run/runs, wandb"
-    assert reporting.live_view([], "run").startswith("none (--report_to tensorboard")
+    assert reporting.tracker_hint(["tensorboard", "wandb"], "run") == "tensorboard --logdir run/runs, wandb"
+    assert reporting.tracker_hint([], "run").startswith("none (--report_to tensorboard")
 
 
 def test_an_interrupted_run_goes_on_with_another_reporter(tmp_path):

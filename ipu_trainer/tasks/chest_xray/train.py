@@ -49,11 +49,11 @@ from ipu_trainer.tasks.recipe.run_record import (
 from ipu_trainer.tasks.reporting.curves import plot_training
 from ipu_trainer.tasks.reporting.run_report import REPORT_FILE, report_or_reason
 from ipu_trainer.tasks.search.search_command import Searched
-from ipu_trainer.training.acceleration.choices import told_speed
+from ipu_trainer.training.acceleration.choices import describe_acceleration
 from ipu_trainer.training.acceleration.precision import used_precision
 from ipu_trainer.training.arguments import IPUTrainingArguments
 from ipu_trainer.training.monitor import watch
-from ipu_trainer.training.tracking import live_view
+from ipu_trainer.training.tracking import tracker_hint
 
 METRICS = ("mean_auroc_14",)  # of _watch
 
@@ -93,9 +93,9 @@ def train(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Dict[str, A
         where = trainer.backend.device if trainer.backend.has_executors else args.device
         print(f"backend    {trainer.backend.name} on {where} ({trainer.backend.reason})")
         print(f"precision  {record['precision']['name']} ({record['precision']['reason']})")
-        print(f"speed      {told_speed(args, trainer.backend.has_executors, trainer.model)}")
+        print(f"speed      {describe_acceleration(args, trainer.backend.has_executors, trainer.model)}")
         print(f"loss       {job.loss.describe()}")
-        print(f"live view  {live_view(args.report_to, args.output_dir)}")
+        print(f"live view  {tracker_hint(args.report_to, args.output_dir)}")
         if trained or checkpoint:
             print(f"resuming from {'the trained weights' if trained else checkpoint}")
         begin_run(run_dir, record)

@@ -61,11 +61,11 @@ from ipu_trainer.tasks.text.text_models import (
     parse_overrides,
 )
 from ipu_trainer.tasks.text.tokenizers import has_tokenizer, save_tokenizer
-from ipu_trainer.training.acceleration.choices import told_speed
+from ipu_trainer.training.acceleration.choices import describe_acceleration
 from ipu_trainer.training.acceleration.precision import used_precision
 from ipu_trainer.training.arguments import IPUTrainingArguments
 from ipu_trainer.training.monitor import watch
-from ipu_trainer.training.tracking import live_view
+from ipu_trainer.training.tracking import tracker_hint
 from ipu_trainer.training.trainer import IPUTrainer
 
 METRICS = ("perplexity", "nats_per_token", "num_tokens")  # of perplexity()
@@ -117,8 +117,8 @@ def train(recipe: LanguageModelingArguments, args: IPUTrainingArguments) -> Dict
         print(record["batch_table"])
         print(f"backend     {trainer.backend.name} ({trainer.backend.reason})")
         print(f"precision   {record['precision']['name']} ({record['precision']['reason']})")
-        print(f"speed       {told_speed(args, trainer.backend.has_executors, trainer.model)}")
-        print(f"live view   {live_view(args.report_to, args.output_dir)}")
+        print(f"speed       {describe_acceleration(args, trainer.backend.has_executors, trainer.model)}")
+        print(f"live view   {tracker_hint(args.report_to, args.output_dir)}")
         print(f"baseline    unigram perplexity on validation {baseline:,.1f}")
         if trained or checkpoint:
             print(f"resuming from {'the trained weights' if trained else checkpoint}")

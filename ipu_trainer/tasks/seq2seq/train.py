@@ -61,11 +61,11 @@ from ipu_trainer.tasks.text.text_models import (
     parse_overrides,
 )
 from ipu_trainer.tasks.text.tokenizers import has_tokenizer, load_tokenizer, save_tokenizer, train_tokenizer
-from ipu_trainer.training.acceleration.choices import told_speed
+from ipu_trainer.training.acceleration.choices import describe_acceleration
 from ipu_trainer.training.acceleration.precision import used_precision
 from ipu_trainer.training.monitor import watch
 from ipu_trainer.training.seq2seq import IPUSeq2SeqTrainer, IPUSeq2SeqTrainingArguments
-from ipu_trainer.training.tracking import live_view
+from ipu_trainer.training.tracking import tracker_hint
 
 METRICS = ("bleu", "chrf", "exact_match", "generated_tokens")  # of generation_metrics()
 
@@ -110,8 +110,8 @@ def train(recipe: Seq2SeqArguments, args: IPUSeq2SeqTrainingArguments) -> Dict[s
         print(record["batch_table"])
         print(f"backend     {trainer.backend.name} ({trainer.backend.reason})")
         print(f"precision   {record['precision']['name']} ({record['precision']['reason']})")
-        print(f"speed       {told_speed(args, trainer.backend.has_executors, trainer.model)}")
-        print(f"live view   {live_view(args.report_to, args.output_dir)}")
+        print(f"speed       {describe_acceleration(args, trainer.backend.has_executors, trainer.model)}")
+        print(f"live view   {tracker_hint(args.report_to, args.output_dir)}")
         print(f"baseline    words of the name: BLEU {baseline['bleu']:.1f}, chrF {baseline['chrf']:.1f}")
         if trained or checkpoint:
             print(f"resuming from {'the trained weights' if trained else checkpoint}")

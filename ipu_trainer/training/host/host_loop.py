@@ -5,8 +5,8 @@ What it changes of Trainer:
     get_batch_samples      the time it takes
     training_step          micro-batches count by what they hold of their update (accumulated_loss.py), and folded passes are split
                            where memory ends (passes.py);
-                           what a torch version computes wrongly is mended (torch_faults.py); logits that nobody reads are
-                           not copied to float32 (unread_outputs.py), and nothing waits for a GPU (gpu_waits.py)
+                           what a torch version computes wrongly is mended (torch_faults.py); logits that are not read are
+                           not copied to float32 (loss_only_forward.py), and nothing waits for a GPU (host_sync.py)
 """
 
 from __future__ import annotations
@@ -25,12 +25,9 @@ from ipu_trainer.backends import Backend
 from ipu_trainer.compat import torch_workarounds as torch_faults
 from ipu_trainer.compat.trainer_signatures import AnyRelease
 from ipu_trainer.config.batching import BatchGeometry
-from ipu_trainer.training.acceleration.bfloat16_residual import bfloat16_residual_stream
-from ipu_trainer.training.acceleration.choices import choose_compile, choose_kernels
-from ipu_trainer.training.acceleration.compiled_layers import compiled_layers
-from ipu_trainer.training.acceleration.fused_kernels.rewrite import own_kernels
-from ipu_trainer.training.acceleration.host_sync import padding_told_later, rows_not_packed
-from ipu_trainer.training.acceleration.loss_only_forward import loss_alone_in_float32, reads_loss_alone
+from ipu_trainer.training.acceleration.accelerated_training import accelerated
+from ipu_trainer.training.acceleration.host_sync import skip_packing_check
+from ipu_trainer.training.acceleration.loss_only_forward import reads_only_loss, skip_logits_upcast
 from ipu_trainer.training.host.coalesced_batches import by_micro_batches, folded_step
 from ipu_trainer.training.host.coalescing import Folding, decide, why_not_by_size
 from ipu_trainer.training.loss.accumulated_loss import AccumulatedLoss
@@ -73,7 +70,8 @@ class HostLoop(AnyRelease, AccumulatedLoss):
         while True:
             try:
                 self.start_update()
-                with self._fast_layers():
+                on_device = self.backend.has_executors
+                with contextlib.nullcontext() if on_device else accelerated(self.model, self.args):
                     return super()._inner_training_loop(self._train_batch_size, *positional, **named)
             except torch.cuda.OutOfMemoryError:
                 folding, begun = self.folding, self.state.global_step
@@ -127,43 +125,6 @@ class HostLoop(AnyRelease, AccumulatedLoss):
         return why_not_by_size(size, micro_batch, accumulation, factor, drop_last, processes, weighs)
 
     @contextlib.contextmanager
-    def _fast_layers(self) -> Iterator[None]:
-        """On the host: inside the block layers are compiled as the arguments say."""
-        if self.backend.has_executors:
-            yield
-            return
-        wanted = getattr(self.args, "compile", "off")
-        choice = choose_compile(wanted, self.args.device.type, self.args.n_gpu)
-        with contextlib.ExitStack() as stack:
-            if choice.name == "layers":
-                self._put_in_kernels(stack)
-            if getattr(self.args, "bf16_residual", False):
-                self._check_residual(stack.enter_context(bfloat16_residual_stream(self.model)))
-            if choice.name == "layers":
-                stack.enter_context(compiled_layers(self.model, required=wanted == "layers"))
-            if self.args.n_gpu <= 1:  # DataParallel computes with other models at each step
-                stack.enter_context(padding_told_later())
-            logger.info("compile: %s (%s)", choice.name, choice.reason)
-            yield
-
-    def _put_in_kernels(self, stack: contextlib.ExitStack) -> None:
-        requested = getattr(self.args, "gpu_kernels", "off")
-        choice = choose_kernels(requested, self.args)
-        count = stack.enter_context(own_kernels(self.model)) if choice.name == "on" else 0
-        if requested == "on" and not count:
-            raise ValueError(
-                f"gpu_kernels=on: {type(self.model).__name__} has no layers that they are for (those of ViT, DeiT, ViTMAE and "
-                "ViTMSN in transformers 5). Leave it at auto."
-            )
-        logger.info("gpu_kernels: %s (%s), in %d modules", choice.name, choice.reason, count)
-
-    def _check_residual(self, count: int) -> None:
-        if not count:
-            raise ValueError(
-                f"bf16_residual: {type(self.model).__name__} has no repeated layers (a ModuleList of one class). Leave it off."
-            )
-
-    @contextlib.contextmanager
     def _waiting_told(self) -> Iterator[None]:
         """Around a training: what share of it went by in waiting for data, and a warning where it is most."""
         self._data_wait_seconds, begin = 0.0, time.perf_counter()
@@ -191,7 +152,7 @@ class HostLoop(AnyRelease, AccumulatedLoss):
     def training_step(self, model: nn.Module, inputs: Any, *positional: Any, **named: Any) -> torch.Tensor:
         stock, update = super().training_step, self._take_up(model, inputs)
         # Of an own compute_loss nobody knows what else it gives the model, and what it reads.
-        reads_the_loss_alone = reads_loss_alone(self, model)
+        only_loss = reads_only_loss(self, model)
 
         def step(part: Any) -> torch.Tensor:
             with self.weighed_loss(update, part):
@@ -200,9 +161,9 @@ class HostLoop(AnyRelease, AccumulatedLoss):
 
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch_faults.mended(model))
-            if reads_the_loss_alone:
-                stack.enter_context(rows_not_packed(inputs))
-                stack.enter_context(loss_alone_in_float32())
+            if only_loss:
+                stack.enter_context(skip_packing_check(inputs))
+                stack.enter_context(skip_logits_upcast())
             if self.folding is not None and self.folding.factor > 1:
                 loss = folded_step(self, step, model, inputs)
             else:

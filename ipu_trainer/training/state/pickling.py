@@ -47,9 +47,9 @@ def rebuild(trainer: Any, state: Dict[str, Any]) -> None:
 
 
 def _is_adapter(value: Any) -> bool:
-    """A closure over the trainer that this package put on it (compat.adapt_old_overrides)."""
+    """A closure over the trainer that this package put on it (adapt_old_overrides)."""
     is_local = isinstance(value, types.FunctionType) and "<locals>" in value.__qualname__
-    return is_local and value.__module__.startswith("ipu_trainer.training.")
+    return is_local and value.__module__.startswith("ipu_trainer.")
 
 
 def _plain_optimizer(optimizer: Any) -> Any:

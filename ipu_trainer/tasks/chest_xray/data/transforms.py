@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as functional
 
 from ipu_trainer.tasks.chest_xray.model.classifier import both_sides, read_config
-from ipu_trainer.training.acceleration.input_pipeline import constant, sent
+from ipu_trainer.training.acceleration.input_pipeline import constant, copy_to_device
 
 # Pillow's numbers, as preprocessor configs hold them.
 _RESAMPLE_NAMES = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
@@ -121,7 +121,7 @@ def augment(
     if augmentation == NO_AUGMENTATION or bool((epoch < 0).all()):
         return pixels.to(torch.float32) / 255.0
     # All numbers travel at once: each copy of its own would cost as much.
-    numbers = sent(torch.from_numpy(_drawn_changes(epoch, index, augmentation, seed)), pixels.device)
+    numbers = copy_to_device(torch.from_numpy(_drawn_changes(epoch, index, augmentation, seed)), pixels.device)
     return (compute or change_pictures)(pixels, numbers, augmentation)
 
 

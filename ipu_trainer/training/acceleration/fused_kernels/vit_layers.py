@@ -1,6 +1,6 @@
-"""Where the kernels are put in: ViT's layers, their attention and their feed-forward part, while they train.
+"""Puts the fused kernels into ViT's layers, their attention and their MLP while they train.
 
-Parameters keep their names and stay apart, and everything is undone at the end.
+Parameters keep their names and do not move, and everything is undone at the end.
 """
 
 from __future__ import annotations
@@ -14,52 +14,52 @@ from torch.nn import functional
 
 from ipu_trainer.training.layers import is_plain_linear, layer_stacks, qkv_projections
 
-# Their forward functions are the same in Transformers 5, apart from the names.
+# Classes of one row have the same forward function in Transformers 5.
 _ATTENTIONS = ("ViTAttention", "DeiTAttention", "ViTMAEAttention", "ViTMSNAttention")
-_FEED_FORWARDS = ("ViTMLP", "DeiTMLP", "ViTMAEMLP", "ViTMSNMLP")
+_MLPS = ("ViTMLP", "DeiTMLP", "ViTMAEMLP", "ViTMSNMLP")
 _LAYERS = ("ViTLayer", "DeiTLayer", "ViTMAELayer", "ViTMSNLayer")
 
 
 @contextlib.contextmanager
-def own_kernels(model: nn.Module) -> Iterator[int]:
-    """Inside the block known layers of `model` use the kernels; yields how many attentions and feed-forward parts do."""
-    known = modules_with_kernels(model)
-    layers = _joined_layers(model)
-    if known:
-        from ipu_trainer.training.acceleration.fused_kernels import forwards  # needs a newer torch than the rest
+def fused_layers(model: nn.Module) -> Iterator[int]:
+    """Inside the block supported layers of `model` use the fused kernels; yields how many attention and MLP modules do."""
+    modules = supported_modules(model)
+    layers = _supported_layers(model)
+    if modules:
+        from ipu_trainer.training.acceleration.fused_kernels import vit_forwards  # needs a newer torch than the rest
 
-        for module in known:
+        for module in modules:
             is_attention = type(module).__name__ in _ATTENTIONS
-            _bind(module, forwards.attention_forward if is_attention else forwards.feed_forward)
+            _bind(module, vit_forwards.attention_forward if is_attention else vit_forwards.mlp_forward)
         for layer, following in layers:
             layer.__dict__["next_layer"] = following  # not a submodule: its parameters stay where they are
-            _bind(layer, forwards.layer_forward)
+            _bind(layer, vit_forwards.layer_forward)
     try:
-        yield len(known)
+        yield len(modules)
     finally:
-        for module in known:
+        for module in modules:
             del module.__dict__["forward"]
         for layer, _ in layers:
             del layer.__dict__["forward"], layer.__dict__["next_layer"]
 
 
 def _bind(module: nn.Module, forward: Any) -> None:
-    """A copy of the module has this function with its own weights, a stored one looks the name up in its class."""
+    """A bound method: deepcopy rebinds it to the copy's weights, and unpickling restores the class's forward."""
     forward.__name__ = "forward"
     module.__dict__["forward"] = MethodType(forward, module)
 
 
-def modules_with_kernels(model: nn.Module) -> List[nn.Module]:
-    """The attentions and feed-forward parts that own_kernels would change."""
-    return [module for module in model.modules() if _is_known(module)]
+def supported_modules(model: nn.Module) -> List[nn.Module]:
+    """The attention and MLP modules that fused_layers() would change."""
+    return [module for module in model.modules() if _is_supported(module)]
 
 
-def _is_known(module: Any) -> bool:
+def _is_supported(module: Any) -> bool:
     if "forward" in module.__dict__:
         return False
     if type(module).__name__ in _ATTENTIONS:
         return qkv_projections(module) is not None and _is_linear_with_bias(getattr(module, "o_proj", None))
-    if type(module).__name__ in _FEED_FORWARDS:
+    if type(module).__name__ in _MLPS:
         return _is_linear_with_bias(getattr(module, "fc1", None)) and _is_gelu(getattr(module, "activation_fn", None))
     return False
 
@@ -72,19 +72,24 @@ def _is_gelu(activation: Any) -> bool:
     return getattr(activation, "act", None) is functional.gelu or type(activation) is nn.GELU
 
 
-def _joined_layers(model: nn.Module) -> List[Tuple[nn.Module, Optional[nn.Module]]]:
-    """(layer, the one behind it in its stack)."""
+def _supported_layers(model: nn.Module) -> List[Tuple[nn.Module, Optional[nn.Module]]]:
+    """(layer, the one behind it in its stack) of each stack whose layers are all supported."""
     found: List[Tuple[nn.Module, Optional[nn.Module]]] = []
     for _, stack in layer_stacks(model):
         layers = list(stack)
-        if all(_is_known_layer(layer) for layer in layers):
+        if all(_is_supported_layer(layer) for layer in layers):
             found += zip(layers, [*layers[1:], None])
     return found
 
 
-def _is_known_layer(layer: Any) -> bool:
+def _is_supported_layer(layer: Any) -> bool:
     if type(layer).__name__ not in _LAYERS or "forward" in layer.__dict__:
         return False
     norms = (layer.layernorm_before, layer.layernorm_after)
     are_plain = all(type(norm) is nn.LayerNorm and norm.bias is not None for norm in norms)
-    return are_plain and _is_known(layer.attention) and _is_known(layer.mlp) and _is_linear_with_bias(layer.mlp.fc2)
+    return (
+        are_plain
+        and _is_supported(layer.attention)
+        and _is_supported(layer.mlp)
+        and _is_linear_with_bias(layer.mlp.fc2)
+    )

@@ -14,9 +14,9 @@ from transformers import (
 from ipu_trainer import IPUTrainer, IPUTrainingArguments
 from ipu_trainer.compat import transformers_versions as compat
 from ipu_trainer.training.acceleration import compiled_layers as module
-from ipu_trainer.training.acceleration.choices import choose_compile, told_speed
+from ipu_trainer.training.acceleration.choices import Choice, choose_compile, describe_acceleration
 from ipu_trainer.training.acceleration.compiled_layers import compiled_layers
-from ipu_trainer.training.acceleration.precision import Precision, used_precision
+from ipu_trainer.training.acceleration.precision import used_precision
 
 IDS = torch.randint(3, 50, (3, 8), generator=torch.Generator().manual_seed(0))
 PIXELS = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -115,11 +115,11 @@ def arguments(folder, **changes):
 
 def test_a_run_says_what_is_compiled_and_in_which_arithmetic(tmp_path):
     args = arguments(tmp_path)
-    assert told_speed(args, False, vit()) == "compile off (it pays on a GPU)"
-    assert told_speed(arguments(tmp_path, compile="model"), False, vit()) == "compile model (asked for)"
+    assert describe_acceleration(args, False, vit()) == "compile off (it pays on a GPU)"
+    assert describe_acceleration(arguments(tmp_path, compile="model"), False, vit()) == "compile model (asked for)"
     assert used_precision("fp32", args).reason == "asked for"
     args.bf16 = True  # as a device's flag may set it
-    assert used_precision("fp32", args) == Precision("bf16", "--bf16")
+    assert used_precision("fp32", args) == Choice("bf16", "--bf16")
 
 
 def test_arguments_that_contradict_each_other_are_refused(tmp_path):
@@ -145,7 +145,7 @@ def test_a_compiled_training_ends_in_the_same_weights_and_plain_checkpoints(tmp_
             counts.append(count)
             yield count
 
-    monkeypatch.setattr("ipu_trainer.training.host.host_loop.compiled_layers", without_inductor)
+    monkeypatch.setattr("ipu_trainer.training.acceleration.accelerated_training.compiled_layers", without_inductor)
     if make is vit:
         samples = [{"pixel_values": pixels.float(), "labels": i % 2} for i, pixels in enumerate(PIXELS)]
     else:
@@ -169,7 +169,7 @@ def test_a_run_resumes_compiled_from_a_plain_checkpoint_and_back(tmp_path, monke
     """Weights and AdamW's state go from off to layers, and from there to off again."""
     real = module.compiled_layers
     monkeypatch.setattr(
-        "ipu_trainer.training.host.host_loop.compiled_layers",
+        "ipu_trainer.training.acceleration.accelerated_training.compiled_layers",
         lambda model, required: real(model, required, "aot_eager"),
     )
     samples = [{"pixel_values": pixels.float(), "labels": i % 2} for i, pixels in enumerate(PIXELS)]
