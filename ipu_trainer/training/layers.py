@@ -6,7 +6,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from torch import nn
 
-from ipu_trainer.compat.torch_hooks import has_hooks
+from ipu_trainer.compat.torch_acceleration import has_hooks
 
 # Names of the three projections in an attention module, as Transformers models have them.
 _PROJECTIONS = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q_lin", "k_lin", "v_lin"))

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, Trainer
 
 from ipu_trainer import IPUTrainer, IPUTrainingArguments
 from ipu_trainer.compat import transformers_versions as compat
-from ipu_trainer.compat.transformers_checks import PADDING_WARNING, masking_utils
+from ipu_trainer.compat.transformers_training import PADDING_WARNING, masking_utils
 from ipu_trainer.training.acceleration import host_sync
 from ipu_trainer.training.acceleration.host_sync import deferred_padding_warning, skip_packing_check
 

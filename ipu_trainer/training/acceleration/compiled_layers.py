@@ -17,7 +17,7 @@ from typing import Any, Callable, Iterator
 import torch
 from torch import nn
 
-from ipu_trainer.compat.torch_compilation import compiled_call, recompile_limit, set_compiled_call
+from ipu_trainer.compat.torch_acceleration import compiled_call, recompile_limit, set_compiled_call
 from ipu_trainer.training.acceleration.padded_lm_head import padded_lm_head
 from ipu_trainer.training.finetuning.stochastic_depth import (
     apply_drop_path,

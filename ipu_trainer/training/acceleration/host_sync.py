@@ -12,7 +12,7 @@ from typing import Any, Callable, ContextManager, Dict, Iterator, Mapping
 import torch
 from transformers import PreTrainedModel
 
-from ipu_trainer.compat.transformers_checks import packing_check, padding_warning
+from ipu_trainer.compat.transformers_training import packing_check, padding_warning
 
 
 def skip_packing_check(inputs: Any) -> ContextManager[None]:

@@ -29,7 +29,7 @@ from transformers.trainer_utils import (
 from transformers.utils import logging
 
 from ipu_trainer.compat.argument_names import takes
-from ipu_trainer.compat.transformers_search import reporting_to
+from ipu_trainer.compat.transformers_training import reporting_to
 from ipu_trainer.config.batching import BatchGeometry
 from ipu_trainer.config.ipu_config import IPUConfig
 

@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn import functional
 from transformers import ViTForImageClassification
 
-from ipu_trainer.compat.torch_hooks import has_hooks
-from ipu_trainer.compat.transformers_checks import attention_implementation
+from ipu_trainer.compat.torch_acceleration import has_hooks
+from ipu_trainer.compat.transformers_training import attention_implementation
 from ipu_trainer.training.acceleration.padded_lm_head import ALIGNED
 from ipu_trainer.training.finetuning.stochastic_depth import DropPath, apply_drop_path
 from ipu_trainer.training.layers import layer_stacks, qkv_projections

@@ -1,39 +1,47 @@
-"""Checks of inputs that transformers' models make in every forward pass, and which implementation of attention they use."""
+"""transformers' internals that training replaces or reads: checks of inputs, the attention in use, reports to a search."""
 
 from __future__ import annotations
 
-from typing import Any, Callable, ContextManager, Optional
+import contextlib
+from typing import Any, Callable, ContextManager, Iterator, Optional
 
 from transformers import PreTrainedModel
 
-from ipu_trainer.compat.internals import Internal
-from ipu_trainer.compat.replacement import replaced
+from ipu_trainer.compat.internals import Internal, replaced
 
 try:
     from transformers import masking_utils as masking_utils
 except ImportError:  # before 4.53 each model made its own attention masks
     masking_utils = None  # type: ignore[assignment]
 
+_TESTS = "tests/training/test_"
 PACKING_CHECK = Internal(
     "transformers.masking_utils.find_packed_sequence_indices",
-    "it reads a number from the GPU, and the mask registry is asked after it",
+    "it reads a number from the GPU, before the registry of mask functions is used",
     "4.53",
     "5.24",
-    "tests/training/test_host_sync.py::test_positions_of_one_row_for_all_are_not_searched_on_a_device",
+    f"{_TESTS}host_sync.py::test_positions_of_one_row_for_all_are_not_searched_on_a_device",
 )
 PADDING_WARNING = Internal(
     "transformers.PreTrainedModel.warn_if_padding_and_no_attention_mask",
     "it reads a number from the GPU",
     "4.53",
     "5.24",
-    "tests/training/test_host_sync.py::test_the_padding_warning_comes_once_the_tokens_have_arrived_and_at_the_end",
+    f"{_TESTS}host_sync.py::test_the_padding_warning_comes_once_the_tokens_have_arrived_and_at_the_end",
 )
 ATTENTION = Internal(
     "transformers.PretrainedConfig._attn_implementation",
-    "what set_attn_implementation() chose has no public name",
+    "the choice of set_attn_implementation() has no public name",
     "4.53",
     "5.24",
-    "tests/training/test_fused_layers.py::test_what_they_were_not_made_for_stays_as_it_is",
+    f"{_TESTS}fused_layers.py::test_what_they_were_not_made_for_stays_as_it_is",
+)
+REPORT = Internal(
+    "transformers.Trainer._report_to_hp_search",
+    "4.29 reports one objective where a study has several, and fails",
+    "4.29",
+    "5.24",
+    f"{_TESTS}hyperparameter_search.py::test_several_directions_give_the_pareto_front",
 )
 
 
@@ -50,3 +58,13 @@ def padding_warning(make: Callable[[Any], Any]) -> ContextManager[None]:
 def attention_implementation(config: Any) -> Optional[str]:
     """ "sdpa", "eager" or another name of the attention registry; None in transformers 4.29, which has one implementation."""
     return getattr(config, "_attn_implementation", None)
+
+
+@contextlib.contextmanager
+def reporting_to(trainer: Any, report: Callable[..., None]) -> Iterator[None]:
+    """Inside the block evaluations of a trial call report(trial, step, metrics) instead of Trainer's own method."""
+    trainer._report_to_hp_search = report
+    try:
+        yield
+    finally:
+        del trainer._report_to_hp_search
