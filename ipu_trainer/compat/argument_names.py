@@ -62,6 +62,13 @@ def _accelerator(name: str, default: Any) -> Converted:
     return Converted(default, ("accelerator_config",), lambda value: {"accelerator_config": {name: value}}, read)
 
 
+def _switch(name: str, on: Any, off: Any, is_on: Callable[[Any], bool]) -> Converted:
+    """True and False, which are the values `on` and `off` of another setting."""
+    return Converted(
+        False, (name,), lambda value: {name: on if value else off}, lambda args: is_on(getattr(args, name))
+    )
+
+
 def _sampling(value: Any) -> Dict[str, Any]:
     if value not in ("random", "group_by_length"):
         raise ValueError(f"train_sampling_strategy={value!r}: transformers 4.29 has random and group_by_length.")
@@ -84,24 +91,11 @@ CONVERTED: Dict[str, Converted] = {
         lambda value: {"optim": "adafactor"} if value else {},
         lambda args: args.optim == "adafactor",
     ),
-    "group_by_length": Converted(
-        False,
-        ("train_sampling_strategy",),
-        lambda value: {"train_sampling_strategy": "group_by_length" if value else "random"},
-        lambda args: args.train_sampling_strategy == "group_by_length",
+    "group_by_length": _switch(
+        "train_sampling_strategy", "group_by_length", "random", lambda value: value == "group_by_length"
     ),
-    "include_inputs_for_metrics": Converted(
-        False,
-        ("include_for_metrics",),
-        lambda value: {"include_for_metrics": ["inputs"] if value else []},
-        lambda args: "inputs" in args.include_for_metrics,
-    ),
-    "include_tokens_per_second": Converted(
-        False,
-        ("include_num_input_tokens_seen",),
-        lambda value: {"include_num_input_tokens_seen": "all" if value else "no"},
-        lambda args: args.include_num_input_tokens_seen != "no",
-    ),
+    "include_inputs_for_metrics": _switch("include_for_metrics", ["inputs"], [], lambda value: "inputs" in value),
+    "include_tokens_per_second": _switch("include_num_input_tokens_seen", "all", "no", lambda value: value != "no"),
     "dispatch_batches": _accelerator("dispatch_batches", None),
     "split_batches": _accelerator("split_batches", False),
     "train_sampling_strategy": Converted(
@@ -153,37 +147,31 @@ REMOVED: Dict[str, Removed] = {
 
 # Fields that came after 4.29, with the values that mean what 4.29 does.
 ADDED_LATER: Dict[str, Tuple[Any, ...]] = {
-    "accelerator_config": (None,),
+    **dict.fromkeys(
+        (
+            "batch_eval_metrics", "dataloader_persistent_workers", "enable_jit_checkpoint", "eval_on_start",
+            "eval_use_gather_object", "hub_always_push", "restore_callback_states_from_checkpoint", "save_only_model",
+            "use_cache", "use_liger_kernel",
+        ),
+        (False,),
+    ),
+    **dict.fromkeys(
+        (
+            "accelerator_config", "dataloader_multiprocessing_context", "ddp_broadcast_buffers", "hub_revision",
+            "liger_kernel_config", "neftune_noise_alpha", "optim_target_modules", "parallelism_config",
+            "torch_empty_cache_steps", "trackio_bucket_id", "trackio_space_id", "trackio_static_space_id",
+        ),
+        (None,),
+    ),
     "average_tokens_across_devices": (True, False),  # 4.29 has one process here
-    "batch_eval_metrics": (False,),
     "dataloader_in_order": (True,),
-    "dataloader_multiprocessing_context": (None,),
-    "dataloader_persistent_workers": (False,),
     "dataloader_prefetch_factor": (None, 2),
-    "ddp_broadcast_buffers": (None,),
     "ddp_static_graph": (None, False),
-    "enable_jit_checkpoint": (False,),
     "eval_do_concat_batches": (True,),
-    "eval_on_start": (False,),
-    "eval_use_gather_object": (False,),
-    "hub_always_push": (False,),
-    "hub_revision": (None,),
     "include_num_input_tokens_seen": (False, "no"),
-    "liger_kernel_config": (None,),
     "lr_scheduler_kwargs": (None, {}),
-    "neftune_noise_alpha": (None,),
-    "optim_target_modules": (None,),
-    "parallelism_config": (None,),
     "project": ("huggingface",),
-    "restore_callback_states_from_checkpoint": (False,),
-    "save_only_model": (False,),
-    "torch_empty_cache_steps": (None,),
-    "trackio_bucket_id": (None,),
-    "trackio_space_id": (None,),
-    "trackio_static_space_id": (None,),
-    "use_cache": (False,),
-    "use_liger_kernel": (False,),
-}
+}  # fmt: skip
 # Arguments of optimum-graphcore's IPUTrainingArguments.
 OPTIMUM: Dict[str, Removed] = {
     "fp32": Removed((True,), "computing is in float32 unless half=True"),
@@ -198,18 +186,13 @@ OPTIMUM: Dict[str, Removed] = {
     "dataloader_mode": Removed(("sync", "async", "async_rebatched"), "dataloader_num_workers processes load"),
     "pad_on_batch_axis": Removed((False, True), "the last batch is padded with samples of weight 0"),
 }
-# Arguments of this package that the last release had: answered for one release.
-WITHDRAWN: Dict[str, Removed] = {
-    "fuse_projections": Removed(
-        (False,), "query, key and value as one matrix product gained nothing (0.995 x, docs/experiments.md)"
-    ),
-}
 _USUAL: Dict[str, Removed] = {
     **{name: Removed(usual, "it came in a later release") for name, usual in ADDED_LATER.items()},
     "gradient_checkpointing_kwargs": Removed((None,), "it came in a later release"),
     "activation_checkpointing_kwargs": Removed((None,), "it came in a later release"),
     **REMOVED,
-    **WITHDRAWN,
+    # Of this package, withdrawn: answered for one release.
+    "fuse_projections": Removed((False,), "one GEMM for query, key and value gained nothing (docs/experiments.md)"),
 }
 
 

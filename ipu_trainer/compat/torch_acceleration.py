@@ -48,12 +48,7 @@ def forward_hooks(module: nn.Module) -> List[Any]:
 
 def has_hooks(module: nn.Module, apart_from: Tuple[type, ...] = ()) -> bool:
     """Whether a hook of any kind, forward or backward, is registered on the module. Types in `apart_from` do not count."""
-    kinds = (
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
-    )
+    kinds = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return any(not isinstance(hook, apart_from) for hooks in kinds for hook in hooks.values())
 
 

@@ -141,6 +141,13 @@ class AnyRelease(Trainer):  # type: ignore[misc]  # transformers is not typed
                 "problem_type is multi_label_classification. Override compute_loss to smooth the targets, or leave it at 0."
             )
 
+    def _report_to_hp_search(self, trial: Any, step: int, metrics: Dict[str, float]) -> None:
+        """4.29 reports one objective to an optuna study that has several, and fails."""
+        if len(getattr(getattr(trial, "study", None), "directions", ())) > 1:
+            self.objective = self.compute_objective(dict(metrics))
+        else:
+            super()._report_to_hp_search(trial, step, metrics)
+
     def __getattr__(self, name: str) -> Any:  # called for missing attributes
         other = _SAME.get(name) or RENAMED_METHODS.get(name)
         if other and (other in vars(self) or hasattr(type(self), other)):

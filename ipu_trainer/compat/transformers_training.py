@@ -1,9 +1,8 @@
-"""transformers' internals that training replaces or reads: checks of inputs, the attention in use, reports to a search."""
+"""transformers' internals that training replaces or reads: checks of inputs, and the attention in use."""
 
 from __future__ import annotations
 
-import contextlib
-from typing import Any, Callable, ContextManager, Iterator, Optional
+from typing import Any, Callable, ContextManager, Optional
 
 from transformers import PreTrainedModel
 
@@ -36,13 +35,6 @@ ATTENTION = Internal(
     "5.24",
     f"{_TESTS}fused_layers.py::test_what_they_were_not_made_for_stays_as_it_is",
 )
-REPORT = Internal(
-    "transformers.Trainer._report_to_hp_search",
-    "4.29 reports one objective where a study has several, and fails",
-    "4.29",
-    "5.24",
-    f"{_TESTS}hyperparameter_search.py::test_several_directions_give_the_pareto_front",
-)
 
 
 def packing_check(make: Callable[[Any], Any]) -> ContextManager[None]:
@@ -58,13 +50,3 @@ def padding_warning(make: Callable[[Any], Any]) -> ContextManager[None]:
 def attention_implementation(config: Any) -> Optional[str]:
     """ "sdpa", "eager" or another name of the attention registry; None in transformers 4.29, which has one implementation."""
     return getattr(config, "_attn_implementation", None)
-
-
-@contextlib.contextmanager
-def reporting_to(trainer: Any, report: Callable[..., None]) -> Iterator[None]:
-    """Inside the block evaluations of a trial call report(trial, step, metrics) instead of Trainer's own method."""
-    trainer._report_to_hp_search = report
-    try:
-        yield
-    finally:
-        del trainer._report_to_hp_search

@@ -114,12 +114,9 @@ def adapt_old_overrides(trainer: Any, base: type) -> None:
     """
     for name, positions in _GREW.items():
         method = getattr(type(trainer), name, None)
-        if method is None or method is getattr(base, name, None):
-            continue
-        parameters = _own_parameters(trainer, name)
-        if parameters is None:
-            continue
-        if len(parameters) <= positions:
+        overridden = method is not None and method is not getattr(base, name, None)
+        parameters = _own_parameters(trainer, name) if overridden else None
+        if parameters is not None and len(parameters) <= positions:
             setattr(trainer, name, _without_new_arguments(getattr(trainer, name), parameters))
             if name == "compute_loss":
                 trainer.model_accepts_loss_kwargs = False
