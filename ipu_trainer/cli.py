@@ -6,7 +6,7 @@ ipu-trainer search   TASK         hyper-parameter search over what `train TASK` 
 ipu-trainer evaluate chest-xray   run and prepared data set -> metrics
 ipu-trainer report   RUN...       a run as one HTML page, or several side by side
 ipu-trainer phantoms chest-xray   synthetic chests to try all of this with
-ipu-trainer simulate [--trace DIR] [--fold] SCRIPT | -m MODULE [ARGS...]   a program written for IPUs, on the simulator
+ipu-trainer simulate [--trace DIR] [--coalesce] SCRIPT | -m MODULE [ARGS...]   a program written for IPUs, on the simulator
 ipu-trainer doctor                                what is there to compute with, and which backend `auto` takes
 ipu-trainer plan --model PATH --system pod4       configurations ranked by predicted throughput
 ipu-trainer profiles list | show NAME | check FILE --model PATH
@@ -142,7 +142,10 @@ def _parser() -> argparse.ArgumentParser:
     simulate.add_argument("--trace", metavar="DIR", help="measure the stages: timeline and memory of every executor")
     simulate.add_argument("--device", default="cpu", help="where the simulator computes: cpu (default) or cuda")
     simulate.add_argument(
-        "--fold", action="store_true", help="compute the micro-batches of an update as one, or refuse where not equal"
+        *("--coalesce", "--fold"),
+        dest="fold",
+        action="store_true",
+        help="compute the micro-batches of an update as one, or refuse where not equal",
     )
     simulate.add_argument(
         "-m", dest="is_module", action="store_true", help="SCRIPT is a module's name, run as `python -m` runs it"

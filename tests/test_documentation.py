@@ -150,7 +150,7 @@ COMMANDS = {
     ),
     # docs/simulator.md
     "ipu-trainer simulate train.py --epochs 1": run(alone=True),
-    "ipu-trainer simulate --fold train.py": run(alone=True),
+    "ipu-trainer simulate --coalesce train.py": run(alone=True),
     "ipu-trainer simulate -m package.train --epochs 1": run(alone=True),
     "ipu-trainer simulate --device cuda train.py": parsed("needs a GPU; tests/simulator/test_on_cuda.py runs where there is one"),
     # docs/search.md
