@@ -52,7 +52,7 @@ class Anchors:
             if name not in known:
                 raise compiler_error(
                     f"anchorTensor({short!r}, {name!r}): the simulator has no graph, and no tensor of that "
-                    f"name. It has {', '.join(known)}. Return other tensors from forward."
+                    f"name. It knows {', '.join(known)}. Return other tensors from forward."
                 )
         self._collected: Dict[str, List[torch.Tensor]] = {}
         self.values: Dict[str, torch.Tensor] = {}
