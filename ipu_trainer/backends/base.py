@@ -1,4 +1,4 @@
-"""What a trainer may ask of a place to compute, and of a model that was brought there."""
+"""The interface of backends: where a run computes, and the executor of a model there."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class Executor(Protocol):
 
 @dataclass(frozen=True)
 class Backend:
-    """A place to compute that was chosen, and why.
+    """The chosen place to compute, and the reason for the choice.
 
     poptorch and popart are the namespaces that executors come from: the SDK's modules or the simulator. They are None
-    on the host, where the trainer's own loop computes.
+    on the host, where Trainer's loop computes.
     """
 
     name: str

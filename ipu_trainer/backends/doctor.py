@@ -1,4 +1,4 @@
-"""What this machine has to compute with, which backend `auto` takes here, and what is missing for the others."""
+"""The report of `ipu-trainer doctor`: hardware and packages of this machine, the backend of `auto`, what the others lack."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ipu_trainer import openmp
 from ipu_trainer.backends import sdk
 from ipu_trainer.backends.select import choose_backend
 
-# The releases that Poplar SDK 3.3 and 3.4 go with: poptorch asserts its torch at import.
+# The release of Poplar SDK 3.3 and 3.4: poptorch asserts it at import.
 _POD_TORCH = "2.0.1"
 _PACKAGES = ("transformers", "accelerate", "datasets", "optimum-graphcore", "poptorch", "optuna", "kornia_rs")
 _VARIABLES = (
@@ -31,7 +31,7 @@ _VARIABLES = (
 
 
 def report() -> str:
-    """The table that `ipu-trainer doctor` prints. Looks, and changes nothing."""
+    """The table that `ipu-trainer doctor` prints. Changes nothing."""
     found = sdk.probe()
     choice = choose_backend("auto")
     rows: List[Tuple[str, str]] = [

@@ -1,6 +1,6 @@
 """IPUConfig -> poptorch.Options, for the SDK and the simulator alike.
 
-Everything that optimum-graphcore's `IPUConfig.to_options` sets is set here, to the same values
+Sets everything that optimum-graphcore's `IPUConfig.to_options` sets, to the same values
 (https://github.com/huggingface/optimum-graphcore/blob/v0.7.1/optimum/graphcore/ipu_configuration.py).
 """
 
@@ -31,18 +31,18 @@ def make_options(
 ) -> Any:
     """Options of the backend's namespace for training, or with for_inference for evaluation.
 
-    seed stands in where the config has none. replicas are those of this process (default: the config's); a launcher
-    such as poprun shares them out over processes, of which this one is process = (index, how many).
-    compile_only targets IPUs that are not there. Raises ValueError for processes that no launcher of IPUs started.
+    seed is the default for a config without one. replicas are those of this process (default: the config's); a launcher such
+    as poprun divides them among processes, of which this one is process = (index, count).
+    compile_only targets absent IPUs. Raises ValueError for processes that no launcher of IPUs started.
     """
     poptorch, popart = backend.poptorch, backend.popart
     used = config.for_inference() if for_inference else config
     options = sdk.options_class(poptorch)() if backend.name == "sdk" else poptorch.Options()
     options.autoRoundNumIPUs(True)
-    if not _is_popdist(options):  # it has them from poprun, and refuses to be told
+    if not _is_popdist(options):  # it has them from poprun, and refuses others
         options.replicationFactor(used.replication_factor if replicas is None else replicas)
     options.deviceIterations(used.device_iterations)
-    if not for_inference:  # processes evaluate their own samples and share nothing
+    if not for_inference:  # processes evaluate different samples and exchange nothing
         _set_processes(options, backend, process)
     if not for_inference:
         options.Training.gradientAccumulation(used.gradient_accumulation_steps)
@@ -92,7 +92,7 @@ def _matmul_proportions(config: IPUConfig) -> Any:
 
 
 def _set_seed(options: Any, seed: Optional[int]) -> None:
-    """Seed the device alone: randomSeed() seeds torch too, and the order of samples must not depend on the backend."""
+    """Seed the device without torch, which randomSeed() seeds too: the order of samples must not depend on the backend."""
     if seed is None:
         return
     state = torch.get_rng_state()

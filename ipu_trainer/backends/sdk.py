@@ -15,7 +15,7 @@ SUPPORTED_HARDWARE_VERSIONS = (2, 21)
 
 @dataclass(frozen=True)
 class SdkProbe:
-    """What was found of the SDK, and in words what stands in the way of using it (empty if nothing does)."""
+    """The SDK on this machine. obstacle: why it cannot be used, or ""."""
 
     poptorch: Any
     version: str
@@ -28,7 +28,7 @@ class SdkProbe:
 
 
 def probe() -> SdkProbe:
-    """Look for poptorch and an IPU that answers. Never raises: what fails is said in `obstacle`."""
+    """Search for poptorch and an IPU that answers. Never raises: `obstacle` has the reason."""
     if _simulator_is_poptorch():
         return SdkProbe(None, "", None, "poptorch is the simulator in this program")
     if importlib.util.find_spec("poptorch") is None:

@@ -1,4 +1,4 @@
-"""Which backend a run takes, and why."""
+"""The choice of a run's backend."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def check_name(requested: str) -> None:
 
 
 def host_backend(reason: str) -> Backend:
-    """Plain PyTorch on a GPU or a CPU: Trainer's own loop, no executor. Always available."""
+    """Plain PyTorch on a GPU or a CPU, in Trainer's loop, without executors. Always available."""
     return Backend("host", reason, device="GPU or CPU of this machine")
 
 
@@ -59,9 +59,8 @@ def _unpickled(name: str, reason: str, simulator_device: str) -> Backend:
 def choose_backend(requested: str = "auto", simulator_device: str = "", compile_only: bool = False) -> Backend:
     """The backend for `--backend requested`.
 
-    auto takes the SDK if an IPU answers, else the host; the simulator only where a program runs under
-    `ipu-trainer simulate`, which asked for it. compile_only needs poptorch, but no IPU.
-    Raises ValueError for an unknown name, or `sdk` where that cannot work, with what is missing.
+    auto chooses the SDK if an IPU answers, the simulator for a program under `ipu-trainer simulate`, else the host.
+    compile_only needs poptorch, but no IPU. Raises ValueError for an unknown name, or for `sdk` with what it lacks.
     """
     check_name(requested)
     if requested == "host":
@@ -77,6 +76,6 @@ def choose_backend(requested: str = "auto", simulator_device: str = "", compile_
     if requested == "sdk":
         raise UserError(
             f"backend sdk cannot be used: {found.obstacle}. Use --backend simulated to try the same run here, or "
-            "--backend host to compute on this machine; `ipu-trainer doctor` shows what is there."
+            "--backend host to compute on this machine; `ipu-trainer doctor` lists what is available."
         )
     return host_backend(f"auto: {found.obstacle}")

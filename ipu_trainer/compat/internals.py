@@ -31,7 +31,7 @@ class Internal:
         return self.target.partition(".")[0]
 
     def covers_installed(self) -> bool:
-        """Whether the installed release is between first and last. Says nothing where it is not."""
+        """Whether the installed release is between first and last."""
         return _release(self.first) <= _release(importlib.metadata.version(self.library)) <= _release(self.last)
 
     def is_known(self) -> bool:

@@ -1,1 +1,1 @@
-"""IPUConfig, its profiles, and the batch arithmetic that every backend obeys."""
+"""IPUConfig, its profiles, and the batch arithmetic of all backends."""

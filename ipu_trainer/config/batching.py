@@ -1,6 +1,6 @@
 """Batch arithmetic: from micro-batch, accumulation, replicas and device iterations to steps and samples of an epoch.
 
-Pure functions and values: trainer, samplers, planner and simulator all ask here, so that they cannot disagree.
+Trainer, samplers, planner and simulator all use these functions, so that they agree.
 
     global batch          = micro-batch x gradient accumulation x replicas      one weight update
     samples per host step = global batch x device iterations                    one call of the device
@@ -60,11 +60,12 @@ class BatchGeometry:
         return self.gradient_accumulation * self.replicas // num_processes
 
     def epoch(self, num_samples: int, tail: str = "drop") -> EpochPlan:
-        """What one pass over num_samples samples does.
+        """The steps and samples of one pass over num_samples samples.
 
-        tail says what happens to the samples that do not fill a host step: "drop" leaves them out (static shapes),
-        "pad" fills the step with samples repeated, "partial" runs them as fewer and smaller micro-batches, which only
-        the host can. Raises ValueError where an epoch would be empty.
+        tail: the treatment of samples that do not fill a host step. "drop" omits them (static shapes), "pad" fills the step
+        with repeated samples, "partial" runs fewer and smaller micro-batches, which only the host can.
+
+        Raises ValueError where an epoch would be empty.
         """
         if tail not in TAILS:
             raise UserError(f"tail {tail!r} is not one of {', '.join(TAILS)}.")

@@ -1,10 +1,9 @@
-"""IPUConfig: how one training run is spread over IPUs.
+"""IPUConfig: placement, replication and batching of a training run on IPUs.
 
 It reads and writes optimum-graphcore's `ipu_config.json` with all fields and defaults of its release 0.7.1
-(https://github.com/huggingface/optimum-graphcore/blob/v0.7.1/optimum/graphcore/ipu_configuration.py), so a file travels
-both ways; files of earlier releases are read too (older_files.py). Unlike that class it is a value: frozen, hashable,
-validated at construction. Instead of a mode that switches what its attributes mean, `for_inference()` returns another
-IPUConfig.
+(https://github.com/huggingface/optimum-graphcore/blob/v0.7.1/optimum/graphcore/ipu_configuration.py), so each package reads the
+other's files; files of earlier releases are read too (older_files.py). Unlike that class it is a value: frozen, hashable,
+validated at construction. `for_inference()` returns another IPUConfig, instead of a mode that changes the meaning of attributes.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from ipu_trainer.atomic import write_text
-from ipu_trainer.config.older_files import todays
+from ipu_trainer.config.older_files import current_fields
 from ipu_trainer.errors import UserError
 from ipu_trainer.machine.placement import resolve_wildcards
 
@@ -27,7 +26,7 @@ CONFIG_FILE = "ipu_config.json"
 OUTPUT_MODES = ("all", "sum", "final", "default")
 DEFAULT_MATMUL_PROPORTION = 0.2
 
-# Written into the file by optimum or by old releases of it; they say nothing about the run.
+# Written into the file by optimum or its old releases; without effect on a run.
 _IGNORED_KEYS = frozenset(
     {
         "optimum_version",
@@ -42,15 +41,15 @@ _IGNORED_KEYS = frozenset(
 
 
 class IPUConfigError(UserError):
-    """A value that an IPUConfig cannot have; the message names field, value, rule and the next move."""
+    """An invalid value of an IPUConfig; the message has field, value, rule and a remedy."""
 
 
 @dataclass(frozen=True)
 class IPUConfig:
-    """How a training run is spread over IPUs. Field names are those of `ipu_config.json`.
+    """Placement, replication and batching of a run on IPUs. Field names are those of `ipu_config.json`.
 
-    A field `inference_X` is X during evaluation; left at None it follows X. Layer counts may hold the wildcard -1:
-    what remains is split evenly over the wildcards, the rest of the division going to the last one.
+    A field `inference_X` is X during evaluation; None means the value of X. Layer counts may hold the wildcard -1: remaining
+    layers are split evenly over the wildcards, with the remainder of the division on the last one.
     Raises IPUConfigError (a ValueError) for any value or combination that optimum-graphcore or PopTorch cannot run.
     """
 
@@ -150,12 +149,12 @@ class IPUConfig:
             raise IPUConfigError(str(error)) from None
 
     def for_inference(self) -> IPUConfig:
-        """The configuration that evaluation uses: every field takes its inference twin; nothing is accumulated."""
+        """The configuration of evaluation: every field has the value of its inference_ field, without accumulation."""
         changes: Dict[str, Any] = {name: getattr(self, "inference_" + name) for name in _TWINS}
         return dataclasses.replace(self, gradient_accumulation_steps=1, **changes)
 
     def updated(self, **changes: Any) -> IPUConfig:
-        """Another IPUConfig with some fields changed. Twins and counts that were derived are derived anew."""
+        """Another IPUConfig with some fields changed. Values that were derived from these are derived again."""
         _refuse_unknown(changes)
         values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         for name in _DERIVED:
@@ -186,17 +185,14 @@ class IPUConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], pod: Optional[str] = None) -> IPUConfig:
-        """From what `ipu_config.json` holds. pod: "pod16", "default", ... where an older file has a count for each size."""
-        kept = {name: value for name, value in values.items() if name not in _IGNORED_KEYS}
+        """From the contents of `ipu_config.json`. pod: "pod16", "default", ... where an older file has a count for each size."""
         try:
-            kept = todays(kept, pod)
+            known = current_fields({name: value for name, value in values.items() if name not in _IGNORED_KEYS}, pod)
         except ValueError as error:
             raise IPUConfigError(str(error)) from None
-        _refuse_unknown(kept)
+        _refuse_unknown(known)
         # JSON has lists; this value is hashable.
-        fields: Dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()
-        }
+        fields: Dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in known.items()}
         return cls(**fields)
 
     def to_dict(self) -> Dict[str, Any]:
@@ -262,7 +258,7 @@ class IPUConfig:
         return [str(path)]
 
     def push_to_hub(self, repo_id: str, **hub_options: Any) -> str:
-        """Upload `ipu_config.json` to a model repository, made if it is missing. Returns the commit's address."""
+        """Upload `ipu_config.json` to a model repository, created if missing. Returns the commit's address."""
         from huggingface_hub import HfApi
 
         api = HfApi(token=hub_options.pop("token", None))

@@ -1,6 +1,6 @@
-"""`ipu_config.json` as optimum-graphcore 0.1 to 0.6 wrote and shipped it: by today's names and forms, or refused key by key.
+"""`ipu_config.json` of optimum-graphcore 0.1 to 0.6: converted to the present fields, or refused with the key.
 
-What those releases read: optimum/graphcore/ipu_configuration.py of the tags v0.1.0 to v0.6.1 in
+Source: optimum/graphcore/ipu_configuration.py of the tags v0.1.0 to v0.6.1 in
 https://github.com/huggingface/optimum-graphcore.
 """
 
@@ -13,7 +13,7 @@ from ipu_trainer.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# Keys of shipped files that no release's IPUConfig read, and whose they are today.
+# Keys of published files that no release's IPUConfig read, and where such a setting belongs.
 _MODEL, _TRAINING = "the model's config.json", "the training"
 _NEVER_READ = {
     "dataloader_workers": f"{_TRAINING} (dataloader_num_workers)",
@@ -32,9 +32,9 @@ _NEVER_READ = {
     "layer_norm_eps": _MODEL,
     "attention_probs_dropout_prob": _MODEL,
 }
-# Keys that are gone: values under which nothing is lost, and what does their work otherwise.
-_GONE: Dict[str, Tuple[Tuple[Any, ...], str]] = {
-    "use_popdist": ((False, True, None), ""),  # processes that poprun started are found
+# Removed keys: values that can be dropped without effect, and the remedy for others.
+_REMOVED: Dict[str, Tuple[Tuple[Any, ...], str]] = {
+    "use_popdist": ((False, True, None), ""),  # processes of poprun are detected
     "compile_only": ((False, None), "It is an argument of the training now: compile_only=True, --compile_only."),
     "profile_dir": (
         ("", None),
@@ -53,10 +53,10 @@ def is_pod_table(value: Any) -> bool:
     )
 
 
-def todays(values: Mapping[str, Any], pod: Optional[str] = None) -> Dict[str, Any]:
-    """Values of a file by today's fields. pod chooses from counts that differ by the size of the Pod.
+def current_fields(values: Mapping[str, Any], pod: Optional[str] = None) -> Dict[str, Any]:
+    """A file's values by present fields. pod selects from counts that differ by the size of the Pod.
 
-    Keys that are no field of any release stay, for the reader to refuse. Raises ValueError with what became of a key.
+    Keys that are no field of any release stay, for the caller to refuse. Raises ValueError for a removed key, with a remedy.
     """
     read = {name: _of_pod(name, value, pod, values) for name, value in values.items() if name not in _NEVER_READ}
     unread = [f"{name}={values[name]} ({_NEVER_READ[name]})" for name in values if name in _NEVER_READ]
@@ -67,14 +67,14 @@ def todays(values: Mapping[str, Any], pod: Optional[str] = None) -> Dict[str, An
         if seed is not None and read.get("seed") is not None and read["seed"] != seed:
             raise UserError(f"random_seed {seed} and seed {read['seed']} are one setting: keep seed.")
         read["seed"] = read.get("seed") if seed is None else seed
-    for name, (lost_nothing, instead) in _GONE.items():
-        if name in read and read.pop(name) not in lost_nothing:
+    for name, (without_effect, instead) in _REMOVED.items():
+        if name in read and read.pop(name) not in without_effect:
             raise UserError(f"{name} {values[name]!r} is no field of an IPUConfig any more. {instead}")
     ipus = read.get("ipus_per_replica")
-    for name in _MATMUL:  # one number was taken for all IPUs
+    for name in _MATMUL:  # a list of one number was the number for all IPUs
         if isinstance(read.get(name), list) and len(read[name]) == 1 and (ipus or 1) > 1:
             read[name] = read[name][0]
-    if read.get("embedding_serialization_factor") == 0:  # as 1: not in pieces
+    if read.get("embedding_serialization_factor") == 0:  # not serialised
         read["embedding_serialization_factor"] = 1
     if "executable_cache_dir" in read and read["executable_cache_dir"] is None:
         read["executable_cache_dir"] = ""

@@ -1,7 +1,7 @@
 """Ready-made IPUConfigs: JSON files in the package `ipu_configs`, each with the source of its values.
 
 A profile file is {"about": {...}, "config": {fields of ipu_config.json}}. A plain `ipu_config.json` is read as well, so
-that `--ipu_config` takes a profile's name, either kind of file, or a model folder.
+that `--ipu_config` accepts a profile's name, either kind of file, or a model folder.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ def load_profile(name_or_path: str) -> Profile:
 
 
 def check(config: IPUConfig, model_config: Mapping[str, Any]) -> List[str]:
-    """What would stop config from running the model that a Hugging Face `config.json` describes; empty if nothing."""
+    """The problems of running the model of a Hugging Face `config.json` with config; empty if there are none."""
     problems = []
     stages = config.ipus_per_replica or 1
     num_layers = num_repeated_layers(model_config)
     if num_layers is None:
         problems.append(
-            f"model_type {model_config.get('model_type')!r} says no number of layers (looked for "
+            f"model_type {model_config.get('model_type')!r} has no number of layers (expected one of "
             f"{', '.join(_LAYER_COUNTS)}); layers_per_ipu {list(config.layers_per_ipu)} could not be checked."
         )
     else:
@@ -113,7 +113,7 @@ def num_repeated_layers(model_config: Mapping[str, Any]) -> Optional[int]:
 
 
 def list_table() -> str:
-    """One line a profile: name, IPUs, placement, batch, source."""
+    """One line for each profile: name, IPUs, placement, batch, source."""
     rows = [("profile", "system", "IPUs", "layers per IPU", "micro-batch x accumulation x replicas", "values from")]
     for name in profile_names():
         profile = load_profile(name)

@@ -1,1 +1,1 @@
-"""Facts and schedules of the IPU: decided here, obeyed by everything above. Standard library only."""
+"""Hardware, schedules and placements of IPUs, as values that all other packages use. Standard library only."""

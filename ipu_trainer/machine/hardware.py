@@ -1,4 +1,4 @@
-"""What IPUs and Pods are: frozen facts, unit in the name, source on the line above."""
+"""IPUs and Pods: constants with the unit in the name and the source on the line above."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Dict, Tuple
 TILES_PER_IPU = 1472
 # popart, tests/integration/available_memory_proportion_test.py: 638,976 bytes a tile (624 KiB).
 SRAM_BYTES_PER_TILE = 638_976
-# 897 MiB: what all data, code and temporary memory of an IPU share.
+# 897 MiB, shared by all data, code and temporary memory of an IPU.
 SRAM_BYTES_PER_IPU = TILES_PER_IPU * SRAM_BYTES_PER_TILE
 # popart, docs/notes: one IPU computes 64 multiply-accumulates a tile and cycle in float16 with float16 partials.
 FP16_MACS_PER_TILE_AND_CYCLE = 64
@@ -54,7 +54,7 @@ class System:
     num_ipus: int
 
 
-# Graphcore's data sheets: POD4 and POD16 are attached directly, larger ones through switches.
+# Graphcore's data sheets: POD4 and POD16 are attached directly, larger systems through switches.
 SYSTEMS: Dict[str, System] = {
     system.name: system
     for system in (

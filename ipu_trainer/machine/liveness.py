@@ -1,4 +1,4 @@
-"""From a schedule: how many micro-batches each IPU holds on to, and for how long.
+"""The micro-batches that each IPU stashes under a schedule, and for how long.
 
 Between its forward and its backward a micro-batch's activations are stashed (with recomputation only the stage's inputs are).
 """
@@ -22,7 +22,7 @@ class StashInterval:
 
 
 def stash_intervals(schedule: Schedule) -> Tuple[StashInterval, ...]:
-    """What is stashed where, in the order of the forward passes. A forward used in its own cycle stashes nothing."""
+    """All stashes in the order of the forward passes. A forward whose backward is in the same cycle stashes nothing."""
     forward: Dict[Tuple[int, int], int] = {}
     intervals: List[StashInterval] = []
     for cycle, work in enumerate(schedule.cycles):
@@ -37,9 +37,9 @@ def stash_intervals(schedule: Schedule) -> Tuple[StashInterval, ...]:
 
 
 def stash_depths(schedule: Schedule) -> Tuple[int, ...]:
-    """The most micro-batches that each IPU has in its stash in any one cycle.
+    """The largest number of micro-batches in the stash of each IPU in any cycle.
 
-    In a cycle the new forward is stashed before the backward frees its own, so both count: 2 (D - 1 - i) + 1 on IPU i of a full
+    In a cycle the new forward is stashed before the backward frees another, so both count: 2 (D - 1 - i) + 1 on IPU i of a full
     pipeline, none on the last.
     Source: popart, willow/src/transforms/pipeline.cpp.
     """

@@ -1,4 +1,4 @@
-"""Layers to IPUs: wildcards replaced, or balanced by cost."""
+"""Placement of layers on IPUs: wildcards resolved, or balanced by cost."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ WILDCARD = -1
 
 
 def even_split(num_layers: int, num_ipus: int) -> Tuple[int, ...]:
-    """As many layers on each IPU, the rest of the division on the last, as optimum-graphcore places them."""
+    """Equal numbers of layers, the remainder on the last IPU, as optimum-graphcore places them."""
     quotient, rest = divmod(num_layers, num_ipus)
     return (quotient,) * (num_ipus - 1) + (quotient + rest,)
 
 
 def resolve_wildcards(layers_per_ipu: Sequence[int], num_layers: int) -> Tuple[int, ...]:
-    """Replace each -1 by its share of the layers that are left. Raises ValueError if they cannot add up."""
+    """Replace each -1 by its share of the remaining layers. Raises ValueError if the counts do not add up."""
     wildcards = [ipu for ipu, count in enumerate(layers_per_ipu) if count == WILDCARD]
     fixed = sum(count for count in layers_per_ipu if count != WILDCARD)
     rest = num_layers - fixed
@@ -38,10 +38,10 @@ def ipu_of_layer(layers_per_ipu: Sequence[int]) -> Tuple[int, ...]:
 def balance(
     layer_costs: Sequence[float], num_ipus: int, first_cost: float = 0.0, last_cost: float = 0.0
 ) -> Tuple[int, ...]:
-    """Layers on each IPU such that the most loaded one has the least to do, among all contiguous placements.
+    """Layers on each IPU that minimise the largest cost of an IPU, among all contiguous placements.
 
-    layer_costs: cost of each layer in any one unit; first_cost and last_cost weigh on the first and last IPU besides
-    (embedding, head). An IPU may stay without layers. Among equals the one that loads later IPUs less is taken.
+    layer_costs: cost of each layer in any unit; first_cost and last_cost are added to the first and last IPU (embedding, head).
+    An IPU may have no layers. Among equal placements the one with less cost on later IPUs is returned.
     Dynamic programming over (IPU, layers placed), O(num_ipus x layers^2).
     Source: the linear partition problem, Skiena, "The algorithm design manual", section 8.5.
     """

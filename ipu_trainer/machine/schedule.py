@@ -1,4 +1,4 @@
-"""Pipeline schedules as data: which micro-batch every stage works on, cycle by cycle.
+"""Pipeline schedules as data: the micro-batch of every stage in every cycle.
 
 One weight update of a pipeline over D IPUs with G micro-batches. Micro-batch m runs forward on IPU i in cycle m + i and backward
 in cycle m + 2 (D - 1) - i; the last IPU runs both in one cycle. With D = 3 and G = 5:
@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from typing import Dict, List, Tuple
 
 FORWARD, RECOMPUTE, BACKWARD = "F", "R", "B"
-# The order in which an IPU does what falls into one of its cycles.
+# The order of an IPU's actions within a cycle.
 _ORDER = {FORWARD: 0, RECOMPUTE: 1, BACKWARD: 2}
 
 
 @dataclass(frozen=True, order=True)
 class Action:
-    """One stage at work on one micro-batch. Prints as F3, R3 or B3 and parses back."""
+    """One stage's work on one micro-batch. Prints as F3, R3 or B3, which parse_grid() reads."""
 
     kind: str
     micro_batch: int
@@ -36,7 +36,7 @@ class Action:
 
 @dataclass(frozen=True)
 class Schedule:
-    """cycles[c][i] is what IPU i does in cycle c, in order; an empty tuple is a bubble."""
+    """cycles[c][i] are the actions of IPU i in cycle c, in order; an empty tuple is a bubble."""
 
     num_ipus: int
     num_micro_batches: int
@@ -47,7 +47,7 @@ class Schedule:
         return len(self.cycles)
 
     def cycle_of(self, ipu: int, kind: str, micro_batch: int) -> int:
-        """The cycle in which that happens. Raises KeyError if it never does."""
+        """The cycle of an action. Raises KeyError if it is in none."""
         for number, cycle in enumerate(self.cycles):
             if Action(kind, micro_batch) in cycle[ipu]:
                 return number

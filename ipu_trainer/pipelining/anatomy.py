@@ -1,8 +1,8 @@
-"""The parts of a model in the order in which they run: stem, repeated layers, head, and weights used in both.
+"""The parts of a model in execution order: stem, repeated layers, head, and weights that stem and head share.
 
-Seen from outside: layers are the items of the outermost ModuleLists of one class; a list of stages that hold lists
-of blocks themselves (Swin, ConvNeXt) is taken apart into its blocks. What registration does not tell is in
-architectures.py. Nothing is imported from the model's library, so any nn.Module with such lists has an anatomy.
+They are inferred from registration: layers are the items of the outermost ModuleLists of one class; a list of stages that hold
+lists of blocks (Swin, ConvNeXt) is split into its blocks. What registration does not show is in architectures.py. Nothing is
+imported from the model's library: any nn.Module with such lists has an anatomy.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ipu_trainer.pipelining.architectures import architecture_of
 
 
 class PipeliningError(ValueError):
-    """A model that cannot be cut as asked; the message says what was seen in it."""
+    """A model that cannot be split as requested; the message describes the model's parts."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """parts are in execution order; whatever belongs to none of them runs where the part before it runs.
+    """parts are in execution order; a module outside of them runs where the part before it runs.
 
     stacks: (name, number of layers). tied: names of head modules that use a weight of the stem.
     stem_weights: id() of the stem's parameters.
@@ -52,15 +52,15 @@ class Anatomy:
 
 
 def find_anatomy(model: nn.Module) -> Anatomy:
-    """Take the model apart. Raises PipeliningError for one without repeated layers, or whose layers share weights."""
+    """The model's anatomy. Raises PipeliningError for one without repeated layers, or whose layers share weights."""
     row = architecture_of(model)
     name = type(model).__name__
     if row.shares_layers:
-        raise PipeliningError(f"{name} cannot be cut: {row.shares_layers}. Use layers_per_ipu=[-1] (one IPU).")
+        raise PipeliningError(f"{name} cannot be split: {row.shares_layers}. Use layers_per_ipu=[-1] (one IPU).")
     stacks = _stacks(model)
     if not stacks:
         raise PipeliningError(
-            f"{name} cannot be cut: it has no repeated layers (a ModuleList with at least two items of one class); its "
+            f"{name} cannot be split: it has no repeated layers (a ModuleList with at least two items of one class); its "
             f"parts are {', '.join(child for child, _ in model.named_children()) or 'none'}. Use layers_per_ipu=[-1] "
             "(one IPU), or annotate it yourself with poptorch.BeginBlock and pass pipelining='none'."
         )
@@ -101,7 +101,7 @@ def _stacks(model: nn.Module) -> Stacks:
             layers += _blocks_of(f"{name}.{index}", item)
         found.append((name, layers))
     largest = max((_size(layers) for _, layers in found), default=0)
-    # Lists of small things (projections, prediction heads, convolutions of a feature extractor) are no stacks.
+    # Lists of small modules (projections, prediction heads, convolutions of a feature extractor) are no stacks.
     return [(name, layers) for name, layers in found if _size(layers) * 10 >= largest and largest]
 
 
@@ -116,20 +116,20 @@ def _blocks_of(name: str, item: nn.Module) -> Layers:
     """The blocks of a stage of a pyramid, or the item itself."""
     if not _is_pyramid_stage(item):
         return [(name, item)]
-    own = sum(parameter.numel() for parameter in item.parameters())
+    stage_size = sum(parameter.numel() for parameter in item.parameters())
     for child_name, child in item.named_children():
         blocks = list(child.children())
         kinds = {type(block) for block in blocks}
         is_list = isinstance(child, (nn.ModuleList, nn.Sequential)) and len(kinds) == 1
         if not is_list or next(iter(kinds)).__module__.startswith("torch."):
             continue
-        if 2 * sum(parameter.numel() for parameter in child.parameters()) > own:
+        if 2 * sum(parameter.numel() for parameter in child.parameters()) > stage_size:
             return [(f"{name}.{child_name}.{i}", block) for i, block in enumerate(blocks)]
     return [(name, item)]
 
 
 def _is_pyramid_stage(item: nn.Module) -> bool:
-    """Stages of pyramids change the resolution: they have a downsampling part, or are called stages."""
+    """Stages of pyramids change the resolution: they have a downsampling module, or "Stage" in their class's name."""
     return hasattr(item, "downsample") or hasattr(item, "downsampling_layer") or "Stage" in type(item).__name__
 
 
@@ -149,7 +149,7 @@ def _refuse_shared_layers(model_name: str, stacks: Stacks) -> None:
                 other = owner.setdefault(id(parameter), name)
                 if other != name:
                     raise PipeliningError(
-                        f"{model_name} cannot be cut: {other} and {name} share the weight {parameter_name}, and a "
+                        f"{model_name} cannot be split: {other} and {name} share the weight {parameter_name}, and a "
                         "weight lives on one IPU. Use layers_per_ipu=[-1] (one IPU)."
                     )
 
@@ -180,7 +180,7 @@ def _ancestors(name: str) -> Iterator[Tuple[str, str]]:
 
 
 def _stem_of(model: nn.Module, stack: str, stacks: Stacks) -> Layers:
-    """What runs before a later stack, in the branch that holds this stack alone: a decoder's embeddings."""
+    """The embeddings that run before a later stack, such as a decoder's: in the branch that holds this stack alone."""
     others = [name for name, _ in stacks if name != stack]
     for parent, child in _ancestors(stack):
         if any(name.startswith(parent + "." if parent else "") for name in others):
@@ -197,7 +197,7 @@ def _stem_of(model: nn.Module, stack: str, stacks: Stacks) -> Layers:
 
 
 def _head(model: nn.Module, stacks: Stacks, stem: Set[int]) -> Iterator[Part]:
-    """What is registered after the last layers, from the inside out; each with weights of its own, or tied ones."""
+    """The modules registered after the last layers, from the inside out: heads, and tied heads that use the stem's weights."""
     last = stacks[-1][0]
     holders = [name for name, _ in stacks]
     for parent, child in reversed(list(_ancestors(last))):

@@ -1,8 +1,8 @@
-"""What cannot be seen from outside a model: one row per `model_type` of its config.
+"""Properties of a model that registration does not show: one row per `model_type` of its config.
 
-Most models need no row. A row says in which order stacks run where that is not the order of registration, which
-layers are one layer that runs several times, and which settings draw random numbers in Python: a device compiles
-forward once, so such a draw would be the same forever.
+Most models need no row. A row has the order in which stacks run where that is not the order of registration, layers that are one
+layer run several times, and settings that draw random numbers in Python: a device compiles forward once, so such a draw would
+never change.
 """
 
 from __future__ import annotations
@@ -53,5 +53,5 @@ _DEFAULT = Architecture(needs=_NO_LAYER_DROP)
 
 
 def architecture_of(model: Any) -> Architecture:
-    """The row of a model's type, or what holds for every other one."""
+    """The row of a model's type, or the default one."""
     return ARCHITECTURES.get(getattr(getattr(model, "config", None), "model_type", ""), _DEFAULT)

@@ -1,4 +1,4 @@
-"""optimum-graphcore's own pipelined classes, where that package is installed."""
+"""optimum-graphcore's pipelined classes, where that package is installed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _INFERENCE_MAY_DIFFER = (
 
 
 class OptimumPipeline:
-    """A Pipeline whose module is a twin of the model, of optimum-graphcore's class; state travels back in undo().
+    """A Pipeline whose module is a twin of the model, of optimum-graphcore's class; undo() copies its state to the model.
 
     Raises PipeliningError where the package, the namespace or a class for this model is missing.
     """
@@ -38,13 +38,13 @@ class OptimumPipeline:
         if sys.modules.get("poptorch") not in (None, poptorch):
             raise PipeliningError("pipelining='optimum' uses the poptorch of this program, which is another one.")
         if sys.modules.get("poptorch") is None and poptorch.__name__ == "ipu_trainer.simulator":
-            poptorch.install(for_program=False)  # the package says `import poptorch`
+            poptorch.install(for_program=False)  # the package imports poptorch
         from optimum.graphcore import IPUConfig as OptimumConfig
         from optimum.graphcore.modeling_utils import to_pipelined
 
         self.model = model
         self.config = config
-        # Unknown from here: poptorch refuses a pipeline that the accumulation does not fill.
+        # Not known: poptorch refuses a pipeline that the accumulation does not fill.
         self.placements: Dict[bool, Tuple[Any, ...]] = {}
         known = set(inspect.signature(OptimumConfig.__init__).parameters)
         values = {name: value for name, value in config.to_dict().items() if name in known and value is not None}
@@ -56,39 +56,41 @@ class OptimumPipeline:
                 f"optimum-graphcore has no pipelined class for {type(model).__name__} ({error}). "
                 "Use pipelining='generic'."
             ) from None
-        self.module.tie_weights()  # PipelinedMPNetForMaskedLM makes its own embeddings after they were tied
+        self.module.tie_weights()  # PipelinedMPNetForMaskedLM replaces its embeddings after they were tied
         self.module.train(model.training)
         self._annotated_for: Any = None
         self._one_placement = all(
             getattr(config, f"inference_{name}") in (None, getattr(config, name)) for name in _INFERENCE_MAY_DIFFER
         )
         before = dict(self.module.named_parameters(remove_duplicate=False))
-        own = dict(model.named_parameters(remove_duplicate=False))
+        weights = dict(model.named_parameters(remove_duplicate=False))
         self.annotate(False)
-        self._twins = self._stand_ins(own, before)
-        fault = self._why_not(own)
-        if fault:
+        self._twins = self._twin_weights(weights, before)
+        obstacle = self._obstacle(weights)
+        if obstacle:
             self.undo()
             raise PipeliningError(
-                f"optimum-graphcore's {type(self.module).__name__} {fault}. Use pipelining='generic'."
+                f"optimum-graphcore's {type(self.module).__name__} {obstacle}. Use pipelining='generic'."
             )
-        self.replaced: Dict[int, List[nn.Parameter]] = {id(own[name]): [self._twins[name]] for name in own}
+        self.replaced: Dict[int, List[nn.Parameter]] = {id(weights[name]): [self._twins[name]] for name in weights}
 
-    def _stand_ins(self, own: Dict[str, nn.Parameter], before: Dict[str, nn.Parameter]) -> Dict[str, nn.Parameter]:
-        """The twin's weights for the model's: by name, or where parallelize() gave another name, as the same object."""
+    def _twin_weights(
+        self, weights: Dict[str, nn.Parameter], before: Dict[str, nn.Parameter]
+    ) -> Dict[str, nn.Parameter]:
+        """The twin's weights by the model's names: of that name, or renamed by parallelize()."""
         after = dict(self.module.named_parameters(remove_duplicate=False))
         present = {id(parameter) for parameter in after.values()}
-        renamed = {name: twin for name, twin in before.items() if name in own and id(twin) in present}
-        return {**renamed, **{name: after[name] for name in own if name in after}}
+        renamed = {name: twin for name, twin in before.items() if name in weights and id(twin) in present}
+        return {**renamed, **{name: after[name] for name in weights if name in after}}
 
-    def _why_not(self, own: Dict[str, nn.Parameter]) -> str:
-        """What keeps the twin from training the model's own weights; "" if nothing does."""
-        divided = sorted(set(own) - set(self._twins))
+    def _obstacle(self, weights: Dict[str, nn.Parameter]) -> str:
+        """Why the twin cannot train the model's weights; "" if it can."""
+        divided = sorted(set(weights) - set(self._twins))
         if divided:
             return f"divides {_some(divided)} into other weights"
-        scaled = sorted(name for name, twin in self._twins.items() if not torch.equal(twin, own[name]))
+        scaled = sorted(name for name, twin in self._twins.items() if not torch.equal(twin, weights[name]))
         if scaled:
-            return f"scales {_some(scaled)}, so updates are others too"
+            return f"scales {_some(scaled)}, which changes updates too"
         if not self._one_placement:
             self.annotate(True)
             self.annotate(False)
@@ -96,8 +98,8 @@ class OptimumPipeline:
             copied = sorted(name for name, twin in self._twins.items() if id(twin) not in present)
             if copied:
                 return (
-                    f"copies {_some(copied)} whenever it is placed anew, and inference is placed in another way than "
-                    "training. Place both alike"
+                    f"copies {_some(copied)} at each placement, and inference is placed differently from training. Place "
+                    "both alike"
                 )
         return ""
 
@@ -106,7 +108,7 @@ class OptimumPipeline:
         return f"optimum-graphcore: {type(self.module).__name__}, layers_per_ipu {list(self.config.layers_per_ipu)}"
 
     def annotate(self, for_inference: bool) -> None:
-        """Parallelise for training or inference; once where both are placed alike, as some classes take buffers away again."""
+        """Parallelise for training or inference; once where both are placed alike, since some classes remove buffers again."""
         if self._annotated_for is for_inference or (self._annotated_for is not None and self._one_placement):
             return
         if self._annotated_for is not None:
@@ -121,7 +123,7 @@ class OptimumPipeline:
         return {name: state[name] for name in self.model.state_dict()}
 
     def undo(self) -> None:
-        """Bring the twin's weights back into the model."""
+        """Copy the twin's weights to the model."""
         if self._annotated_for is not None:
             self.module.deparallelize()
             self._annotated_for = None

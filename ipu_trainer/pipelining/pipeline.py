@@ -1,4 +1,4 @@
-"""A model prepared for a device: its parts begin blocks, its large weights come in pieces; until undo()."""
+"""A model prepared for a device, until undo(): its parts begin blocks, its large weights are split."""
 
 from __future__ import annotations
 
@@ -9,14 +9,20 @@ from torch import nn
 
 from ipu_trainer.config.ipu_config import IPUConfig
 from ipu_trainer.pipelining.anatomy import PipeliningError, find_anatomy
+from ipu_trainer.pipelining.large_weights import (
+    Undo,
+    merge_pieces,
+    serialise_embedding,
+    serialise_projection,
+    split_module,
+)
 from ipu_trainer.pipelining.plan import Placement, check_settings, place, table
-from ipu_trainer.pipelining.rewrite import Undo, merge_pieces, serialise_embedding, serialise_projection, split_module
 
 PIPELININGS = ("generic", "optimum", "none")
 
 
 class Pipeline:
-    """module is what an executor runs. See pipelined()."""
+    """`module` is what an executor runs. See pipelined()."""
 
     def __init__(self, model: nn.Module, config: IPUConfig, poptorch: Any, annotates: bool = True) -> None:
         self.model = self.module = model
@@ -41,7 +47,7 @@ class Pipeline:
             raise
 
     def describe(self) -> str:
-        """Which part is on which IPU, as a table."""
+        """The parts on each IPU, as a table."""
         placements = self.placements.get(False)
         return "IPU 0  the whole model" if placements is None else table(placements)
 
@@ -72,18 +78,18 @@ class Pipeline:
 
     @property
     def changes_names(self) -> bool:
-        """Whether the model's own state_dict() has other names while it is pipelined."""
+        """Whether the names of the model's state_dict() differ while it is pipelined."""
         return bool(self._split)
 
     def undo(self) -> None:
-        """Leave the model as it was, with its newest weights."""
+        """Restore the model, with its newest weights."""
         self._remove_annotations()
         while self._undo:
             self._undo.pop()()
         self._split, self.replaced = [], {}
 
     def _begin(self, module: nn.Module, name: str, ipu: int) -> None:
-        if type(module).__name__ in ("SplitProjection", "SplitEmbedding"):  # its pieces have blocks of their own
+        if type(module).__name__ in ("SplitProjection", "SplitEmbedding"):  # each piece begins a block
             return
         self._poptorch.BeginBlock(module, user_id=name, ipu_id=ipu)
 
@@ -98,11 +104,8 @@ class Pipeline:
         if isinstance(output, torch.Tensor):
             return self._poptorch.recomputationCheckpoint(output)
         if isinstance(output, tuple):
-            kept = [
-                self._poptorch.recomputationCheckpoint(value) if isinstance(value, torch.Tensor) else value
-                for value in output
-            ]
-            return tuple(kept)
+            checkpoint = self._poptorch.recomputationCheckpoint
+            return tuple(checkpoint(value) if isinstance(value, torch.Tensor) else value for value in output)
         return None
 
     def _rewrite(self) -> None:
@@ -138,9 +141,9 @@ class Pipeline:
 def pipelined(model: nn.Module, config: IPUConfig, poptorch: Any, pipelining: str = "generic") -> Any:
     """Prepare the model for executors of the namespace `poptorch`.
 
-    "generic" cuts any Transformers model, "optimum" uses optimum-graphcore's class for it, "none" leaves blocks to the
-    program. Returns a Pipeline. Raises PipeliningError for a model that cannot be cut as the config says, with what
-    was seen, and ValueError for an unknown word.
+    "generic" splits any Transformers model, "optimum" uses optimum-graphcore's class for it, "none" leaves blocks to the
+    program. Returns a Pipeline. Raises PipeliningError for a model that cannot be split as the config says, with its
+    parts, and ValueError for an unknown name.
     """
     if pipelining not in PIPELININGS:
         raise ValueError(f"pipelining {pipelining!r} is not one of {', '.join(PIPELININGS)}.")

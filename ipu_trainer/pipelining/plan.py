@@ -1,4 +1,4 @@
-"""Which part of a model begins on which IPU: decided here, obeyed by pipeline.py, printed for people."""
+"""The IPU on which each part of a model begins, as a value that pipeline.py carries out, and as a table."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def place(anatomy: Anatomy, config: IPUConfig) -> Tuple[Placement, ...]:
 
 
 def _with_bridges(placements: List[Placement]) -> List[Placement]:
-    """A bridge with weights of its own begins where the layer after it is."""
+    """A bridge without weights of the stem begins on the IPU of the next layer."""
     done: List[Placement] = []
     following = 0
     for placement in reversed(placements):
@@ -83,7 +83,7 @@ def check_depth(placements: Tuple[Placement, ...], gradient_accumulation: int) -
 
 
 def table(placements: Tuple[Placement, ...]) -> str:
-    """One line an IPU: what begins there."""
+    """One line for each IPU: the parts that begin there."""
     lines = []
     for ipu in sorted({0, *(placement.ipu for placement in placements)}):
         names = [p.name for p in placements if p.ipu == ipu]

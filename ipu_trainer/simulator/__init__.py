@@ -2,9 +2,8 @@
 
     import ipu_trainer.simulator as poptorch
 
-runs programs that were written for IPUs, without one: it computes what the device would compute, refuses what the
-compiler would refuse, and measures what a pipeline would keep where. docs/simulator.md says what is faithful and what
-is not. Imports torch, `ipu_trainer.machine` and `ipu_trainer.compat.torch_*` only.
+runs programs for IPUs without an IPU: it computes what the device would compute, refuses what the compiler would refuse, and
+measures the FLOPs and memory of each pipeline stage. docs/simulator.md lists what is faithful and what is not. Needs torch alone.
 """
 
 from __future__ import annotations

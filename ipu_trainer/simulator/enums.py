@@ -18,7 +18,7 @@ class MeanReductionStrategy(enum.IntEnum):
 
 
 class DataLoaderMode(enum.IntEnum):
-    """Who loads: the caller, a process with a ring buffer, or that process re-batching what small workers load."""
+    """Loading in the caller, in a process with a ring buffer, or in that process from smaller batches of its workers."""
 
     Sync = 0
     Async = 1
@@ -69,7 +69,7 @@ class ReductionType(enum.IntEnum):
 
 
 class SyncPattern(enum.IntEnum):
-    """Which IPUs wait for each other. Changes time on the device, never a value."""
+    """Which IPUs synchronise with each other. Changes time on the device, never a value."""
 
     Full = 0
     SinglePipeline = 1
@@ -86,7 +86,7 @@ class MatMulSerializationMode(enum.Enum):
 
 
 class Liveness(enum.IntEnum):
-    """Where tensors wait between the phases of phased execution."""
+    """Where tensors are stored between the phases of phased execution."""
 
     AlwaysLive = 0
     OffChipAfterFwd = 1

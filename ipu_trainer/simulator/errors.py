@@ -1,7 +1,7 @@
-"""What the simulator raises where the SDK raises from C++.
+"""poptorch's exceptions, which the SDK raises from C++.
 
-Programs catch `poptorch.Error` and match its text, so the classes and the prefixes are kept: the compiler's complaints
-read "'poptorch_cpp_error': ...", those of the Python layer "'poptorch_py_error': ...".
+Programs catch `poptorch.Error` and match its text, so classes and prefixes are poptorch's: errors of the compiler begin with
+"'poptorch_cpp_error': ", those of the Python layer with "'poptorch_py_error': ".
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class RecoverableError(Error):
 
 
 class UnrecoverableError(Error):
-    """The device has to be taken out of service."""
+    """The device cannot be used again."""
 
 
 def createPoptorchError(msg: str) -> Error:

@@ -1,7 +1,7 @@
 """The logger "poptorch::python" and poptorch's levels for it.
 
-Importing the simulator attaches no handler: that is the program's business. `console()` attaches the one that the SDK
-attaches at import; `install()` calls it, since programs written for the SDK expect to see the messages.
+Importing the simulator attaches no handler. `console()` attaches the one that the SDK attaches at import; `install()` calls
+it, since programs written for the SDK expect to see the messages.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def setLogLevel(level: Union[str, int]) -> None:
 
 
 def setPopartLogLevel(level: str) -> None:
-    """Accepted for programs that quieten PopART: there is no PopART here, hence nothing to quieten.
+    """Accepted, without effect: there is no PopART.
 
     Raises ValueError for an unknown level.
     """

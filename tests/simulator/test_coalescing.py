@@ -158,7 +158,7 @@ def test_simulate_coalesces_when_asked_to(tmp_path):
     script = tmp_path / "program.py"
     script.write_text(SCRIPT)
     sizes = []
-    for flags in ([], ["--fold"]):
+    for flags in ([], ["--coalesce"]):
         command = [sys.executable, "-m", "ipu_trainer.cli", "simulate", *flags, str(script)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
         sizes.append([int(line.split()[-1]) for line in done.stdout.splitlines() if line.startswith("forward of")])

@@ -1,7 +1,7 @@
-"""Floating-point operations of torch's products, from the shapes of their arguments. A multiply-add is two.
+"""Floating-point operations of matrix products and convolutions, from shapes. A multiply-add is two.
 
-torch.utils.flop_counter does the same from torch 2.1 on; the Pod stack has 2.0.1. Element-wise work is left out, as
-it is there: on matrix hardware it costs memory traffic, not arithmetic.
+torch.utils.flop_counter does the same from torch 2.1 on; the Pod stack has 2.0.1. Both omit element-wise operators, whose cost
+is memory traffic.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ipu_trainer.compat.torch_operators import operator_name
 
 
 def flops_of(function: Any, args: Sequence[Any], result: Any) -> int:
-    """FLOPs of one call of an ATen operator; 0 for everything that is not a product."""
+    """FLOPs of one call of an ATen operator; 0 for every other operator."""
     name = operator_name(function)
     count = _COUNTS.get(name)
     if count is None and name.startswith("_scaled_dot_product") and "backward" not in name:
@@ -70,7 +70,7 @@ _ELEMENT_BYTES = {torch.int64: 4, torch.float64: 4}
 
 
 def device_bytes(tensor: torch.Tensor) -> int:
-    """Bytes that the tensor's elements take on the device. An expanded tensor counts what is behind it."""
+    """Bytes of the tensor's elements on the device. Of an expanded tensor, those of its storage."""
     size = _ELEMENT_BYTES.get(tensor.dtype, tensor.element_size())
-    behind = tensor.untyped_storage().nbytes() // tensor.element_size()
-    return min(tensor.numel(), behind) * size
+    stored = tensor.untyped_storage().nbytes() // tensor.element_size()
+    return min(tensor.numel(), stored) * size

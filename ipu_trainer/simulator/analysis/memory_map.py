@@ -1,9 +1,9 @@
 """Bytes on every IPU, by purpose, from measured stages and the pipeline's schedule.
 
 What is counted: weights, gradients or their accumulator, optimizer state that is on the chip, the stash (activations
-of micro-batches between forward and backward), activations of the micro-batch at work, and what recomputation makes
-again. What is not, because nothing outside the SDK's compiler knows it: code, exchange buffers, temporary memory of
-vertices, padding, and the balance over tiles. A model that fits here with little to spare may not fit the chip.
+of micro-batches between forward and backward), activations of the current micro-batch, and recomputed activations. Not
+counted, because only the SDK's compiler knows it: code, exchange buffers, temporary memory of vertices, padding, and the balance
+over tiles. A model that fits here with little to spare may not fit the chip.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class IpuMemory:
 
     @property
     def peak_bytes(self) -> int:
-        """Everything together: all of it is there at once in the busiest cycle."""
+        """The sum of all purposes, which coincide in the busiest cycle."""
         return sum(self.bytes_by_purpose.values())
 
     @property
     def fits(self) -> bool:
-        """Whether what is counted is within the IPU's SRAM."""
+        """Whether the counted bytes are within the IPU's SRAM."""
         return self.peak_bytes <= SRAM_BYTES_PER_IPU
 
 
@@ -51,7 +51,7 @@ class MemoryReport:
         return all(ipu.fits for ipu in self.ipus)
 
     def table(self) -> str:
-        """MiB (KiB for small models) per IPU and purpose; then what does not fit, and why."""
+        """MiB (KiB for small models) per IPU and purpose; then the IPUs that do not fit, with their largest tensors."""
         small = all(ipu.peak_bytes < _MIB for ipu in self.ipus)
         unit, name = (2**10, "KiB") if small else (_MIB, "MiB")
         header = [f"{name} on IPU", *PURPOSES, "peak", f"of {SRAM_BYTES_PER_IPU / _MIB:.0f} MiB"]
@@ -84,8 +84,8 @@ def memory_report(
     """The report for one replica.
 
     schedule has one row per stage. state_bytes_per_parameter counts what is on the chip (8 for Adam in float32).
-    With recompute a stage stashes its inputs and what the model marked as checkpoints, and makes the longest segment
-    between them again; without, it stashes its whole activations. Frozen parameters have neither gradient nor state.
+    With recompute a stage stashes its inputs and the checkpoints that the model marked, and recomputes the longest segment
+    between them; without, it stashes all activations. Frozen parameters have neither gradient nor state.
     Raises ValueError if schedule and stages differ in length.
     """
     if schedule.num_ipus != len(stages):
@@ -102,9 +102,9 @@ def memory_report(
         use["gradients"] += stage.num_trained * accumulator_bytes_per_parameter
         use["optimizer state"] += stage.num_trained * state_bytes_per_parameter
         recomputes = recompute and depth > 0
-        kept = stage.input_bytes + stage.checkpoint_bytes if recomputes else stage.saved_bytes
-        use["stash"] += depth * kept
-        if recomputes:  # of the stages on one IPU, one works at a time
+        stashed = stage.input_bytes + stage.checkpoint_bytes if recomputes else stage.saved_bytes
+        use["stash"] += depth * stashed
+        if recomputes:  # stages on one IPU run one at a time
             use["recomputation"] = max(use["recomputation"], stage.segment_bytes)
         elif depth == 0:
             use["activations"] = max(use["activations"], stage.saved_bytes)

@@ -1,8 +1,8 @@
-"""What each pipeline stage of a model costs for one micro-batch: FLOPs, parameters, activations kept for backward.
+"""The cost of each pipeline stage for one micro-batch: FLOPs, parameters, activations saved for backward.
 
-Measured, not estimated: a StageMeter watches the first micro-batch that the engine runs, through hooks at block
-borders, a dispatch mode that sees every operator, and autograd's own hooks for what it saves. A stage is a run of
-blocks on one IPU, so that a head that goes back to the embedding's IPU is a stage of its own there.
+A StageMeter measures the first micro-batch that the engine runs, with callbacks at blocks, a dispatch mode that sees every
+operator, and autograd's hooks for saved tensors. A stage is a sequence of blocks on one IPU: a head on the embedding's IPU is a
+further stage there.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 
 from ipu_trainer.compat.torch_operators import TorchDispatchMode
 from ipu_trainer.simulator.analysis.flops import device_bytes, flops_of
+from ipu_trainer.simulator.arguments.nested_values import tensors_of
 from ipu_trainer.simulator.forward.blocks import BlockObserver, ExecutedBlock
 from ipu_trainer.simulator.state.device_weights import DeviceWeights
 
@@ -25,8 +26,8 @@ _NUM_LARGEST = 3
 class StageCost:
     """One stage, for one micro-batch.
 
-    input_bytes is what comes from other stages and from outside, saved_bytes what autograd keeps for backward without
-    parameters, segment_bytes the most of that between two checkpoints, checkpoint_bytes what the model marked with
+    input_bytes are those of tensors from other stages and from outside, saved_bytes those that autograd saves for backward
+    without parameters, segment_bytes the most of these between two checkpoints, checkpoint_bytes those of tensors marked with
     recomputationCheckpoint. largest: (bytes, shape and type) of the largest saved tensors.
     """
 
@@ -46,10 +47,10 @@ class StageCost:
 
 
 class StageMeter(BlockObserver):
-    """Measures the first micro-batch; later ones run as if it were not there."""
+    """Measures the first micro-batch, and has no effect on later ones."""
 
     def __init__(self, weights: DeviceWeights, state_bytes: int = 0, accumulator_bytes: int = 0) -> None:
-        """state_bytes and accumulator_bytes per parameter are the optimizer's, kept for reports."""
+        """state_bytes and accumulator_bytes per parameter are the optimizer's, for reports."""
         self.state_bytes = state_bytes
         self.accumulator_bytes = accumulator_bytes
         self.stages: List[StageCost] = []
@@ -67,7 +68,7 @@ class StageMeter(BlockObserver):
         self._placed: Set[int] = set()
         self._saved: Dict[Tuple[int, int], int] = {}  # (IPU, address) -> bytes counted there
         self._segment_bytes = 0  # saved since the last checkpoint
-        self._made_by: Dict[int, int] = {}  # address of a tensor -> the stage that has it
+        self._stage_of: Dict[int, int] = {}  # address of a tensor -> the stage that holds it
 
     @contextlib.contextmanager
     def micro_batch(self) -> Iterator[None]:
@@ -76,7 +77,7 @@ class StageMeter(BlockObserver):
             yield
             return
         self.stages = []
-        with _Counter(self), torch.autograd.graph.saved_tensors_hooks(self._pack, _same):
+        with _OperatorCounter(self), torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor):
             yield
         self.finished = True
         self._place_the_rest()
@@ -105,20 +106,20 @@ class StageMeter(BlockObserver):
         return bool(stage.forward_flops or stage.num_parameters or stage.saved_bytes)
 
     def count(self, function: Any, args: Sequence[Any], result: Any) -> None:
-        """An operator ran. Backward's are not counted."""
+        """Count an operator of forward."""
         if not self.stages or self._in_backward:
             return
         stage = self.stages[-1]
         stage.forward_flops += flops_of(function, args, result)
-        for argument in _tensors(args):
+        for argument in tensors_of(args):
             address = argument.untyped_storage().data_ptr()
             if address in self._variables and address not in self._placed:
                 self._place(stage, address)
-            elif address not in self._not_saved and self._made_by.get(address, -1) != stage.index:
+            elif address not in self._not_saved and self._stage_of.get(address, -1) != stage.index:
                 stage.input_bytes += device_bytes(argument)
-                self._made_by[address] = stage.index  # it has arrived, and is here from now on
-        for tensor in _tensors(result if isinstance(result, (tuple, list)) else (result,)):
-            self._made_by[tensor.untyped_storage().data_ptr()] = stage.index
+                self._stage_of[address] = stage.index  # received once
+        for tensor in tensors_of(result):
+            self._stage_of[tensor.untyped_storage().data_ptr()] = stage.index
 
     def _place(self, stage: StageCost, address: int) -> None:
         self._placed.add(address)
@@ -136,7 +137,7 @@ class StageMeter(BlockObserver):
                 self._place(self.stages[0], address)
 
     def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
-        tensor = tensor.detach()  # else an operator that saves its own result would keep itself alive
+        tensor = tensor.detach()  # else an operator that saves its result would stay alive
         if not self.stages or tensor.untyped_storage().data_ptr() in self._not_saved:
             return tensor
         stage = self.stages[-1]
@@ -153,19 +154,7 @@ class StageMeter(BlockObserver):
         return tensor
 
 
-def _tensors(values: Sequence[Any]) -> Iterator[torch.Tensor]:
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(value, (tuple, list)):
-            yield from (item for item in value if isinstance(item, torch.Tensor))
-
-
-def _same(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
-
-
-class _Counter(TorchDispatchMode):
+class _OperatorCounter(TorchDispatchMode):
     def __init__(self, meter: StageMeter) -> None:
         super().__init__()
         self._meter = meter

@@ -1,10 +1,9 @@
-"""Pictures of a simulated pipeline: who works on what in which cycle, and what lies where.
+"""Timelines of a simulated pipeline: which stage works on which micro-batch in which cycle, and the memory of each IPU.
 
     with trace.recording("traces"):
         ...  # every executor that runs in here is measured, and written to traces/training-1, traces/inference-2, ...
 
-A cycle is as long as its slowest stage, by measured FLOPs: the timeline shows proportions, not seconds. Nothing here
-knows how fast real tiles are.
+A cycle is as long as its slowest stage, by measured FLOPs: the timeline shows proportions, not seconds.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import os
 from typing import Any, Dict, Iterator, List, Sequence, Tuple
 from xml.sax.saxutils import escape
 
+from ipu_trainer.atomic import write_text
 from ipu_trainer.machine import schedule as schedules
 from ipu_trainer.machine.schedule import BACKWARD, FORWARD, RECOMPUTE, Schedule
 from ipu_trainer.simulator.analysis.memory_map import MemoryReport, memory_report
@@ -42,13 +42,13 @@ class Span:
 
 
 def timeline(stages: Sequence[StageCost], schedule: Schedule) -> Tuple[Span, ...]:
-    """When each action happens, if cycles begin together and last as long as their slowest stage."""
+    """Begin and duration of each action, where the slowest stage determines the length of a cycle."""
     total = sum(stage.forward_flops for stage in stages) or 1
     costs = [max(stage.forward_flops / total, 0.01) for stage in stages]
     spans, now = [], 0.0
     for cycle in schedule.cycles:
         longest = 0.0
-        free: Dict[int, float] = {}  # stages on one IPU take turns
+        free: Dict[int, float] = {}  # stages on one IPU run one after the other
         for index, actions in enumerate(cycle):
             begin = max(now, free.get(stages[index].ipu_id, now))
             for action in actions:
@@ -62,7 +62,7 @@ def timeline(stages: Sequence[StageCost], schedule: Schedule) -> Tuple[Span, ...
 
 
 def svg(stages: Sequence[StageCost], spans: Sequence[Span]) -> str:
-    """The timeline as a picture: one row a stage, one box an action."""
+    """The timeline as an SVG image: one row a stage, one box an action."""
     end = max((span.begin + span.duration for span in spans), default=1.0)
     width, row, left, top = 1200, 40, 110, 34
     scale = (width - left - 10) / end
@@ -98,7 +98,7 @@ def svg(stages: Sequence[StageCost], spans: Sequence[Span]) -> str:
 
 
 def chrome_trace(stages: Sequence[StageCost], spans: Sequence[Span]) -> Dict[str, Any]:
-    """The timeline for chrome://tracing or Perfetto. One millisecond stands for the model's forward FLOPs."""
+    """The timeline for chrome://tracing or Perfetto. One millisecond represents the model's forward FLOPs."""
     events: List[Dict[str, Any]] = [
         {
             "ph": "M",
@@ -131,7 +131,6 @@ def write_trace(
     directory: str, stages: Sequence[StageCost], schedule: Schedule, memory: MemoryReport, title: str
 ) -> List[str]:
     """Write timeline.txt, timeline.svg, trace.json, memory.txt and stages.json. Returns the paths."""
-    os.makedirs(directory, exist_ok=True)
     spans = timeline(stages, schedule)
     names = "\n".join(f"row {s.index}: IPU {s.ipu_id}, blocks {', '.join(s.blocks) or '(none)'}" for s in stages)
     contents = {
@@ -141,20 +140,9 @@ def write_trace(
         "memory.txt": memory.table() + "\n",
         "stages.json": json.dumps([dataclasses.asdict(stage) for stage in stages], indent=1),
     }
-    return [_write(os.path.join(directory, name), text) for name, text in contents.items()]
-
-
-def _write(path: str, text: str) -> str:
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(temporary, path)
-    except OSError:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-        raise
-    return path
+    for name, text in contents.items():
+        write_text(os.path.join(directory, name), text)
+    return [os.path.join(directory, name) for name in contents]
 
 
 def schedule_of(executor: executors.PoplarExecutor, num_stages: int) -> Schedule:
@@ -174,12 +162,12 @@ def schedule_of(executor: executors.PoplarExecutor, num_stages: int) -> Schedule
 
 
 def recomputes(executor: executors.PoplarExecutor) -> bool:
-    """Whether stages run forward again for backward: in a pipeline they do, unless autoRecomputation is 0."""
+    """Whether stages recompute their forward for backward: in a pipeline they do, unless autoRecomputation is 0."""
     return bool(executor.options._Popart.options.get("autoRecomputation", RecomputationType.Pipeline))
 
 
 class Recorder:
-    """Measures every executor that is compiled while it is active."""
+    """Measures executors, and writes their traces."""
 
     def __init__(self) -> None:
         self._measured: List[Tuple[executors.PoplarExecutor, StageMeter]] = []

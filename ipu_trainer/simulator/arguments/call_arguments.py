@@ -1,4 +1,4 @@
-"""The arguments of one call: bound to forward's signature, checked against the first call, split into micro-batches.
+"""The arguments of one call: bound to forward's signature, compared with the first call's, split into micro-batches.
 
 The graph of a compiled model has as many inputs, of such shapes, as the call that compiled it. Everything else that
 was passed then (numbers, strings, None) is part of the graph, so a later call must pass the same.
@@ -43,7 +43,7 @@ class BoundArguments:
         return args, kwargs
 
     def copy(self) -> BoundArguments:
-        """The same values in lists of their own."""
+        """The same values in new lists."""
         duplicate = BoundArguments()
         duplicate.args, duplicate.arg_names = list(self.args), list(self.arg_names)
         duplicate.kwargs = dict(self.kwargs)
@@ -181,7 +181,7 @@ def _warn_of_dicts(values: Sequence[Any]) -> None:
 
 
 def micro_batches_per_host_step(options: Options) -> int:
-    """Into how many pieces dimension 0 of every input is cut: device iterations x accumulation x groups of replicas."""
+    """Micro-batches along dimension 0 of every input: device iterations x accumulation x groups of replicas."""
     groups = options.replication_factor // options.input_group_size
     return int(options.device_iterations * groups * options.Training.gradient_accumulation)
 

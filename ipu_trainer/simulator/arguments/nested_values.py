@@ -1,7 +1,7 @@
-"""Nested arguments and results: their tensors in order, and the same nesting around other tensors.
+"""Nested arguments and results: their tensors in order, and the same structure around other tensors.
 
-torch.utils._pytree does something close, but knows nothing of Transformers' ModelOutput (a dictionary subclass) or of
-the parsers that programs register, and its order of dictionaries differs per version.
+torch.utils._pytree is similar, but supports neither Transformers' ModelOutput (a dictionary subclass) nor parsers that programs
+register, and its order of dictionaries differs between releases.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ipu_trainer.simulator.errors import createPoptorchError
 
 
 class ICustomArgParser(abc.ABC):
-    """Takes apart and rebuilds values of a class that holds tensors."""
+    """Flattens and rebuilds values of a class that holds tensors."""
 
     @abc.abstractmethod
     def yieldTensors(self, struct: Any) -> Iterator[torch.Tensor]:
@@ -23,14 +23,14 @@ class ICustomArgParser(abc.ABC):
 
     @abc.abstractmethod
     def reconstruct(self, original_structure: Any, tensor_iterator: Iterator[torch.Tensor]) -> Any:
-        """A value like `original_structure` around tensors taken from the iterator, in the order of yieldTensors."""
+        """A value like `original_structure` around the iterator's tensors, in the order of yieldTensors."""
 
 
 custom_arg_parsers: Dict[Type[Any], ICustomArgParser] = {}
 
 
 def registerCustomArgParser(arg_data_type: Type[Any], arg_parser: Optional[ICustomArgParser]) -> None:
-    """Use `arg_parser` for arguments and results of this class and its subclasses; None forgets the present one."""
+    """Use `arg_parser` for arguments and results of this class and its subclasses; None removes the present one."""
     if arg_parser is None:
         custom_arg_parsers.pop(arg_data_type, None)
     elif isinstance(arg_parser, ICustomArgParser):
@@ -72,7 +72,7 @@ def _collect(value: Any, like: Any, found: List[torch.Tensor]) -> None:
 
 
 def with_tensors(value: Any, tensors: Sequence[torch.Tensor]) -> Any:
-    """`value` with its tensors replaced, in the order of tensors_of; everything else is kept."""
+    """`value` with its tensors replaced, in the order of tensors_of; everything else is unchanged."""
     return _rebuild(value, iter(tensors))
 
 

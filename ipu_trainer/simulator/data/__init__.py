@@ -1,1 +1,1 @@
-"""poptorch.DataLoader and the process that loads ahead of it."""
+"""poptorch.DataLoader, and the process that prefetches for it."""

@@ -1,8 +1,7 @@
-"""poptorch.AsynchronousDataAccessor: a process that loads ahead, into a ring of buffers in shared memory.
+"""poptorch.AsynchronousDataAccessor: a process that prefetches into a ring of buffers in shared memory.
 
-Returned tensors are the ring's own: the device's library hands them out without a copy, and they are overwritten when
-the process comes round to them again. The same holds here, and is what a program must be able to live with: clone
-what you keep.
+Returned tensors are views of the ring, as in the SDK, which does not copy them: the process overwrites them later. Clone what
+has to last.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ _CONTEXTS = {
     SharingStrategy.ForkServer: "forkserver",
 }
 _ITEM, _END, _LAYOUT, _FAILED = "item", "end", "layout", "failed"
-# How often somebody who waits for data looks whether the process that brings it is alive.
-_LOOK_EVERY_S = 0.5
+# Interval at which a wait for data checks whether the loading process is alive.
+_POLL_INTERVAL_S = 0.5
 _accessors: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
@@ -50,10 +49,9 @@ class AsynchronousDataAccessor:
         sharing_strategy: SharingStrategy = SharingStrategy.ForkServer,
         rebatched_size: Optional[int] = None,
     ) -> None:
-        """buffer_size: how many items the process may be ahead. load_indefinitely: begin the next epoch before it is
-        asked for. early_preload: begin before the first iter(). rebatched_size: cut the items anew, to this size.
-        miss_sleep_time_in_ms: how long the SDK's library sleeps between two looks at its buffers; here nobody sleeps, a
-        wait ends when there is data.
+        """buffer_size: items that the process may prefetch. load_indefinitely: load the next epoch before it is requested.
+        early_preload: load before the first iter(). rebatched_size: split and join items to this size.
+        miss_sleep_time_in_ms: the SDK's polling interval; no effect, since a wait ends as soon as there is data.
 
         Raises Error if the DataLoader is asynchronous already, if the data set is empty or its process fails to
         start, AssertionError for settings that exclude each other.
@@ -91,8 +89,8 @@ class AsynchronousDataAccessor:
     def _start(self, loader: _Loader, sharing: SharingStrategy, buffer_size: int) -> None:
         context: Any = multiprocessing.get_context(_CONTEXTS[sharing])
         if sharing == SharingStrategy.ForkServer:
-            context.set_forkserver_preload([__name__])  # the server imports torch, once for all processes
-        self._free = context.Queue()  # numbers of buffers that the process may fill
+            context.set_forkserver_preload([__name__])  # imports torch once for all processes
+        self._free = context.Queue()  # indices of buffers that the process may fill
         self._filled = context.Queue()
         self._commands = context.Queue()
         with contextlib.ExitStack() as stack:
@@ -117,10 +115,10 @@ class AsynchronousDataAccessor:
     def _next_message(self) -> Tuple[str, Any]:
         while True:
             try:
-                return self._filled.get(timeout=_LOOK_EVERY_S)  # type: ignore[no-any-return]
+                return self._filled.get(timeout=_POLL_INTERVAL_S)  # type: ignore[no-any-return]
             except queue.Empty:
                 if not self._process.is_alive():
-                    with contextlib.suppress(queue.Empty):  # it may have spoken last
+                    with contextlib.suppress(queue.Empty):  # its last message
                         return self._filled.get(timeout=0.1)  # type: ignore[no-any-return]
                     return _FAILED, f"it ended with exit code {self._process.exitcode}"
 
@@ -173,7 +171,7 @@ class AsynchronousDataAccessor:
             if kind == _ITEM and epoch == self._epoch:
                 self._held = number
                 return self._item(number, size)
-            if kind == _ITEM:  # of an epoch that was given up
+            if kind == _ITEM:  # of an abandoned epoch
                 self._free.put(number)
             elif epoch == self._epoch:
                 self._ended = True
@@ -190,7 +188,7 @@ class AsynchronousDataAccessor:
 
 
 class _Loader:
-    """What runs in the process: reads the data set, and writes items into free buffers."""
+    """Runs in the process: reads the data set and writes items into free buffers."""
 
     def __init__(
         self,
@@ -207,10 +205,10 @@ class _Loader:
         self._early_preload = early_preload
         self._rebatched_size = rebatched_size
         self._drop_last = drop_last
-        self.has_workers = getattr(dataset, "num_workers", 0) > 0  # a daemon may not have processes of its own
+        self.has_workers = getattr(dataset, "num_workers", 0) > 0  # a daemon may not start processes
 
     def __call__(self, free: Any, filled: Any, commands: Any) -> None:
-        """Serve epochs until None is commanded. Says the layout of an item first."""
+        """Serve epochs until the command None. The first message is the layout of an item."""
         iterator = self._items()
         first = next(iterator, None)
         if first is None:
@@ -220,8 +218,8 @@ class _Loader:
             torch.empty((self._buffer_size, *tensor.shape), dtype=tensor.dtype).share_memory_() for tensor in tensors
         ]
         filled.put((_LAYOUT, (structure, buffers)))
-        epoch, begun = 1, self._early_preload
-        if not begun and commands.get() is None:
+        epoch = 1
+        if not self._early_preload and commands.get() is None:
             return
         items = _chain(first, iterator)
         while True:
@@ -240,7 +238,7 @@ class _Loader:
             number, asked = _free_buffer(free, commands, asked)
             if number is None:
                 return asked
-            if asked > epoch:  # given up
+            if asked > epoch:  # abandoned
                 free.put(number)
                 return asked
             for buffer, tensor in zip(buffers, tensors):
@@ -288,7 +286,7 @@ def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
 
 
 def _free_buffer(free: Any, commands: Any, asked: int) -> Tuple[Optional[int], Any]:
-    """A buffer to fill and the newest epoch asked for; (None, None) to end."""
+    """A buffer to fill and the newest requested epoch; (None, None) to end."""
     while True:
         with contextlib.suppress(queue.Empty):
             while True:
@@ -314,7 +312,7 @@ def _flat(item: Any) -> List[torch.Tensor]:
 
 
 def _bare(item: Any) -> Any:
-    """The item's structure around empty tensors: what crosses to the other process once."""
+    """The item's structure around empty tensors, which is sent once."""
     return with_tensors(item, [torch.empty(0) for _ in tensors_of(item)])
 
 
@@ -324,11 +322,11 @@ def _load(loader: Any, parsers: Any, free: Any, filled: Any, commands: Any) -> N
     try:
         if isinstance(loader, str):
             with open(loader, "rb") as file:
-                loader = pickle.load(file)  # written by the parent, a moment ago
+                loader = pickle.load(file)  # written by the parent process
         loader(free, filled, commands)
     except KeyboardInterrupt:
         pass
-    except BaseException as error:  # whatever the data set raises is shown, and told to the other side
+    except BaseException as error:  # of the data set: printed here, and sent to the parent
         traceback.print_exc()
         filled.put((_FAILED, f"{type(error).__name__}: {error}"))
         filled.close()

@@ -39,9 +39,9 @@ class DataLoader(torch.utils.data.DataLoader):  # type: ignore[type-arg]
         batch_sampler: Optional[Union[torch.utils.data.Sampler[Sequence[int]], Iterable[Sequence[int]]]] = None,
         **kwargs: Any,
     ) -> None:
-        """Everything that is not named here goes to torch's DataLoader.
+        """Further arguments are torch's DataLoader's.
 
-        mode: load here (Sync), in a process of its own (Async), or there in smaller pieces of `rebatched_worker_size`
+        mode: load in this process (Sync), in a separate one (Async), or there in batches of `rebatched_worker_size`
         (AsyncRebatched). batch_size=None switches combining off. Raises Error and AssertionError for combinations
         that exclude each other.
         """
@@ -65,7 +65,7 @@ class DataLoader(torch.utils.data.DataLoader):  # type: ignore[type-arg]
         self._shuffles_over_processes = False
         self._check_dataset(dataset, batch_sampler, num_workers, kwargs)
         if partition:
-            dataset = self._own_share(dataset, bool(shuffle))
+            dataset = self._share_of_process(dataset, bool(shuffle))
             shuffle = False if self._shuffles_over_processes else shuffle
 
         worker_batch_size: Optional[int] = 1 if batch_sampler is not None else self._combined_batch_size
@@ -145,7 +145,7 @@ class DataLoader(torch.utils.data.DataLoader):  # type: ignore[type-arg]
                 combine,
             )
 
-    def _own_share(self, dataset: Any, shuffle: bool) -> Any:
+    def _share_of_process(self, dataset: Any, shuffle: bool) -> Any:
         assert not isinstance(dataset, torch.utils.data.IterableDataset), (
             "auto_distributed_partitioning not supported for IterableDataset"
         )
@@ -192,7 +192,7 @@ class DataLoader(torch.utils.data.DataLoader):  # type: ignore[type-arg]
         return self.batches()
 
     def batches(self) -> Iterator[Any]:
-        """The combined batches, loaded here."""
+        """The combined batches, loaded in this process."""
         if self._shuffles_over_processes:
             self.dataset.shuffle_global_indices()  # type: ignore[attr-defined]  # a _SubDataset
             self.dataset.swap_range()  # type: ignore[attr-defined]
@@ -206,12 +206,12 @@ def _divide(number: int, by: int, drop_last: bool) -> int:
     return number // by if drop_last else math.ceil(number / by)
 
 
-def _combined(batches: Iterator[Any], how_many: int, drop_last: bool) -> Iterator[Any]:
-    """Every `how_many` batches as one."""
+def _combined(batches: Iterator[Any], count: int, drop_last: bool) -> Iterator[Any]:
+    """Every `count` batches as one."""
     waiting: List[Any] = []
     for batch in batches:
         waiting.append(batch)
-        if len(waiting) == how_many:
+        if len(waiting) == count:
             yield _concatenated(waiting)
             waiting = []
     if waiting and not drop_last:
@@ -226,8 +226,8 @@ def _concatenated(batches: Sequence[Any]) -> Any:
 class _SubDataset(torch.utils.data.Dataset):  # type: ignore[type-arg]
     """One process's share of a data set: whole steps of it, or with drop_last=False an equal share of everything.
 
-    All processes shuffle the whole data set alike. What is left over when whole steps are shared out takes turns: on
-    every second epoch each share begins that much later.
+    All processes shuffle the whole data set alike. Samples that are left over after whole steps are used in turn: in every
+    second epoch each share begins that many samples later.
     """
 
     def __init__(self, dataset: Any, options: Options, step: int, drop_last: bool) -> None:
@@ -239,7 +239,7 @@ class _SubDataset(torch.utils.data.Dataset):  # type: ignore[type-arg]
         else:
             shares = [len(dataset) // processes + (len(dataset) % processes > p) for p in range(processes)]
             self._length, self._base_offset, self._leftovers = shares[process], sum(shares[:process]), 0
-        # Shared, as the order is: loading processes live on and must see the next epoch's.
+        # In shared memory, as the order is: persistent workers must see the next epoch's.
         self._offset = torch.tensor(self._base_offset).share_memory_()
         self._dataset = dataset
         self._seed = options.random_seed if options.exists("random_seed") else None

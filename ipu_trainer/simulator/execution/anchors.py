@@ -1,7 +1,7 @@
-"""Tensors of the device that a program asks for by name: options.anchorTensor() and executor.getAnchoredTensor().
+"""Tensors of the device that a program requests by name: options.anchorTensor() and executor.getAnchoredTensor().
 
-PopART has a name for every tensor of its graph. Here only those exist that a program can know without seeing the
-graph: weights and buffers, their gradients (Gradient___<weight>, reduced, as the update uses them), the weights after
+PopART names every tensor of its graph. The simulator has only those that do not depend on the graph: weights and buffers, their
+gradients (Gradient___<weight>, reduced, as the update uses them), the weights after
 the update (UpdatedVar___<weight>) and the loss scale (finalLossScale). There is one value for each weight update, or
 for each device iteration of inference; the output mode chooses among them.
 """
@@ -22,7 +22,7 @@ GRADIENT, UPDATED, LOSS_SCALE = "Gradient___", "UpdatedVar___", "finalLossScale"
 
 
 def tensor_names(weights: DeviceWeights, optimizer: Optional[WeightUpdate], num_inputs: int) -> List[str]:
-    """Every name that is known: inputs, weights and buffers, and in training what an update has."""
+    """All names: inputs, weights and buffers, and in training those of an update."""
     names = [f"input/{i}" if i else "input" for i in range(num_inputs)]
     names += [variable.name for variable in weights.variables]
     if optimizer is not None:
@@ -51,14 +51,14 @@ class Anchors:
         for short, (name, _, _) in self._wanted.items():
             if name not in known:
                 raise compiler_error(
-                    f"anchorTensor({short!r}, {name!r}): the simulator has no graph of PopART's, and no tensor of that "
+                    f"anchorTensor({short!r}, {name!r}): the simulator has no graph, and no tensor of that "
                     f"name. It knows {', '.join(known)}. Return other tensors from forward."
                 )
         self._collected: Dict[str, List[torch.Tensor]] = {}
         self.values: Dict[str, torch.Tensor] = {}
 
     def collect(self, gradients: Optional[Dict[int, torch.Tensor]]) -> None:
-        """Note the values after a weight update (or, with None, after a device iteration of inference)."""
+        """Collect the values after a weight update (or, with None, after a device iteration of inference)."""
         for short, (name, _, _) in self._wanted.items():
             self._collected.setdefault(short, []).append(leave_device(self._value(name, gradients)))
 
@@ -73,7 +73,7 @@ class Anchors:
         return self._variables[name[len(UPDATED) :] if name.startswith(UPDATED) else name].copies[0]
 
     def finish(self) -> None:
-        """The host step is over: choose by mode. All and EveryN stack along a new first dimension if several."""
+        """At the end of a host step, select by mode. All and EveryN stack along a new first dimension if several."""
         for short, (_, mode, period) in self._wanted.items():
             found = self._collected.get(short, [])
             if mode == OutputMode.Sum:

@@ -23,7 +23,7 @@ _enabled = False
 
 
 def coalesce_micro_batches(on: bool = True) -> None:
-    """Whether executors made from now on coalesce the micro-batches of an update.
+    """Whether executors created from now on coalesce the micro-batches of an update.
 
     Their calls raise ValueError where coalesced gradients would differ from those of micro-batches one by one.
     """

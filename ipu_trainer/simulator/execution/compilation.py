@@ -1,8 +1,8 @@
-"""What happens once, at the first call: forward runs on one micro-batch, watched, and everything fixed is written down.
+"""Compilation, at the first call: forward runs once on one micro-batch, under observation, to record what stays fixed.
 
-The device compiles a graph; here nothing is translated. But what compiling would refuse is refused, at the same time
-and with the same words: no loss or two of them, a pipeline that is deeper than its accumulation, a number of IPUs that
-cannot be reserved, buffers that replicas would disagree on, transfers that cannot overlap.
+The SDK compiles a graph; the simulator translates nothing, but refuses what the SDK's compiler refuses, with the same messages:
+no loss or several, a pipeline deeper than its accumulation, a number of IPUs that cannot be reserved, buffers that differ
+between replicas, transfers that cannot overlap.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ipu_trainer.simulator.forward import context as running
 from ipu_trainer.simulator.forward.blocks import BlockTracker, ExecutedBlock
 from ipu_trainer.simulator.forward.observer import CompilationObserver, final_loss
 from ipu_trainer.simulator.forward.placement_log import PlacementLog
-from ipu_trainer.simulator.forward.readiness import Finding
+from ipu_trainer.simulator.forward.readiness import UnsupportedUse
 from ipu_trainer.simulator.logs import logger
 from ipu_trainer.simulator.numerics.half_precision import FloatingPointChecks, HalfInFloat
 from ipu_trainer.simulator.options.compiler_options import validate_options
@@ -60,29 +60,29 @@ def _register(hooks: Dict[int, Callable[[], Any]], when: str, hook: Callable[[],
 
 @dataclasses.dataclass
 class Compilation:
-    """What is known of a model once it is compiled.
+    """A compiled model.
 
     structure: forward's result around empty tensors, None if it returned nothing. blocks: the executed blocks in
-    order. num_stages counts pipeline stages of forward, num_ipus the IPUs of one replica. loss_index says which of
-    the num_losses losses is the final one (-1 in inference). written_inputs are those that forward changes in place.
-    findings is the IPU-readiness report.
+    order. num_stages counts pipeline stages of forward, num_ipus the IPUs of one replica. loss_index is the index of the
+    final loss among num_losses (-1 in inference). written_inputs are those that forward changes in place. findings is the
+    IPU-readiness report.
     """
 
-    structure: Any
-    blocks: Tuple[ExecutedBlock, ...]
-    num_stages: int
-    num_ipus: int
-    num_losses: int
-    loss_index: int
-    findings: Tuple[Finding, ...]
-    has_half: bool
     checks_floats: bool
-    written_inputs: Tuple[int, ...]
     training_flags: List[Tuple[torch.nn.Module, bool]]
+    has_half: bool = True  # until forward has run, which may create float16 tensors
+    structure: Any = None
+    blocks: Tuple[ExecutedBlock, ...] = ()
+    num_stages: int = 1
+    num_ipus: int = 1
+    num_losses: int = 0
+    loss_index: int = -1
+    findings: Tuple[UnsupportedUse, ...] = ()
+    written_inputs: Tuple[int, ...] = ()
 
     @contextlib.contextmanager
     def modes_of_modules(self, model: torch.nn.Module) -> Iterator[None]:
-        """train() and eval() as they were when the model was compiled, until the body ends."""
+        """train() and eval() of all modules as at compilation, until the body ends."""
         changed = [(m, m.training) for m, compiled in self.training_flags if m.training != compiled]
         if not changed:
             yield
@@ -98,7 +98,7 @@ class Compilation:
 
 @contextlib.contextmanager
 def modes(compilation: Compilation, device: torch.device) -> Iterator[None]:
-    """Compute as the device does: half without kernels, checks of floats, new tensors on the device."""
+    """Compute as the device does: float16 without kernels, floating-point exceptions, new tensors on the device."""
     with contextlib.ExitStack() as stack:
         if compilation.has_half and device.type == "cpu":
             stack.enter_context(HalfInFloat())
@@ -119,9 +119,10 @@ def compile_model(
     device: torch.device,
     training: bool,
 ) -> Compilation:
-    """Run forward once, on the first micro-batch of `inputs`, and leave no trace in weights, buffers or generators.
+    """Run forward once, on the first micro-batch of `inputs`, without a change of weights, buffers or generators.
 
-    Calls the registered hooks before and after. Raises Error or AssertionError for what the device's compiler refuses.
+    Calls the registered hooks before and after. Raises Error or AssertionError for
+    what the SDK's compiler refuses.
     """
     began = time.perf_counter()
     _check_options(options, training)
@@ -133,16 +134,7 @@ def compile_model(
     placement = PlacementLog(_mode(options)) if logger.isEnabledFor(logging.DEBUG) else None
     observer = CompilationObserver(device, tensors, [variable.host() for variable in weights.variables], placement)
     compilation = Compilation(
-        structure=None,
-        blocks=(),
-        num_stages=1,
-        num_ipus=1,
-        num_losses=0,
-        loss_index=-1,
-        findings=(),
-        has_half=True,  # until it is known: forward may make half tensors by itself
         checks_floats=bool(options._Popart.options.get("enableFloatingPointChecks", False)),
-        written_inputs=(),
         training_flags=[(module, module.training) for module in model.modules()],
     )
     buffers = [(variable, [copy.clone() for copy in variable.copies]) for variable in weights.buffers]
@@ -153,7 +145,7 @@ def compile_model(
                     hook()
                 tracker.start()
                 args, kwargs = bound.with_tensors(tensors)
-                with contextlib.nullcontext() if placement is None else placement.following(model):
+                with contextlib.nullcontext() if placement is None else placement.tracking(model):
                     result = model(*args, **kwargs)
                 tracker.finish()
         finally:
@@ -316,7 +308,7 @@ def _check_overlap(observer: CompilationObserver, outputs: Sequence[torch.Tensor
 
 
 def _restore(buffers: Sequence[Tuple[Any, List[torch.Tensor]]]) -> List[str]:
-    """Put the buffers back as they were. Returns the names of those that forward had changed."""
+    """Restore the buffers. Returns the names of those that forward had changed."""
     changed = []
     for variable, before in buffers:
         same = all(torch.equal(copy, old) or _both_nan(copy, old) for copy, old in zip(variable.copies, before))

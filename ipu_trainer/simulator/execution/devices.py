@@ -15,13 +15,13 @@ _held: Dict[int, weakref.ref[Any]] = {}  # id of a device that was requested by 
 
 
 def use_torch_device(device: Union[str, torch.device]) -> None:
-    """Executors made from now on compute on this device. Raises ValueError for one that torch does not have here."""
+    """Executors created from now on compute on this device. Raises ValueError for one that torch does not have here."""
     global _device
     wanted = torch.device(device)
     if wanted.type not in ("cpu", "cuda"):
         raise ValueError(f"the simulator computes on cpu or cuda, not on {wanted}")
     if wanted.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"{wanted} was asked for, and torch {torch.__version__} sees no CUDA device. Use cpu.")
+        raise ValueError(f"{wanted} was requested, and torch {torch.__version__} sees no CUDA device. Use cpu.")
     _device = wanted
 
 
@@ -31,7 +31,7 @@ def torch_device() -> torch.device:
 
 
 def ipuHardwareIsAvailable(num_ipus: int = 1) -> bool:
-    """True: the simulated device stands for as many IPUs as one process may have (64)."""
+    """Whether num_ipus are at most 64, the most that one process may have."""
     return num_ipus <= 64
 
 
@@ -41,7 +41,7 @@ def ipuHardwareVersion() -> int:
 
 
 def acquire(executor: Any, num_ipus: int, device_id: Optional[int]) -> None:
-    """Take devices for the executor. Those asked for by number are exclusive; of the others there are enough.
+    """Reserve devices for the executor. Those requested by number are exclusive; of the others there are enough.
 
     Raises Error if another executor holds the device.
     """
@@ -57,6 +57,6 @@ def acquire(executor: Any, num_ipus: int, device_id: Optional[int]) -> None:
 
 
 def release(executor: Any) -> None:
-    """Give the executor's devices back."""
+    """Release the executor's devices."""
     for device_id in [key for key, holder in _held.items() if holder() is executor]:
         del _held[device_id]

@@ -1,14 +1,13 @@
 """One host step: micro-batches through the model, gradients reduced, weights updated, outputs gathered.
 
-A micro-batch runs whole, in eager PyTorch, whatever the pipeline: stages change when something is computed, never
-what. Weights are those of the last update for every micro-batch of a step, as on the device, where a pipeline is
-drained before an update.
+A micro-batch runs as a whole, in eager PyTorch, whatever the pipeline: stages affect when something is computed, never its
+value. All micro-batches of an update use the same weights, as on the device, which drains the pipeline before an update.
 """
 
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 
@@ -37,9 +36,9 @@ from ipu_trainer.simulator.state.random_state import DeviceRandom
 
 
 def enter_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The tensor as an input of the model: without a gradient, on the device, narrowed to the device's types.
+    """The tensor as an input of the model: detached, on the device, narrowed to the device's types.
 
-    64-bit integers lose what 32 bits cannot hold and stay 64-bit tensors, since torch wants those for indices.
+    64-bit integers are narrowed to 32 bits but stay 64-bit tensors, which torch requires of indices.
     """
     tensor = tensor.detach()
     if tensor.dtype == torch.float64:
@@ -47,6 +46,15 @@ def enter_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     elif tensor.dtype == torch.int64:
         tensor = tensor.to(torch.int32).to(torch.int64)
     return tensor.to(device)
+
+
+class _HostStep(NamedTuple):
+    """One call: its inputs, the arguments that were compiled, the device's weights in the model, and the outputs so far."""
+
+    inputs: List[torch.Tensor]
+    compiled: BoundArguments
+    installed: InstalledWeights
+    outputs: OutputCollector
 
 
 class Engine:
@@ -88,45 +96,35 @@ class Engine:
             inputs[position] = inputs[position].clone()
         if self._coalesces:
             check_coalescible(self)
-        collector = OutputCollector(
-            OutputMode(options.output_mode),
-            int(options.output_return_period),
-            self._iterations,
-            self._accumulation,
-            self._replicas,
-        )
         with contextlib.ExitStack() as stack:
-            installed = stack.enter_context(self._weights.installed())
+            step = _HostStep(inputs, like, stack.enter_context(self._weights.installed()), self._new_collector())
             stack.enter_context(self._random.running())
             stack.enter_context(modes(self.compilation, self._device))
             stack.enter_context(self.compilation.modes_of_modules(self._model))
             for iteration in range(self._iterations):
-                reduced = self._gradients(iteration, inputs, like, installed, collector)
+                reduced = self._gradients(step, iteration)
                 if reduced is not None and self.optimizer is not None:
                     self.optimizer.step(reduced, self._random.rounding)
                 self.anchors.collect(reduced)
             self.anchors.finish()
         with torch.no_grad():
-            for position in self.compilation.written_inputs:  # the program sees what forward wrote into them
+            for position in self.compilation.written_inputs:  # forward's writes are visible to the program
                 given[position].copy_(inputs[position])
-        return collector.result()
+        return step.outputs.result()
 
-    def _gradients(
-        self,
-        iteration: int,
-        inputs: Sequence[torch.Tensor],
-        like: BoundArguments,
-        installed: InstalledWeights,
-        collector: OutputCollector,
-    ) -> Optional[Dict[int, torch.Tensor]]:
+    def _new_collector(self) -> OutputCollector:
+        mode, period = OutputMode(self.options.output_mode), int(self.options.output_return_period)
+        return OutputCollector(mode, period, self._iterations, self._accumulation, self._replicas)
+
+    def _gradients(self, step: _HostStep, iteration: int) -> Optional[Dict[int, torch.Tensor]]:
         """The gradients of one weight update; None in inference. Collects the outputs."""
         if not self._coalesces:
-            return self._one_by_one(iteration, inputs, like, installed, collector)
+            return self._one_by_one(step, iteration)
         if self._verified:
-            return self._coalesced(iteration, inputs, like, installed, collector)
+            return self._coalesced(step, iteration)
         buffers = [copy.clone() for variable in self._weights.buffers for copy in variable.copies]
-        expected = self._one_by_one(iteration, inputs, like, installed, None)
-        found = self._coalesced(iteration, inputs, like, installed, collector)
+        expected = self._one_by_one(step._replace(outputs=self._new_collector()), iteration)
+        found = self._coalesced(step, iteration)
         now = [copy for variable in self._weights.buffers for copy in variable.copies]
         if not all(torch.equal(before, after) for before, after in zip(buffers, now)):
             for before, after in zip(buffers, now):
@@ -136,56 +134,38 @@ class Engine:
         self._verified = True
         return found
 
-    def _one_by_one(
-        self,
-        iteration: int,
-        inputs: Sequence[torch.Tensor],
-        like: BoundArguments,
-        installed: InstalledWeights,
-        collector: Optional[OutputCollector],
-    ) -> Optional[Dict[int, torch.Tensor]]:
-        gradients = None if self.optimizer is None else Gradients(self.optimizer, installed, self.options)
+    def _one_by_one(self, step: _HostStep, iteration: int) -> Optional[Dict[int, torch.Tensor]]:
+        gradients = None if self.optimizer is None else Gradients(self.optimizer, step.installed, self.options)
         for accumulation in range(self._accumulation):
             for replica in range(self._replicas):
-                tensors = self._pieces(inputs, iteration, accumulation, replica)
-                args, kwargs = like.with_tensors(tensors)
-                installed.use_replica(replica)
+                args, kwargs = step.compiled.with_tensors(self._inputs_of(step, iteration, accumulation, replica))
+                step.installed.use_replica(replica)
                 outputs = self._micro_batch(args, kwargs, gradients, replica)
-                if collector is not None:
-                    collector.add((iteration, accumulation, replica), outputs)
+                step.outputs.add((iteration, accumulation, replica), outputs)
         return None if gradients is None else gradients.reduced()
 
-    def _coalesced(
-        self,
-        iteration: int,
-        inputs: Sequence[torch.Tensor],
-        like: BoundArguments,
-        installed: InstalledWeights,
-        collector: OutputCollector,
-    ) -> Dict[int, torch.Tensor]:
+    def _coalesced(self, step: _HostStep, iteration: int) -> Dict[int, torch.Tensor]:
         """As _one_by_one(), with one forward and backward for all micro-batches of a replica."""
         assert self.optimizer is not None
         count, mode = self._accumulation, OutputMode(self.options.output_mode)
-        gradients = Gradients(self.optimizer, installed, self.options)
+        gradients = Gradients(self.optimizer, step.installed, self.options)
         outputs = []
         for replica in range(self._replicas):
-            pieces = [self._pieces(inputs, iteration, accumulation, replica) for accumulation in range(count)]
-            args, kwargs = like.with_tensors([concatenate(parts) for parts in zip(*pieces)])
-            installed.use_replica(replica)
+            inputs = [self._inputs_of(step, iteration, accumulation, replica) for accumulation in range(count)]
+            args, kwargs = step.compiled.with_tensors([concatenate(parts) for parts in zip(*inputs)])
+            step.installed.use_replica(replica)
             outputs.append(split_outputs(self._micro_batch(args, kwargs, gradients, replica, count), count, mode))
         for accumulation in range(count):
             for replica in range(self._replicas):
-                collector.add((iteration, accumulation, replica), outputs[replica][accumulation])
+                step.outputs.add((iteration, accumulation, replica), outputs[replica][accumulation])
         return gradients.reduced()
 
-    def _pieces(
-        self, inputs: Sequence[torch.Tensor], iteration: int, accumulation: int, replica: int
-    ) -> List[torch.Tensor]:
+    def _inputs_of(self, step: _HostStep, iteration: int, accumulation: int, replica: int) -> List[torch.Tensor]:
         """The inputs of one micro-batch."""
         options = self.options
         groups = self._replicas // int(options.input_group_size)
         index = (iteration * self._accumulation + accumulation) * groups + input_group(replica, options)
-        return [micro_batch_of(tensor, index, micro_batches_per_host_step(options), options) for tensor in inputs]
+        return [micro_batch_of(tensor, index, micro_batches_per_host_step(options), options) for tensor in step.inputs]
 
     def _micro_batch(
         self,
@@ -221,16 +201,16 @@ class Engine:
     def _loss_index(self, losses: Sequence[torch.Tensor]) -> int:
         if len(losses) == self.compilation.num_losses:
             return self.compilation.loss_index
-        return final_loss(losses)  # forward took another way than when it was compiled
+        return final_loss(losses)  # forward took another branch than at compilation
 
 
 def _synthetic(tensor: torch.Tensor) -> torch.Tensor:
-    """What enableSyntheticData(True) computes with instead of a transferred input."""
+    """The replacement of an input under enableSyntheticData(True)."""
     return torch.randn_like(tensor) if tensor.is_floating_point() else torch.zeros_like(tensor)
 
 
 def input_group(replica: int, options: Options) -> int:
-    """Which share of the inputs a replica gets."""
+    """The index of the share of the inputs that a replica gets."""
     size, kind = int(options.input_group_size), options.input_cgt
     if size == 1:
         return replica
@@ -242,8 +222,8 @@ def input_group(replica: int, options: Options) -> int:
 class Gradients:
     """The gradients of one weight update, summed up over micro-batches and replicas.
 
-    Where weights and sums are float32 and shared by all replicas, autograd adds them up in place. Otherwise each
-    micro-batch's gradient is added to a sum of its own, in the type that the optimizer asks for.
+    Where weights and sums are float32 and shared by all replicas, autograd accumulates in place. Otherwise each micro-batch's
+    gradient is added to a separate sum, in the optimizer's accum_type.
     """
 
     def __init__(self, optimizer: WeightUpdate, installed: InstalledWeights, options: Options) -> None:
@@ -281,7 +261,7 @@ class Gradients:
         if loss.requires_grad:
             seed = self._scaling / self._accumulation if self._mean_of_loss else self._scaling
             seed *= 1 if self._running_mean else count
-            # Made in float32 and then narrowed, so that a scale beyond half's range becomes infinite, as there.
+            # Computed in float32 and then narrowed, so that a scale beyond float16's range becomes infinite, as on the device.
             scaled = torch.full(loss.shape, seed, device=loss.device).to(loss.dtype)
             loss.backward(None if loss.dim() == 0 and seed == 1.0 else scaled)
         for slots, host in self._summed:

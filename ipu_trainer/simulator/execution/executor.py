@@ -1,8 +1,7 @@
 """PoplarExecutor: one model on one simulated device.
 
-An executor ties one model to one simulated device. It keeps the life cycle (compiled, attached, destroyed), knows
-whether the host's or the device's copy of the weights is newer, and copies them when the other side needs them. The
-work itself is compilation.py's and engine.py's, the optimizer optimizer_link.py's.
+It manages the life cycle (compiled, attached, destroyed), tracks whether the host's or the device's weights are newer, and
+copies them when the other side needs them. compilation.py and engine.py do the work, optimizer_link.py the optimizer's.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from ipu_trainer.simulator.execution.saved_executables import (
     write_executable,
 )
 from ipu_trainer.simulator.forward.blocks import BlockObserver
-from ipu_trainer.simulator.forward.readiness import Finding
+from ipu_trainer.simulator.forward.readiness import UnsupportedUse
 from ipu_trainer.simulator.logs import logger
 from ipu_trainer.simulator.ops import printing
 from ipu_trainer.simulator.optim import optimizers as optim
@@ -80,7 +79,7 @@ class PoplarExecutor:
         self._followed = followed
         self._pick_output_mode()
         for anchor in self._options.anchored_tensors.values():
-            if anchor[1]:  # no mode of its own
+            if anchor[1]:  # without an output mode
                 anchor[2:] = [OutputMode(self._options.output_mode), self._options.output_return_period]
         self._binder = ArgumentBinder(model.forward)
         self._device = torch_device()
@@ -120,7 +119,7 @@ class PoplarExecutor:
             )
         raise createPoptorchError(message)
 
-    # What it is.
+    # Properties.
 
     @property
     def model(self) -> torch.nn.Module:
@@ -129,12 +128,12 @@ class PoplarExecutor:
 
     @property
     def options(self) -> Options:
-        """The executor's own, frozen copy of the options."""
+        """The executor's frozen copy of the options."""
         return self._options
 
     @property
-    def readiness(self) -> Tuple[Finding, ...]:
-        """What forward did while it was compiled that an IPU cannot do. Empty before compiling."""
+    def readiness(self) -> Tuple[UnsupportedUse, ...]:
+        """What forward did during compilation that an IPU cannot do. Empty before compilation."""
         return () if self._compilation is None else self._compilation.findings
 
     @property
@@ -169,7 +168,7 @@ class PoplarExecutor:
         return self.__dict__.get("_compilation") is not None
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile for these arguments, without running. Ignored, with a warning, if that happened already."""
+        """Compile for these arguments, without running. Ignored, with a warning, if already compiled."""
         bound = self._binder.bind(args, kwargs, compiled=False)
         if self.isCompiled():
             logger.warning("Call to compile() ignored: the executable is already compiled")
@@ -208,12 +207,12 @@ class PoplarExecutor:
                 self._attach()
             except Error:
                 if self._link is not None:
-                    self._link.device = None
+                    self._link.update = None
                 self._compilation = self._engine = self._weights = self._compiled_arguments = None
                 raise
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run one host step. Compiles and attaches first where that has not happened."""
+        """Run one host step. Compiles and attaches first where necessary."""
         assert self._options.connection_type != ConnectionType.Never, (
             "Trying to run a model on an offline device (ConnectionType.Never): use model.compile(inputs) instead of "
             "model(inputs)"
@@ -238,7 +237,7 @@ class PoplarExecutor:
         return None if self._compilation.structure is None else with_tensors(self._compilation.structure, outputs)
 
     def _follow_training(self) -> None:
-        """An inference executor of a model that another executor trains gets that one's weights first."""
+        """Fetch the weights from the executor that trains the same model, if there is one."""
         fetch = getattr(self._followed, "copyWeightsToHostIfNeeded", None)
         if self._followed is not None and callable(fetch):
             fetch()
@@ -258,7 +257,7 @@ class PoplarExecutor:
         return (0, 0) if self._link is None else self._link.bytes_per_parameter()
 
     def observe(self, observer: BlockObserver) -> None:
-        """Let the observer follow every block of every micro-batch from now on."""
+        """Call the observer for every block of every micro-batch from now on."""
         self._observers.append(observer)
         if self._engine is not None:
             self._engine.observers = list(self._observers)
@@ -283,7 +282,7 @@ class PoplarExecutor:
         return self.isCompiled() and self._is_attached
 
     def attachToDevice(self) -> None:
-        """Put the executable, weights, optimizer state and generators on the device."""
+        """Attach: copy weights, optimizer state and generators to the device."""
         self._require_compiled()
         assert self._options.connection_type != ConnectionType.Never, (
             "Trying to attach to an offline device (ConnectionType.Never)"
@@ -299,7 +298,7 @@ class PoplarExecutor:
         self._on_attach()
 
     def detachFromDevice(self) -> None:
-        """Bring weights, optimizer state and generators back and release the device."""
+        """Fetch weights and optimizer state, and release the device."""
         self._require_compiled()
         if not self._is_attached:
             raise createPoptorchError("Device is not attached")
@@ -339,14 +338,14 @@ class PoplarExecutor:
 
     def copyWeightsToHost(self) -> None:
         """Fetch the weights and buffers from the device."""
-        self._dirty_host_weights = False  # first: what is read below would fetch again
+        self._dirty_host_weights = False  # first, since reading the weights would fetch again
         self._require_compiled()
         logger.debug("Writing weights from IPU to host.")
         self.device_weights.download()
         self._host_weights_version += 1
 
     def copyWeightsToDevice(self) -> None:
-        """Send the program's weights and buffers to the device. Changes that are not fetched yet are lost."""
+        """Copy the program's weights and buffers to the device. Changes on the device that were not fetched are lost."""
         self._require_compiled()
         self._dirty_host_weights = False
         if self._link is not None:
@@ -374,7 +373,7 @@ class PoplarExecutor:
     # The optimizer.
 
     def setOptimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        """Read the optimizer's numbers now, and use them from the next run on."""
+        """Read the optimizer's hyper-parameters now, and use them from the next run on."""
         if self._link is None:
             raise createPoptorchError("setOptimizer: an inferenceModel has no optimizer; use a trainingModel instead.")
         self._link.set(optimizer)
@@ -398,9 +397,9 @@ class PoplarExecutor:
     # Files.
 
     def save(self, filename: str, export_model: bool = True, save_rng_state: bool = True) -> None:
-        """Write what load() needs to `filename`, or to model.poptorch in it if it is a folder.
+        """Write a file for load() to `filename`, or to model.poptorch in it if it is a folder.
 
-        export_model=False leaves the model and the optimizer out: then loadExecutable() can read it, load() cannot.
+        export_model=False omits the model and the optimizer: loadExecutable() can read the file, load() cannot.
         """
         self._require_compiled()
         if os.path.isdir(filename):
@@ -432,7 +431,7 @@ class PoplarExecutor:
         """Compile for the arguments that the file was written for. Raises Error for a file of another version."""
         self._compile(read_executable(filename).inputs)
 
-    # What the SDK measures.
+    # Measurements and tensors by name.
 
     def cycleCount(self) -> int:
         """Refused: cycles are the hardware's. See `ipu-trainer simulate --trace` for the schedule's."""
@@ -443,11 +442,11 @@ class PoplarExecutor:
         if not self.isCompiled():
             raise createPoptorchError("Please run the model at least once before obtaining cycle count.")
         raise NotImplementedError(
-            "PoplarExecutor.cycleCount: the simulator computes numbers, not cycles of real tiles; it cannot tell."
+            "PoplarExecutor.cycleCount: the simulator computes numbers, not cycles of real tiles."
         )
 
     def compilationTime(self) -> datetime.timedelta:
-        """How long the simulator's own compiling took, which says nothing about the SDK's."""
+        """Duration of the simulator's compilation, which is unrelated to the SDK's."""
         if not self.isCompiled():
             raise createPoptorchError("Please compile the model before obtaining compilation time.")
         if not self._options._show_compilation_progress_bar:
@@ -467,13 +466,13 @@ class PoplarExecutor:
     getComputeLatency = getIpuHostLatency = getLatency = getHostIpuLatency
 
     def getTensorNames(self) -> List[str]:
-        """Names of the tensors that can be told apart without a graph; see anchors.py."""
+        """Names of the tensors that exist without a graph; see anchors.py."""
         assert self.isCompiled(), "Model must be compiled before calling getTensorNames"
         assert self._engine is not None and self._compiled_arguments is not None
         return tensor_names(self.device_weights, self._engine.optimizer, len(self._compiled_arguments.tensors()))
 
     def getAnchoredTensor(self, short_name: str) -> torch.Tensor:
-        """The value that options.anchorTensor(short_name, ...) asked for, of the last call."""
+        """The value of options.anchorTensor(short_name, ...) in the last call."""
         values = {} if self._engine is None else self._engine.anchors.values
         assert short_name in values, f"No tensor with name {short_name} found."
         return values[short_name]
@@ -490,7 +489,7 @@ class _Groupable:
     def replicaGrouping(
         self, comm_group_type: CommGroupType, shards: int, variable_retrieval_mode: VariableRetrievalMode
     ) -> None:
-        """Give groups of replicas values of their own: dimension 0 of the parameter runs over the groups."""
+        """Let groups of replicas have separate values: dimension 0 of the parameter runs over the groups."""
         if variable_retrieval_mode != VariableRetrievalMode.OnePerGroup:
             raise NotImplementedError(
                 f"{variable_retrieval_mode}: the simulator returns one value per group (OnePerGroup); the values of "

@@ -1,4 +1,4 @@
-"""trainingModel, inferenceModel and load: the three ways to a PoplarExecutor."""
+"""trainingModel, inferenceModel and load, which create a PoplarExecutor."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def trainingModel(
 
 
 def inferenceModel(model: Union[torch.nn.Module, PoplarExecutor], options: Optional[Options] = None) -> PoplarExecutor:
-    """An executor that runs the model forward. It keeps the weights it got, unless another executor trains the model."""
+    """An executor that runs forward, with the model's present weights, or those of the executor that trains the model."""
     if isinstance(model, PoplarExecutor):
         model = model._user_model
     return PoplarExecutor(_plain_copy(model), options, training=False, followed=model)

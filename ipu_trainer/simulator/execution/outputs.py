@@ -1,7 +1,6 @@
-"""Which micro-batches' outputs a host step returns, and how they are put together.
+"""The micro-batches' outputs that a host step returns, and how they are concatenated.
 
-Final, All, Sum and EveryN choose along device iterations and accumulation. Replicas are never reduced: what a mode
-chooses, it chooses for each replica.
+Final, All, Sum and EveryN select along device iterations and accumulation, for each replica: replicas are never reduced.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ def leave_device(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class OutputCollector:
-    """Gathers the outputs of one host step.
+    """Collects the outputs of one host step.
 
     Micro-batches come in the order device iteration, accumulation, replica.
     """
@@ -33,11 +32,11 @@ class OutputCollector:
         self._period = period
         self._last = (device_iterations - 1, accumulation - 1)
         self._replicas = replicas
-        self._kept: List[List[torch.Tensor]] = []
+        self._selected: List[List[torch.Tensor]] = []
         self._sums: Dict[int, List[torch.Tensor]] = {}
 
     def add(self, where: Tuple[int, int, int], outputs: Sequence[torch.Tensor]) -> None:
-        """Note the outputs of micro-batch `where` = (device iteration, accumulation, replica), if they are wanted."""
+        """Collect the outputs of micro-batch `where` = (device iteration, accumulation, replica) if the mode returns them."""
         iteration, accumulation, replica = where
         if self._mode == OutputMode.Sum:
             if replica not in self._sums:
@@ -50,14 +49,14 @@ class OutputCollector:
             or (self._mode == OutputMode.Final and (iteration, accumulation) == self._last)
             or (self._mode == OutputMode.EveryN and (iteration + 1) % self._period == 0)
         ):
-            self._kept.append([leave_device(tensor) for tensor in outputs])
+            self._selected.append([leave_device(tensor) for tensor in outputs])
 
     def result(self) -> List[torch.Tensor]:
         """One tensor per output: micro-batches one after the other along dimension 0.
 
         A scalar stays one if there is a single value of it, else it becomes a vector.
         """
-        parts = [self._sums[r] for r in range(self._replicas)] if self._mode == OutputMode.Sum else self._kept
+        parts = [self._sums[r] for r in range(self._replicas)] if self._mode == OutputMode.Sum else self._selected
         joined = []
         for values in zip(*parts):
             if len(values) == 1:
@@ -68,7 +67,7 @@ class OutputCollector:
 
 
 def forbid_backward(output: Any) -> None:
-    """Let `.backward()` of a returned tensor explain itself."""
+    """Let `.backward()` of a returned tensor raise an error that explains what to do."""
 
     def error_on_backward(*args: Any, **kwargs: Any) -> None:
         raise createPoptorchError(

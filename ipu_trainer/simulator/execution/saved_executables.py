@@ -1,19 +1,18 @@
-"""What compileAndExport() and save() write, and load() and loadExecutable() read: one pickle.
+"""The files of compileAndExport() and save(), for load() and loadExecutable(): one pickle.
 
-There is no executable inside, since compiling takes no time here: the arguments to compile for, the options, and
-usually the model, the optimizer and the generators. As with every pickle: load only files that you trust.
+They hold no executable, since compilation is quick: the arguments to compile for, the options, and usually the model, the
+optimizer and the generators. As with every pickle: load only files that you trust.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
 import pickle
-import tempfile
 from typing import Any, List, Optional
 
 import torch
 
+from ipu_trainer.atomic import atomic_path
 from ipu_trainer.simulator.arguments.call_arguments import BoundArguments
 from ipu_trainer.simulator.arguments.nested_values import with_tensors
 from ipu_trainer.simulator.enums import ConnectionType
@@ -39,30 +38,22 @@ class ExecutableFile:
 
 
 def write_executable(filename: str, contents: ExecutableFile) -> None:
-    """Write atomically; makes the folder."""
-    folder = os.path.dirname(os.path.abspath(filename))
-    os.makedirs(folder, exist_ok=True)
+    """Write atomically; creates the folder."""
     optimizer = contents.optimizer
-    own_state_dict = None if optimizer is None else optimizer.__dict__.pop("state_dict", None)
+    bound_state_dict = None if optimizer is None else optimizer.__dict__.pop("state_dict", None)
     try:
         data = _MAGIC + pickle.dumps(contents, protocol=4)
     finally:
-        if optimizer is not None and own_state_dict is not None:
-            optimizer.__dict__["state_dict"] = own_state_dict
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".executable-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.replace(temporary, filename)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        if optimizer is not None and bound_state_dict is not None:
+            optimizer.__dict__["state_dict"] = bound_state_dict
+    with atomic_path(filename) as temporary:
+        temporary.write_bytes(data)
 
 
 def read_executable(filename: str) -> ExecutableFile:
-    """The contents of such a file, its options free to be changed.
+    """The contents of such a file, with options that can be changed.
 
-    Raises Error for what is no such file, or of another version.
+    Raises Error for another kind of file or version.
     """
     with open(filename, "rb") as file:
         if file.read(len(_MAGIC)) != _MAGIC:
@@ -82,7 +73,7 @@ def read_executable(filename: str) -> ExecutableFile:
 
 
 def without_values(bound: BoundArguments) -> BoundArguments:
-    """The same arguments around zeros: compiling again needs shapes, and a file of a model should hold no data."""
+    """The same arguments around zeros: compilation needs shapes, and the file should hold no data."""
     bare = bound.copy()
     empty = [torch.zeros_like(tensor) for tensor in bound.tensors()]
     bare.args, bare.kwargs = with_tensors((bound.args, bound.kwargs), empty)

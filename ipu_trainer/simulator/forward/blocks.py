@@ -1,8 +1,8 @@
-"""Which block the model is in: followed while a micro-batch runs, recorded while it is compiled.
+"""Blocks of a model, recorded during compilation and reported to observers while micro-batches run.
 
-Blocks change no value. They decide stages, and stages decide whether a pipeline can run at all, how long it takes and
-what it keeps in memory. Whoever wants to measure that registers a BlockObserver with the executor; without observers
-a compiled model follows no blocks, and an annotation costs one attribute read.
+Blocks change no value. They determine stages, and stages determine whether a pipeline can run, its duration and its memory.
+A BlockObserver, registered with the executor, measures them; without observers a compiled model tracks no blocks, and an
+annotation costs one attribute read.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ExecutedBlock:
 
 
 class BlockObserver:
-    """Told about every block of every micro-batch of a model. Override what is needed."""
+    """Callbacks for every block of every micro-batch of a model. Override those that are needed."""
 
     def micro_batch(self) -> ContextManager[None]:
         """A context that the engine enters around forward and backward of every micro-batch."""
@@ -47,7 +47,7 @@ class BlockObserver:
         """The model has left the block: because another begins, or because forward returned."""
 
     def recomputation_checkpoint(self, tensors: Sequence[torch.Tensor]) -> None:
-        """The model asked to keep these tensors so that what follows can be recomputed from them."""
+        """The model marked these tensors to be stashed, so that what follows can be recomputed from them."""
 
     def loss_found(self, loss: torch.Tensor) -> None:
         """Forward has returned, and this is the tensor that backward will start from."""
@@ -57,7 +57,7 @@ class BlockObserver:
 
 
 class BlockTracker:
-    """Follows the annotations of one forward and tells the observers."""
+    """Tracks the annotations of one forward and calls the observers."""
 
     def __init__(self, resolver: StageResolver, observers: Sequence[BlockObserver] = ()) -> None:
         self.blocks: List[ExecutedBlock] = []

@@ -1,7 +1,7 @@
-"""What is running right now, per thread: whether a model is on the simulated device, and who watches it.
+"""Per thread: whether a model runs on the simulated device at the moment, and who observes it.
 
-One object instead of arguments, because it is read by functions that a model calls from the middle of its forward
-(`poptorch.isRunningOnIpu()`, `poptorch.identity_loss(...)`, a block's hook), where nothing can be passed.
+A global, because functions read it that a model calls within its forward (`poptorch.isRunningOnIpu()`,
+`poptorch.identity_loss(...)`, a block's hook), to which no argument can be passed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def isRunningOnIpu() -> bool:
 
 @contextlib.contextmanager
 def on_ipu(observer: ForwardObserver, training: bool, blocks: Optional[BlockTracker] = None) -> Iterator[None]:
-    """Run the body as if on the device, watched. Restores what was there before, also after an error."""
+    """Run the body as if on the device, under observation. Restores the former state, also after an error."""
     before = (context.on_ipu, context.training, context.observer, context.blocks)
     context.on_ipu, context.training, context.observer, context.blocks = True, training, observer, blocks
     try:
@@ -44,7 +44,7 @@ def on_ipu(observer: ForwardObserver, training: bool, blocks: Optional[BlockTrac
 
 @contextlib.contextmanager
 def on_host() -> Iterator[None]:
-    """Run the body as if outside the model, such as a CPU operator in the middle of one."""
+    """Run the body as if outside the model: a CPU layer within one."""
     before = (context.on_ipu, context.training, context.observer, context.blocks)
     context.on_ipu, context.training, context.observer, context.blocks = False, False, None, None
     try:

@@ -1,8 +1,8 @@
-"""What the simulator sees while a model's forward runs: losses always, and while compiling everything else it judges.
+"""The torch functions that a forward calls: losses in every run, and during compilation everything that an IPU would refuse.
 
-poptorch builds a graph and searches it. Here forward runs in eager PyTorch under a TorchFunctionMode, which is called
-for every torch function: one Python call each, and nothing is patched. A TorchDispatchMode would also see backward,
-at several times the cost, and sees operators where losses are functions.
+poptorch builds a graph and searches it. Here forward runs in eager PyTorch under a TorchFunctionMode: one Python call for each
+torch function, and nothing is patched. A TorchDispatchMode would also see backward, at several times the cost, and would see
+operators where losses are functions.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ LOSS_FUNCTIONS = functions_named(*_LOSS_NAMES)
 
 
 class ForwardObserver(TorchFunctionMode):
-    """Notes the losses that forward computes, in order, and runs what the model sends to device "ipu" where we are."""
+    """Records the losses that forward computes, in order, and replaces device "ipu" by the simulator's torch device."""
 
     def __init__(self, device: torch.device, mixed: bool = False) -> None:
         """mixed: the model has float16 tensors, so that those and float32 ones may meet."""
@@ -60,7 +60,7 @@ class ForwardObserver(TorchFunctionMode):
         self._mixed = mixed
 
     def record_loss(self, loss: torch.Tensor) -> None:
-        """`loss` is a loss, whatever computed it."""
+        """Record a loss."""
         self.losses.append(loss)
 
     def __torch_function__(
@@ -80,7 +80,7 @@ class ForwardObserver(TorchFunctionMode):
 
 
 class CompilationObserver(ForwardObserver):
-    """Also checks what only the first, compiling run can tell.
+    """Also makes the checks of compilation.
 
     variables: the model's parameters and buffers, as it holds them.
     findings: see readiness. used_inputs: ids of the inputs that were an argument of any torch function.
@@ -98,7 +98,7 @@ class CompilationObserver(ForwardObserver):
         self._placement = placement
         self.saw_half = False
         self.inputs = list(inputs)
-        self.findings: List[readiness.Finding] = []
+        self.findings: List[readiness.UnsupportedUse] = []
         self.used_inputs: Set[int] = set()
         self.overlapped_inputs: List[torch.Tensor] = []
         self.overlapped_outputs: List[Tuple[torch.Tensor, torch.Tensor]] = []
@@ -108,7 +108,7 @@ class CompilationObserver(ForwardObserver):
         self._on_device = self._input_ids | {id(tensor) for tensor in variables}
 
     def overlap_input(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Note the mark, and return another tensor for the model to go on with. The mark does not count as a use."""
+        """Record the hint and return a new tensor for the model. The hint does not count as a use of the input."""
         self.overlapped_inputs.append(tensor)
         used_before = id(tensor) in self.used_inputs
         marked = tensor.view_as(tensor)
@@ -149,7 +149,7 @@ class CompilationObserver(ForwardObserver):
         if isinstance(result, torch.Tensor) and name != "__get__":
             self.saw_half = self.saw_half or result.dtype == torch.float16
             if self._placement is not None and context.blocks is not None and context.blocks.active is not None:
-                self._placement.note(name, context.blocks.active)
+                self._placement.record(name, context.blocks.active)
             if context.blocks is not None and context.blocks.ended:
                 raise compiler_error(
                     f"No active Block, all the ops must belong to a Block: {name} runs after the end of a "
@@ -159,7 +159,7 @@ class CompilationObserver(ForwardObserver):
         return result
 
     def _mark_constant(self, name: str, args: Sequence[Any], kwargs: Dict[str, Any], result: Any) -> None:
-        """Mark what is computed from no tensor, or from constants alone: the compiler has its values."""
+        """Mark results of no tensor, or of constants alone, as constants: the compiler knows their values."""
         given = [*args, *kwargs.values()]
         given += [item for value in given if isinstance(value, (list, tuple)) for item in value]
         tensors = [value for value in given if isinstance(value, torch.Tensor)]
@@ -170,11 +170,11 @@ class CompilationObserver(ForwardObserver):
                 part.ipu_constant = constant  # type: ignore[attr-defined]
 
     def _is_constant(self, tensor: torch.Tensor) -> bool:
-        """What was never seen and is not the model's comes from outside, or from a scripted function of sizes."""
+        """A tensor that no function returned and that is not the model's comes from outside, or from sizes."""
         return bool(getattr(tensor, "ipu_constant", id(tensor) not in self._on_device))
 
     def _check_dynamic_slices(self, tensor: torch.Tensor, index: Any) -> None:
-        """A slice from one tensor to another has a size, known when compiling, that divides the dimension."""
+        """The size of a slice between two tensors must divide the dimension."""
         for dim, item in enumerate(index if isinstance(index, tuple) else (index,)):
             if not isinstance(item, slice) or not all(isinstance(end, torch.Tensor) for end in (item.start, item.stop)):
                 continue
@@ -205,12 +205,12 @@ def final_loss(losses: Sequence[torch.Tensor]) -> int:
 
 def _ancestors(loss: torch.Tensor) -> Set[Any]:
     seen: Set[Any] = set()
-    waiting = [loss.grad_fn]
-    while waiting:
-        node = waiting.pop()
+    pending = [loss.grad_fn]
+    while pending:
+        node = pending.pop()
         if node is not None and node not in seen:
             seen.add(node)
-            waiting.extend(following for following, _ in node.next_functions)
+            pending.extend(following for following, _ in node.next_functions)
     return seen - {loss.grad_fn}
 
 

@@ -1,8 +1,8 @@
-"""At debug level: which operator of the model runs on which IPU and in which stage, in the words of the SDK's log.
+"""The SDK's debug log of each operator's IPU and stage:
 
     Op encoder/layer1/Mul:0/1 mode(Pipelined), ipu(1), stage(1)
 
-Written once, while the model is compiled: it answers "where did my annotation take effect?".
+Written once, during compilation, to show where annotations take effect.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from ipu_trainer.simulator.logs import logger
 
 
 class PlacementLog:
-    """Names operators by the modules that they run in, and counts those of one name."""
+    """Names operators by their modules, and numbers those of one name."""
 
     def __init__(self, mode: str) -> None:
         self._mode = mode
         self._scope: List[str] = []
         self._seen: Dict[str, int] = {}
 
-    def note(self, function_name: str, block: ExecutedBlock) -> None:
-        """An operator ran in the block."""
+    def record(self, function_name: str, block: ExecutedBlock) -> None:
+        """Log an operator that ran in the block."""
         operator = "".join(word.capitalize() for word in function_name.strip("_").split("_"))
         name = "/".join([*self._scope, operator])
         number = self._seen[name] = self._seen.get(name, -1) + 1
@@ -35,8 +35,8 @@ class PlacementLog:
         )
 
     @contextlib.contextmanager
-    def following(self, model: torch.nn.Module) -> Iterator[None]:
-        """Know the modules that the model is in, until the body ends."""
+    def tracking(self, model: torch.nn.Module) -> Iterator[None]:
+        """Track the modules that the model is in, until the body ends."""
         handles: List[Any] = []
         for name, module in model.named_modules():
             if name:

@@ -55,7 +55,7 @@ _TORCH = os.path.dirname(os.path.abspath(torch.__file__))
 
 
 @dataclasses.dataclass(frozen=True)
-class Finding:
+class UnsupportedUse:
     """One thing that the device cannot do: what kind, what exactly, and where the model does it."""
 
     kind: str  # "value read", "dynamic shape" or "dtype"
@@ -67,14 +67,14 @@ class Finding:
         return f"{self.file}:{self.line}: {self.kind}: {self.detail}"
 
 
-def inspect_call(function: Any, args: Sequence[Any], kwargs: Dict[str, Any], result: Any) -> Optional[Finding]:
+def inspect_call(function: Any, args: Sequence[Any], kwargs: Dict[str, Any], result: Any) -> Optional[UnsupportedUse]:
     """What the device cannot do of this call of a torch function; None if it can."""
     name = getattr(function, "__name__", "")
     kind, detail = _classify(name, args, kwargs)
     if not kind and isinstance(result, torch.Tensor) and result.dtype not in SUPPORTED_DTYPES:
         kind, detail = "dtype", f"{name} makes a tensor of {result.dtype}, which the device does not have"
     caller = _caller() if kind else None
-    return None if caller is None else Finding(kind, detail, *caller)
+    return None if caller is None else UnsupportedUse(kind, detail, *caller)
 
 
 def _classify(name: str, args: Sequence[Any], kwargs: Dict[str, Any]) -> Tuple[str, str]:

@@ -1,7 +1,7 @@
-"""float16 as the device does it: stored in half, computed in float32, rounded after each operator.
+"""float16 as on the device: stored in float16, computed in float32, rounded after each operator. And its exceptions.
 
-PyTorch's CPU kernels for half came late and not all at once. Where one is missing, its float32 sibling computes and
-the result is rounded. Where a kernel exists it is used: it rounds at the same place.
+Releases of PyTorch differ in their CPU kernels for float16. Where one is missing, the float32 kernel computes and the result is
+rounded. Where a kernel exists, it rounds at the same place.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _COMPARISONS = frozenset(["gt", "ge", "lt", "le", "eq", "ne", "maximum", "minimu
 def round_stochastically(values: torch.Tensor, generator: Optional[torch.Generator] = None) -> torch.Tensor:
     """float32 to float16, to one of the two neighbours, each with a probability that makes the mean exact.
 
-    What float16 holds exactly is kept; beyond its range the result is infinite.
+    Values that float16 holds exactly are unchanged; beyond its range the result is infinite.
     """
     _, exponent = torch.frexp(values)
     # The gap between neighbours: 2^-10 of the leading power of two, which is at least 2^-14 (then subnormal).
@@ -98,7 +98,7 @@ def _arguments(func: Any, args: Sequence[Any], wide: Sequence[Any], kwargs: Any,
 
 
 def _wide_type(value: Any) -> Any:
-    return torch.float32 if value is torch.float16 else value  # a type that the operator was asked for
+    return torch.float32 if value is torch.float16 else value  # the dtype argument of an operator
 
 
 def _widened(tensor: torch.Tensor) -> torch.Tensor:
@@ -108,7 +108,7 @@ def _widened(tensor: torch.Tensor) -> torch.Tensor:
 class FloatingPointChecks(TorchDispatchMode):
     """Raises Error where an operator makes an infinity out of finite numbers, or a NaN out of numbers, or compares one.
 
-    What enableFloatingPointExceptions(True) asks for. Looks at every value: slow.
+    For enableFloatingPointExceptions(True). Checks every value: slow.
     """
 
     def __torch_dispatch__(

@@ -1,8 +1,8 @@
-"""float16 and float32 in one operator: what the device does where PyTorch refuses.
+"""float16 and float32 in one operator, which the device allows and PyTorch refuses.
 
 A product or convolution takes the type of its first argument, the activations: weights follow. A normalisation computes
-in float32 and returns its input's type. A loss takes the wider type. The casts are PyTorch's own, so that gradients
-arrive in the types of the weights. Source: PopTorch user guide, "Float 16 operations".
+in float32 and returns its input's type. A loss takes the wider type. PyTorch does the casts, so that
+gradients have the types of the weights. Source: PopTorch user guide, "Float 16 operations".
 """
 
 from __future__ import annotations

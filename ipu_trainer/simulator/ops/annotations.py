@@ -1,7 +1,7 @@
-"""Block, BeginBlock and the other marks that a program puts into a model. None of them changes a value.
+"""Block, BeginBlock and the other annotations of a model. None of them changes a value.
 
-Off the device they do nothing at all, so that an annotated model stays an ordinary PyTorch model: it can be run,
-saved, copied and loaded wherever poptorch, or its stand-in, can be imported.
+Off the device they do nothing, so that an annotated model stays an ordinary PyTorch model: it can be run, saved, copied and
+loaded wherever poptorch or the simulator can be imported.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Block(torch.nn.Module):
 
 
 class LegacyBeginBlockFn(torch.nn.Module):
-    """What BeginBlock makes of a plain function: a module that begins a block and calls it."""
+    """BeginBlock of a plain function: a module that begins a block and calls the function."""
 
     def __init__(
         self, layer_to_call: Callable[..., Any], user_id: Optional[str] = None, ipu_id: Optional[int] = None
@@ -62,7 +62,7 @@ class LegacyBeginBlockFn(torch.nn.Module):
 
 
 class _BlockHook:
-    """The forward pre-hook that BeginBlock registers. A class, so that models that carry it can be pickled."""
+    """The forward pre-hook that BeginBlock registers. A class, so that annotated models can be pickled."""
 
     def __init__(self, user_id: Optional[str], ipu_id: Optional[int]) -> None:
         self._user_id = user_id
@@ -108,7 +108,7 @@ def BlockFunction(
 
 
 def removeBlocks(module: torch.nn.Module) -> None:
-    """Take back every BeginBlock in the module and below."""
+    """Undo every BeginBlock in the module and below."""
     assert isinstance(module, torch.nn.Module)
     for submodule in module.modules():
         hooks = forward_pre_hooks(submodule)
@@ -117,13 +117,13 @@ def removeBlocks(module: torch.nn.Module) -> None:
 
 
 def recomputationCheckpoint(*tensors: Any) -> Any:
-    """Keep these tensors, recompute what follows them. Takes tensors, or one tuple or list; returns the same kind.
+    """Stash these tensors, and recompute what follows them. Takes tensors, or one tuple or list; returns the same kind.
 
     Raises ValueError for what is not a tensor.
     """
     if len(tensors) == 1 and isinstance(tensors[0], (tuple, list)):
-        kept = recomputationCheckpoint(*tensors[0])
-        return type(tensors[0])(kept if isinstance(kept, tuple) else (kept,))
+        marked = recomputationCheckpoint(*tensors[0])
+        return type(tensors[0])(marked if isinstance(marked, tuple) else (marked,))
     if not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
         raise ValueError("All inputs must be tensors")
     if context.blocks is not None:

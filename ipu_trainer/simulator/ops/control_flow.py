@@ -1,7 +1,7 @@
-"""Loops, branches and excursions to the host inside a model.
+"""Loops, branches and layers on the host inside a model.
 
-On the device a loop is a loop and a branch is a branch: the number of iterations is fixed, both branches exist, and
-only inference may have them. Here they run as Python, under the same rules.
+On the device the number of iterations is fixed, both branches are compiled, and only inference may have either. Here they run
+in Python, under the same rules.
 """
 
 from __future__ import annotations

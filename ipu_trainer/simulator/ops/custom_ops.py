@@ -1,4 +1,4 @@
-"""poptorch.custom_op, with Python functions in place of the compiled operators that a Pod loads from a library.
+"""poptorch.custom_op, with Python functions in place of operators that the SDK loads from a compiled library.
 
     register_custom_op("LeakyRelu", "com.acme", lambda x, alpha: torch.nn.functional.leaky_relu(x, alpha))
 

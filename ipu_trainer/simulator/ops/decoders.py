@@ -1,7 +1,7 @@
 """poptorch.ctc_beam_search_decoder: the most probable label sequences of a CTC model, by prefix beam search.
 
-Source of the algorithm: Hannun et al., arXiv:1408.2873, section 3. Plain Python over lists: it is for testing
-programs, not for speed.
+Source of the algorithm: Hannun et al., arXiv:1408.2873, section 3. Plain Python over lists, for
+testing programs: slow.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""poptorch's operators that are one tensor in, one tensor out: losses, slices, products and hints to the compiler.
+"""poptorch's operators of one tensor: losses, slices, products and hints to the compiler.
 
-Hints (memory, overlap of transfers, serialization) do not change a value. They are checked where the device would
-refuse them, and otherwise return what they were given.
+Hints (memory, overlap of transfers, serialization) do not change a value: they check what the device would refuse, and return
+their argument.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def identity_loss(x: torch.Tensor, reduction: str) -> torch.Tensor:
         loss = x.mean()
     else:
         assert reduction == "none", "Unsupported reduction type!"
-        loss = x.view_as(x)  # a node of its own in the graph of gradients, so that it can be told from x
+        loss = x.view_as(x)  # a new node in autograd's graph, to distinguish it from x
     if context.observer is not None:
         context.observer.record_loss(loss)
     return loss
@@ -96,7 +96,7 @@ def set_overlap_for_input(input_tensors: Any, mode: enums.OverlapMode) -> Any:
 def set_overlap_for_output(output_tensors: Any, mode: enums.OverlapMode) -> Any:
     """Hint: transfer these outputs of the model while it computes. Takes tensors in any nesting and returns it."""
     tensors = _overlappable(output_tensors, "outputs")
-    marked = [tensor.view_as(tensor) for tensor in tensors]  # so that the mark can be told from the tensor
+    marked = [tensor.view_as(tensor) for tensor in tensors]  # new tensors, to distinguish them from the originals
     if isinstance(context.observer, CompilationObserver) and mode != enums.OverlapMode.NoOverlap:
         context.observer.overlapped_outputs.extend(zip(tensors, marked))
     return with_tensors(output_tensors, marked)

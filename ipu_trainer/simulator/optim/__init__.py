@@ -1,4 +1,4 @@
-"""poptorch.optim: optimizers as programs make them, and the weight update that the device makes of them."""
+"""poptorch.optim: the optimizers that programs construct, and the weight update that the device computes from them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What the device is told about an optimizer: read once at setOptimizer(), as values.
+"""The hyper-parameters that the device takes from an optimizer, read once at setOptimizer().
 
-The optimizer object of the program can change afterwards; the device does not notice. Each number is variable or
-compiled in. Which it is decides poptorch's `variable_attrs`; for torch's own optimizers a number is compiled in if it
-equals the device's default. A compiled-in number cannot change later.
+Later changes of the program's optimizer have no effect until the next setOptimizer(). Each number is variable, or a constant of
+the compiled graph that cannot change later: poptorch's `variable_attrs` decides which; for torch's optimizers a number is
+constant if it equals the device's default.
 """
 
 from __future__ import annotations
@@ -67,15 +67,15 @@ class HyperParameters:
         return first + second
 
     def describe(self) -> List[str]:
-        """One line for the defaults and one for each group: every number, and whether it is compiled in."""
+        """One line for the defaults and one for each group: every number, and whether it is constant."""
         types = {
             "accumType": self.accum_type,
             "firstOrderMomentumAccumType": self.first_order_type,
             "secondOrderMomentumAccumType": self.second_order_type,
         }
-        own = [f"lossScaling={self.loss_scaling:g}{self._constancy('loss_scaling')}"]
-        own += [f"{name}={str(dtype).split('.')[1]}" for name, dtype in types.items()]
-        lines = [f"graph optimizer with {self.kind}, " + ", ".join(self._numbers(self.defaults, "default") + own)]
+        shared = [f"lossScaling={self.loss_scaling:g}{self._constancy('loss_scaling')}"]
+        shared += [f"{name}={str(dtype).split('.')[1]}" for name, dtype in types.items()]
+        lines = [f"graph optimizer with {self.kind}, " + ", ".join(self._numbers(self.defaults, "default") + shared)]
         for index, group in enumerate(self.groups):
             numbers = ", ".join([*self._numbers(group, ""), f"tensors={len(self.params[index])}"])
             lines.append(f"Updating group {index} optimizer with {self.kind}, {numbers}")
@@ -83,7 +83,7 @@ class HyperParameters:
 
     def _numbers(self, values: Dict[str, Any], prefix: str) -> List[str]:
         named: Dict[str, Any] = {}
-        if self.kind == "SGD2":  # with a velocity of its own, its scale is that of the loss
+        if self.kind == "SGD2":  # the velocity is separate from the accumulator, and scaled as the loss is
             values = {**values, "velocity_scaling": self.loss_scaling}
         for name, value in values.items():
             if name == "betas":
@@ -104,7 +104,7 @@ class HyperParameters:
         return " (const)" if name in self.constant else ""
 
     def changed_constants(self, before: HyperParameters) -> List[str]:
-        """Compiled-in attributes whose value differs from the earlier snapshot's."""
+        """Constant attributes whose value differs from the earlier snapshot's."""
         ignored = ("velocity_scaling",) if self.kind == "SGD2" else ()  # the device takes the loss scaling for it
         changed = [
             name
@@ -119,25 +119,25 @@ class HyperParameters:
 
 
 class AttributeTracker:
-    """Warns once about attributes that turn up after the first optimizer was read: the device knows nothing of them."""
+    """Warns once about attributes that the first optimizer did not have: the device ignores them."""
 
     def __init__(self, relaxed: bool) -> None:
         self._log = logger.debug if relaxed else logger.warning
         self._expected: Dict[str, List[str]] = {}
         self._recording = True
-        self._told: List[str] = []
+        self._warned: List[str] = []
 
     def check(self, kind: str, where: str, family: str, names: List[str]) -> None:
-        """`names` were found at `where`; all of a `family` were there when the first optimizer was read."""
+        """Check the attributes `names` of `where` against those that the first optimizer had of the same `family`."""
         expected = self._expected.setdefault(family, [])
         extra = [name for name in names if name not in expected]
         if self._recording:
             expected.extend(extra)
         elif extra:
             message = f"Ignoring unexpected {where} in {kind} optimizer: {extra}"
-            if message not in self._told:
+            if message not in self._warned:
                 self._log(message)
-                self._told.append(message)
+                self._warned.append(message)
 
     def stop_recording(self) -> None:
         """The first optimizer has been read."""
@@ -162,16 +162,11 @@ def read(optimizer: torch.optim.Optimizer, tracker: AttributeTracker, automatic_
     loss_scaling = getattr(optimizer, "loss_scaling", 1.0)
     _require_number(loss_scaling, "loss_scaling")
 
-    not_attributes = (
-        "defaults",
-        "state",
-        "param_groups",
-        "variable_attrs",
-        "state_dict",
-    )  # an executor sets the last one
-    own = [name for name in vars(optimizer) if name not in not_attributes]
+    # An executor sets state_dict.
+    not_attributes = ("defaults", "state", "param_groups", "variable_attrs", "state_dict")
+    attributes = [name for name in vars(optimizer) if name not in not_attributes]
     tracker.check(kind, "default group variable", "group", list(optimizer.defaults))
-    tracker.check(kind, "optimizer attribute", "optimizer", own)
+    tracker.check(kind, "optimizer attribute", "optimizer", attributes)
     for index, group in enumerate(optimizer.param_groups):
         tracker.check(kind, f"group {index} attribute", "group", [name for name in group if name != "params"])
     tracker.stop_recording()

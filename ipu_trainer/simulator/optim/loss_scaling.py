@@ -1,8 +1,8 @@
 """Automatic loss scaling: the device halves the scale when float16 gradients come near overflow, else doubles it.
 
-The rule is PopART's: count gradient elements above a bin edge (an eighth of float16's largest number); if their share
-passes a threshold, halve, otherwise double, once every few weight updates. PopART looks at gradients all over the
-graph, the simulator at those of the weights. Gradients in float32 have no say.
+The rule is PopART's: count gradient elements above a bin edge (an eighth of float16's largest number); once every few weight
+updates halve the scale if their share passes a threshold, else double it. PopART counts gradients of all tensors, the
+simulator those of the weights. Gradients in float32 do not count.
 Source: graphcore/popart, willow/include/popart/sessionoptions.hpp, AutomaticLossScalingSettings, for the defaults.
 """
 
@@ -31,7 +31,7 @@ class AutomaticLossScaling:
         self._updates = 0
 
     def count(self, gradient: torch.Tensor) -> None:
-        """Look at a scaled gradient of one micro-batch."""
+        """Count a scaled gradient of one micro-batch."""
         if gradient.dtype == torch.float16:
             within = (gradient.abs() <= self._edge).sum()  # infinities and NaN are not
             self._above += gradient.numel() - int(within)

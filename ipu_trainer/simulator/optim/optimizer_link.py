@@ -1,7 +1,7 @@
-"""The optimizer of a training executor: the program's object, what the device read of it, and whose state is newer.
+"""The optimizer of a training executor: the program's object, the device's hyper-parameters, and whose state is newer.
 
-The program may change its optimizer, replace it, save its state or load one at any time, attached or not. The device
-takes notice at setOptimizer() and before a run; the state travels back when somebody asks for it.
+The program may change its optimizer, replace it, save its state or load one at any time, attached or not. The device reads it
+at setOptimizer() and before a run; its state is copied to the host on demand.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class OptimizerLink:
     """Ties one optimizer of the program to one on the device, which exists while the model is compiled."""
 
     def __init__(self, options: Options, executor: Any) -> None:
-        """The optimizer will keep `executor` alive, and with it the weights that are on the device, as poptorch's do."""
+        """The optimizer keeps `executor` alive, and with it the device's weights, as poptorch's do."""
         self._executor = executor
         self.optimizer: Optional[torch.optim.Optimizer] = None
-        self.device: Optional[WeightUpdate] = None
+        self.update: Optional[WeightUpdate] = None
         self._options = options
         self._tracker = AttributeTracker(options._relax_optimizer_checks)
         self._hyper: Optional[HyperParameters] = None
@@ -37,22 +37,22 @@ class OptimizerLink:
 
     @property
     def _poptorch_optimizer(self) -> Optional[optim.Optimizer]:
-        """The optimizer, if it is one that has a state of the device's."""
+        """The optimizer, if its class can hold the device's state."""
         return self.optimizer if isinstance(self.optimizer, optim.Optimizer) else None
 
     def set(self, optimizer: torch.optim.Optimizer) -> None:
-        """Take this optimizer, or other numbers of the same one.
+        """Use this optimizer, or changed hyper-parameters of the same one.
 
-        Raises what reading it raises, Error for a changed number that was compiled in, ValueError for a type of
+        Raises what reading it raises, Error for a changed constant, ValueError for a type of
         accumulator that the compiled reduction cannot serve.
         """
         automatic = bool(self._options._Popart.options.get("automaticLossScalingSettings.enabled", False))
         hyper = read(optimizer, self._tracker, automatic)
         self._pick_mean_strategy(hyper)
-        if self._hyper is not None and self.device is not None:
+        if self._hyper is not None and self.update is not None:
             self._refuse_changed_constants(hyper, self._hyper)
         replaced = self.optimizer is not None and optimizer is not self.optimizer
-        if replaced and self.device is not None:
+        if replaced and self.update is not None:
             self.read_state()
             self.release()
             if isinstance(optimizer, optim.Optimizer):
@@ -65,14 +65,14 @@ class OptimizerLink:
             self._device_is_stale = True
 
     def _pick_mean_strategy(self, hyper: HyperParameters) -> None:
-        """Sums in half would overflow: such an optimizer takes a running mean, which is fixed when compiling."""
+        """A sum in float16 would overflow: it becomes a running mean, which cannot change after compilation."""
         training = self._options.Training
         post = training.meanAccumulationAndReplicationReductionStrategy == MeanReductionStrategy.Post
         is_mean = training.accumulation_and_replication_reduction_type == ReductionType.Mean
         combined = hyper.kind == "SGD1"  # one tensor for velocity and sum: there is no running mean of that
         if hyper.accum_type != torch.float16 or combined or not (post and is_mean):
             return
-        if self.device is not None:
+        if self.update is not None:
             raise ValueError(
                 "The optimizer accumulates in float16 now, for which the mean reduction strategy must be Running, but "
                 "the model is already compiled with Post. Call destroy() on the executor first."
@@ -101,36 +101,36 @@ class OptimizerLink:
     # The device's side.
 
     def compile(self, weights: DeviceWeights) -> WeightUpdate:
-        """Make the optimizer on the device."""
+        """Create the device's weight update."""
         assert self._hyper is not None
         popart = self._options._Popart.options
         wants_scaling = popart.get("automaticLossScalingSettings.enabled", False)
         automatic = AutomaticLossScaling(popart) if wants_scaling else None
         stochastic = bool(popart.get("enableStochasticRounding", False))
-        self.device = WeightUpdate(weights, self._hyper, stochastic, automatic)
+        self.update = WeightUpdate(weights, self._hyper, stochastic, automatic)
         self._device_is_stale = False
-        return self.device
+        return self.update
 
     def destroy(self) -> None:
-        """Drop the device's optimizer. What only it knows is lost: read_state() first."""
+        """Drop the device's weight update. State that was not fetched is lost: call read_state() first."""
         self.release()
-        self.device = None
+        self.update = None
 
     def release(self) -> None:
-        """Give the program's optimizer its own state_dict() back."""
+        """Restore state_dict() of the program's optimizer."""
         if self._poptorch_optimizer is not None:
             self._poptorch_optimizer.__dict__.pop("state_dict", None)
 
     def update_device(self) -> None:
-        """Let the device use the numbers of the last set()."""
-        if self._device_is_stale and self.device is not None and self._hyper is not None:
-            self.device.set(self._hyper)
+        """Let the device use the hyper-parameters of the last set()."""
+        if self._device_is_stale and self.update is not None and self._hyper is not None:
+            self.update.set(self._hyper)
             self._device_is_stale = False
 
     # The state.
 
     def attached(self) -> None:
-        """The device is there again: it gets the state that the host has, or the host will have to fetch one."""
+        """After attaching: send the host's state to the device; without one, the device's is the newer."""
         self.update_device()
         optimizer = self._poptorch_optimizer
         if optimizer is None:
@@ -147,33 +147,33 @@ class OptimizerLink:
             self._poptorch_optimizer.host_state_is_dirty = True
 
     def read_state(self) -> None:
-        """Bring the optimizer's state to the host if the device has a newer one."""
+        """Fetch the optimizer's state if the device's is newer."""
         optimizer = self._poptorch_optimizer
         if optimizer is None:
             return
         if not optimizer.host_state_is_dirty:
             logger.debug("Using cached optimiser state dict")
             return
-        if self.device is None:
+        if self.update is None:
             raise createPoptorchError("Model has not been compiled or has been destroyed.")
         logger.debug("Writing optimiser state tensors from IPU to host.")
         on_host = torch.optim.Optimizer.state_dict(optimizer)  # type: ignore[arg-type]  # every subclass is one
-        optimizer.set_state_dict({**self.device.read(), **on_host})
+        optimizer.set_state_dict({**self.update.read(), **on_host})
         optimizer.ipu_state_is_dirty = False
 
     def write_state(self) -> None:
         """Send a loaded state to the device."""
         optimizer = self._poptorch_optimizer
-        if optimizer is None or not optimizer.ipu_state_is_dirty or self.device is None:
+        if optimizer is None or not optimizer.ipu_state_is_dirty or self.update is None:
             return
         if optimizer.has_state():
-            self.device.write(optimizer.get_state_dict())
+            self.update.write(optimizer.get_state_dict())
             logger.debug("Writing optimiser state tensors from host to IPU memory")
         optimizer.ipu_state_is_dirty = False
 
 
 def _state_dict_of(link: OptimizerLink) -> Dict[str, Any]:
-    """The state_dict() of an optimizer while an executor has it."""
+    """state_dict() of an optimizer that belongs to an executor."""
     link.read_state()
     optimizer = link.optimizer
     assert isinstance(optimizer, optim.Optimizer)

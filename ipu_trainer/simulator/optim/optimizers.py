@@ -1,8 +1,8 @@
 """poptorch.optim: torch's optimizers with the arguments that the device adds, and LAMB.
 
-Their Python `step()` never runs on behalf of an executor. The device computes the update from the hyper-parameters
-that it was given by the last `setOptimizer()` (see weight_update.py), so an instance is a description: which
-tensors, which numbers, which of the numbers may change, and the state that was read back.
+An executor never runs their `step()`. The device computes the update from the hyper-parameters of the last `setOptimizer()`
+(see weight_update.py), so an instance is a description: tensors, numbers, which of the numbers may change, and the state that
+was fetched from the device.
 
 The positional order of the arguments is poptorch's for torch 2.0, on every version of torch.
 """
@@ -37,11 +37,11 @@ class VariableAttributes:
         self._allowed_attributes = allowed_attributes
 
     def isConstant(self, attr: str) -> bool:
-        """Whether the attribute is compiled in."""
+        """Whether the attribute is a constant of the compiled graph."""
         return attr not in self._variable_attributes
 
     def markAsConstant(self, attr: str) -> None:
-        """Compile the attribute in. Raises AssertionError for an unknown one."""
+        """Make the attribute a constant of the compiled graph. Raises AssertionError for an unknown one."""
         self._check(attr)
         self._variable_attributes = [a for a in self._variable_attributes if a != attr]
 
@@ -55,7 +55,7 @@ class VariableAttributes:
 
 
 class Optimizer:
-    """What poptorch's optimizers have in common: the device's state, and whose copy of it is newer."""
+    """Base of poptorch's optimizers: the device's state, and whose copy of it is newer."""
 
     # Arguments beyond those of torch's class: attributes that are saved with the optimizer.
     _child_only: Tuple[str, ...] = ()
@@ -97,7 +97,7 @@ class Optimizer:
         return self.get_state_dict()
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
-        """Take over such a dictionary; the device gets its part before the next run.
+        """Load such a dictionary; the device gets its part before the next run.
 
         Raises RuntimeError if it is empty, or has no device state.
         """
@@ -110,7 +110,7 @@ class Optimizer:
         return {**self._state_dict, **torch.optim.Optimizer.state_dict(self)}  # type: ignore[arg-type]
 
     def set_state_dict(self, state: Dict[str, Any]) -> None:
-        """Remember the device's part of the dictionary, to be written to the device."""
+        """Store the device's part of the dictionary, to be sent to the device."""
         self._check_state(state)
         self._state_dict = state
         self.ipu_state_is_dirty = True

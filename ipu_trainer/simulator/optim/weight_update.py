@@ -1,8 +1,8 @@
-"""The weight update on the device: what HyperParameters say, applied to the device's weights.
+"""The weight update on the device, by its HyperParameters.
 
-The update itself is torch's own optimizer on float32 values, so that one stage in float32 gives plain PyTorch's
-numbers bit for bit. Around it is what the device does differently: weights and moments may be stored in float16
-(read, computed in float32, rounded back), momentum starts from zero, and the state has PopART's names.
+torch's optimizer computes it on float32 values, so that one stage in float32 equals plain PyTorch bit for bit. The device
+differs in this: weights and moments may be stored in float16 (read, computed in float32, rounded back), momentum starts from
+zero, and the state has PopART's names.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class WeightUpdate:
 
     @property
     def loss_scaling(self) -> float:
-        """What the loss is multiplied with now."""
+        """The present factor of the loss."""
         return self.hyper.loss_scaling * (1.0 if self.automatic is None else self.automatic.factor)
 
     @property
@@ -83,7 +83,7 @@ class WeightUpdate:
         return [slot for group in self._slots for slot in group]
 
     def set(self, hyper: HyperParameters) -> None:
-        """Take other hyper-parameters. State is kept where the kind of optimizer and the groups are the same."""
+        """Use other hyper-parameters. State is preserved where the kind of optimizer and the groups are the same."""
         slots = [self._slots_of(params) for params in hyper.params]
         same = self._slots and hyper.kind == self.hyper.kind and _variables(slots) == _variables(self._slots)
         changed = not self._slots or hyper != self.hyper
@@ -174,14 +174,14 @@ class WeightUpdate:
             slot.leaf.grad = gradients.get(id(slot))
         if self.hyper.max_grad_norm < math.inf and with_gradient:
             torch.nn.utils.clip_grad_norm_([slot.leaf for slot in with_gradient], self.hyper.max_grad_norm)
-        undone = self._with_own_values()
+        former = self._use_loaded_values()
         try:
             if self.hyper.use_tf_variant:
                 self._tf_rmsprop()
             else:
                 self._torch.step()
         finally:
-            for group, values in undone:
+            for group, values in former:
                 group.update(values)
         for slot in self.slots:
             slot.leaf.grad = None
@@ -189,20 +189,20 @@ class WeightUpdate:
             slot.stored.copy_(stored_as(slot.leaf, slot.stored.dtype, self._stochastic_rounding, generator))
         self._round_state(generator)
 
-    def _with_own_values(self) -> List[Tuple[Dict[str, Any], Dict[str, Any]]]:
-        """Put values that were loaded with the state in place of the groups'. Returns what restores them.
+    def _use_loaded_values(self) -> List[Tuple[Dict[str, Any], Dict[str, Any]]]:
+        """Replace the groups' values by those that were loaded with the state. Returns each group's former values.
 
-        A group has one value here: where the loaded ones differ within it, its first tensor's counts.
+        A group has one value here: where the loaded ones differ within it, that of its first tensor.
         """
         if not self._loaded_params:
             return []
-        undo = []
+        former = []
         groups = [(values, slots) for values, slots in zip(self.hyper.groups, self._slots) if slots]
         for group, (values, slots) in zip(self._torch.param_groups, groups):
             changed = self._decoded(values, slots[0].variable.name)
-            undo.append((group, {name: group[name] for name in changed if name in group}))
+            former.append((group, {name: group[name] for name in changed if name in group}))
             group.update(self._torch_group(changed))
-        return undo
+        return former
 
     def _tf_rmsprop(self) -> None:
         """RMSprop as TensorFlow has it. Source: tf.keras.optimizers.legacy.RMSprop, `epsilon` inside the root."""
@@ -259,7 +259,7 @@ class WeightUpdate:
         return {"ipu_state": state, "ipu_param": {**self._params(), **self._loaded_params}}
 
     def write(self, saved: Dict[str, Any]) -> None:
-        """Take over such a dictionary. Names that it lacks keep their values, with a warning.
+        """Load what read() returned. Names that it lacks keep their values, with a warning.
 
         Raises Error for a tensor of another shape.
         """
@@ -278,17 +278,15 @@ class WeightUpdate:
                     self._write_state(slot, key, piece, prefix + variable.name)
         if self.automatic is not None and "lossScaleUpdateFactor" in saved["ipu_state"]:
             self.automatic.factor = float(saved["ipu_state"]["lossScaleUpdateFactor"])
-        own = self._params()
+        present = self._params()
         self._loaded_params = {
             name: torch.as_tensor(value, dtype=torch.float32)
             for name, value in saved["ipu_param"].items()
-            if name in own and not torch.equal(torch.as_tensor(value, dtype=torch.float32), own[name])
+            if name in present and not torch.equal(torch.as_tensor(value, dtype=torch.float32), present[name])
         }
-        missing += [name for name in own if name not in saved["ipu_param"]]
+        missing += [name for name in present if name not in saved["ipu_param"]]
         if missing:
-            logger.warning(
-                "The optimizer state that was loaded has no %s; the values on the device are kept.", ", ".join(missing)
-            )
+            logger.warning("The loaded optimizer state has no %s; the device keeps its values.", ", ".join(missing))
 
     def _write_state(self, slot: Slot, key: str, value: torch.Tensor, name: str) -> None:
         state = self._torch.state[slot.leaf]
@@ -334,7 +332,7 @@ class WeightUpdate:
         return {**encoded, **{_PARAM_NAMES[k]: float(variable[k]) for k in others}}
 
     def _decoded(self, values: Dict[str, Any], name: str) -> Dict[str, Any]:
-        """The group's values, with those that were loaded for this parameter in their places."""
+        """The group's values, replaced by those that were loaded for this parameter."""
         loaded = {
             key[: -len(f"___specific___{name}")]: float(value)
             for key, value in self._loaded_params.items()

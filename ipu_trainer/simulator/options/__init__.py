@@ -1,7 +1,6 @@
-"""What a program asks of the device: poptorch.Options and its groups, as closed, validated dictionaries.
+"""poptorch.Options and its groups: closed, validated dictionaries of what a program sets.
 
-Also the strategies that say which part of a model runs where, the file form of options, and the names that the compiler
-underneath knows.
+Also the execution strategies, which place blocks on IPUs, options from files, and the option names of the compiler.
 """
 
 from __future__ import annotations

@@ -14,13 +14,13 @@ from ipu_trainer.simulator.logs import logger
 
 
 class OptionsDict:
-    """Values that may be set, once declared to the constructor, to other values of the same type."""
+    """Options declared by the constructor, which may be set to other values of the same type."""
 
     def __init__(self, **default_values: Any) -> None:
         self._warnings: Dict[str, str] = {}
         self._warnings_disabled: Set[str] = set()
         self._is_frozen = False
-        self._values = default_values  # last: from here on the object is closed
+        self._values = default_values  # last: afterwards the object is closed
 
     def set(self, **kwargs: Any) -> Any:
         """Set declared options. Raises AssertionError for an unknown one or for a value of another type."""
@@ -47,7 +47,7 @@ class OptionsDict:
         return option in self._values
 
     def deleteIfExists(self, option: str) -> None:
-        """Forget an option."""
+        """Remove an option."""
         self._values.pop(option, None)
 
     def update(self, other: Dict[str, Any]) -> Dict[str, Any]:
@@ -94,7 +94,7 @@ class OptionsDict:
         self.__dict__.update(state)
 
     def __setattr__(self, option: str, value: Any) -> None:
-        if option == "__class__":  # PopDist puts subclasses of the groups in their place
+        if option == "__class__":  # PopDist replaces the groups' classes by subclasses
             object.__setattr__(self, option, value)
             return
         self.checkIsFrozen(option)

@@ -1,4 +1,4 @@
-"""The options that the compiler underneath poptorch knows: what `options._Popart.set(name, value)` may name.
+"""Option names of poptorch's compiler, which `options._Popart.set(name, value)` may set.
 
 poptorch accepts any name and its C++ layer rejects unknown ones when the model is compiled; so does the simulator.
 Source: graphcore/poptorch, popart_compiler/source/SessionOptions.cpp (SDK 3.4).

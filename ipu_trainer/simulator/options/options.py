@@ -1,8 +1,8 @@
 """poptorch.Options.
 
-Every setter and default is poptorch's. What a setting means here is one of three things: it changes numbers and the
-engine obeys it; it describes the device (memory, tiles, streams) and matters to reports of memory and time only; or it
-cannot be honoured, and compiling refuses it (see compilation.py).
+Every setter and default is poptorch's. A setting changes numbers, and the engine obeys it; or describes the device (memory,
+tiles, streams), and affects reports of memory and time only; or cannot be honoured, and compilation refuses it (see
+compilation.py).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SYNTHETIC_OFF, _SYNTHETIC_RANDOM_NORMAL = 0, 2
 
 
 class Options(OptionsDict):
-    """Everything that a program tells the compiler and the device, apart from the model and the optimizer.
+    """All settings of compiler and device, apart from the model and the optimizer.
 
     The first executor or data loader that uses the object freezes it; `clone()` gives one that can be changed.
     """
@@ -114,7 +114,7 @@ class Options(OptionsDict):
         return self
 
     def replicationFactor(self, replication_factor: int) -> Options:
-        """Copies of the model that work side by side."""
+        """Data-parallel copies of the model."""
         self.set(replication_factor=replication_factor)
         return self
 
@@ -133,7 +133,7 @@ class Options(OptionsDict):
         return self
 
     def outputMode(self, output_mode: enums.OutputMode, output_return_period: Optional[int] = None) -> Options:
-        """Which micro-batches' outputs come back; the period is for EveryN."""
+        """Which micro-batches' outputs a call returns; the period is for EveryN."""
         assert isinstance(output_mode, enums.OutputMode)
         if output_mode == enums.OutputMode.EveryN:
             assert output_return_period and output_return_period > 0, (
@@ -145,7 +145,7 @@ class Options(OptionsDict):
         return self
 
     def defaultOutputMode(self) -> bool:
-        """Whether no mode was chosen."""
+        """Whether no mode was set."""
         return bool(self.output_mode == enums.OutputMode.Default)
 
     def anchorTensor(
@@ -155,12 +155,12 @@ class Options(OptionsDict):
         output_mode: Optional[enums.OutputMode] = None,
         output_return_period: Optional[int] = 1,
     ) -> None:
-        """Return a tensor of the graph by its name there. Compiling knows which names can be honoured."""
+        """Return a tensor of the graph by name. Compilation refuses names that the simulator does not have."""
         period = output_return_period if output_mode == enums.OutputMode.EveryN else 1
         self.anchored_tensors[short_name] = [long_name, output_mode is None, output_mode, period]
 
     def broadcastBuffers(self, broadcast_buffers: bool = True) -> None:
-        """Whether replicas must agree on buffers; False lets each keep its own."""
+        """Whether buffers are the same on all replicas; False gives each replica its own copy."""
         self.set(broadcast_buffers=broadcast_buffers)
 
     def updatableNamedBuffers(self, buffers: List[str]) -> Options:
@@ -182,7 +182,7 @@ class Options(OptionsDict):
         return self
 
     def setAvailableMemoryProportion(self, available_memory_proportion: Dict[str, float]) -> None:
-        """Share of memory that convolutions and products may use, per "IPU<number>"."""
+        """Share of memory that convolutions and matrix products may use, per "IPU<number>"."""
         proportions = {}
         for key, proportion in available_memory_proportion.items():
             assert key.startswith("IPU"), (
@@ -193,13 +193,13 @@ class Options(OptionsDict):
         self.createOrSet(available_memory_proportion=proportions)
 
     def connectionType(self, connection_type: enums.ConnectionType) -> Options:
-        """When to attach."""
+        """When to attach to the device."""
         assert isinstance(connection_type, enums.ConnectionType)
         self.set(connection_type=connection_type.value)
         return self
 
     def syncPattern(self, sync_pattern: enums.SyncPattern) -> Options:
-        """Who waits for whom."""
+        """Which IPUs synchronise with each other."""
         assert isinstance(sync_pattern, enums.SyncPattern)
         self.set(sync_pattern=sync_pattern.value)
         return self
@@ -211,7 +211,7 @@ class Options(OptionsDict):
         return self
 
     def useIpuModel(self, use_model: bool) -> Options:
-        """Use the SDK's own model of an IPU. Here every device is a model."""
+        """Use the SDK's model of an IPU. No effect: every simulated device is a model."""
         self.createOrSet(use_model=use_model)
         return self
 
@@ -222,7 +222,7 @@ class Options(OptionsDict):
         return self
 
     def enableExecutableCaching(self, path: Optional[str]) -> Options:
-        """Where the SDK keeps executables; None switches it off. Nothing here takes long enough to be kept."""
+        """Folder in which the SDK caches executables; None switches it off. The simulator has nothing to cache."""
         if path is None:
             self._Popart.set("enableEngineCaching", False)
         else:
@@ -233,7 +233,7 @@ class Options(OptionsDict):
     # Numbers.
 
     def randomSeed(self, random_seed: int) -> Options:
-        """Seed the device's generators, and torch's own."""
+        """Seed the device's generators and torch's default one."""
         assert isinstance(random_seed, int)
         torch.manual_seed(random_seed)
         self.createOrSet(random_seed=random_seed)
@@ -245,12 +245,12 @@ class Options(OptionsDict):
         return self
 
     def enableSyntheticData(self, enabled: bool) -> Options:
-        """Make up inputs on the device instead of sending them: measures transfers, computes nothing meaningful."""
+        """Random inputs on the device instead of the call's, to measure without transfers."""
         self._Popart.set("syntheticDataMode", _SYNTHETIC_RANDOM_NORMAL if enabled else SYNTHETIC_OFF)
         return self
 
     def relaxOptimizerAttributesChecks(self, relax: bool = True) -> Options:
-        """Do not warn about optimizer attributes that the device does not know."""
+        """Do not warn about optimizer attributes that the device ignores."""
         self._relax_optimizer_checks = relax
         return self
 
@@ -272,7 +272,7 @@ class Options(OptionsDict):
         return self
 
     def enableProfiling(self, profile_dir: Optional[str] = None) -> Options:
-        """Ask Poplar for its reports. There is no Poplar here and they are not written."""
+        """Set Poplar's options for reports. The simulator writes none."""
         from_environment = os.environ.get("POPLAR_ENGINE_OPTIONS", "")
         if any(k in from_environment for k in ("debug.allowOutOfMemory", "autoReport.directory", "autoReport.all")):
             logger.warning(
@@ -296,7 +296,7 @@ class Options(OptionsDict):
         return self
 
     def sourceLocationExcludes(self, excludes: List[str]) -> Options:
-        """Paths that are never named as the source of an operator."""
+        """Paths that are not reported as the source of an operator."""
         self._source_location_excludes = excludes
         return self
 
@@ -306,7 +306,7 @@ class Options(OptionsDict):
         return self
 
     def showCompilationProgressBar(self, show: bool = True) -> Options:
-        """Whether compiling shows its progress, and so records its time."""
+        """Whether compilation shows its progress, and so records its time."""
         self._show_compilation_progress_bar = show
         return self
 

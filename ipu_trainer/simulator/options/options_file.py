@@ -1,7 +1,7 @@
-"""Options from a file: one call per line, as they would follow `options.` in a program.
+"""Options from a file: one call per line, without the leading `options.`.
 
-poptorch executes the lines. Here they are parsed, and only what an options file needs is understood: literals, names
-below `poptorch` and `torch`, and calls of those. A file cannot run anything else.
+poptorch executes the lines. Here they are parsed, and may hold literals, names of `poptorch`, types of `torch`, and calls of
+setters. A file cannot run anything else.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def apply_file(options: Any, filepath: str) -> None:
 
 
 class _Namespace:
-    """What a file may mention as poptorch.<name>: enumerations and the classes of options."""
+    """`poptorch` in an options file: enumerations and classes of options."""
 
     def __getattr__(self, name: str) -> Any:
         from ipu_trainer.simulator import enums, options

@@ -1,4 +1,4 @@
-"""The groups of poptorch.Options: Precision, Training, Distributed, TensorLocations, Jit and the compiler's own."""
+"""The groups of poptorch.Options: Precision, Training, Distributed, TensorLocations, Jit and the compiler's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ipu_trainer.simulator.options.closed_dictionary import OptionsDict
 
 
 class CompilationProgress:
-    """What showCompilationProgressBar records: how long the last compilation took."""
+    """What showCompilationProgressBar records: the duration of the last compilation."""
 
     def __init__(self) -> None:
         self.compilation_time: Optional[datetime.timedelta] = None
@@ -97,18 +97,18 @@ class _PrecisionOptions(OptionsDict):
         return self
 
     def enableFloatingPointExceptions(self, enabled: bool) -> _PrecisionOptions:
-        """Stop at division by zero, invalid operations and overflow."""
+        """Raise Error at division by zero, invalid operations and overflow."""
         assert isinstance(enabled, bool), "enableFloatingPointExceptions needs to be set to a bool"
         self._popart_options.set("enableFloatingPointChecks", enabled)
         return self
 
     def enableStochasticRounding(self, enabled: bool) -> _PrecisionOptions:
-        """Round what is stored in half up or down at random, in proportion to the distance."""
+        """Round values stored in float16 up or down at random, with probabilities by distance."""
         self._popart_options.set("enableStochasticRounding", enabled)
         return self
 
     def setPartialsType(self, dtype: torch.dtype) -> _PrecisionOptions:
-        """The type in which products are summed up: torch.float or torch.half."""
+        """The type of partial sums of matrix products: torch.float or torch.half."""
         names = {torch.float32: "float", torch.float16: "half"}
         if dtype not in names:
             raise ValueError("parameter to setPartialsType should be either torch.float or torch.half")
@@ -146,7 +146,7 @@ class _TrainingOptions(OptionsDict):
     def setMeanAccumulationAndReplicationReductionStrategy(
         self, mean_reduction_strategy: enums.MeanReductionStrategy
     ) -> _TrainingOptions:
-        """When the mean is taken. Running is the default where the optimizer accumulates in half."""
+        """When the mean is computed. Running is the default where the optimizer accumulates in float16."""
         self.set(meanAccumulationAndReplicationReductionStrategy=mean_reduction_strategy)
         return self
 
@@ -168,34 +168,34 @@ class _DistributedOptions(OptionsDict):
         self.setEnvVarNames("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")
 
     def disable(self) -> _DistributedOptions:
-        """One process, whatever the environment says."""
+        """Use one process, whatever the environment variables are."""
         self.set(num_distributed_processes=1, distributed_process_id=0)
         return self
 
     def setEnvVarNames(self, var_num_processes: str, var_process_id: str) -> _DistributedOptions:
-        """Read the number of processes and this one's number from two environment variables, now."""
+        """Read the number of processes and this process's index from two environment variables, now."""
         number, count = os.environ.get(var_process_id, "0"), os.environ.get(var_num_processes, "1")
         return self.configureProcessId(int(number), int(count))
 
     def configureProcessId(self, process_id: int, num_processes: int) -> _DistributedOptions:
-        """This process's number and how many there are."""
+        """This process's index and the number of processes."""
         self.set(distributed_process_id=process_id)
         self.set(num_distributed_processes=num_processes)
         return self
 
     @property
     def processId(self) -> int:
-        """This process's number, from 0."""
+        """This process's index, from 0."""
         return int(self.distributed_process_id)
 
     @property
     def numProcesses(self) -> int:
-        """How many processes train together."""
+        """The number of data-parallel processes."""
         return int(self.num_distributed_processes)
 
 
 class TensorLocationSettings(OptionsDict):
-    """Where a kind of tensor lives. Decides memory, never values."""
+    """Where a kind of tensor is stored. Affects memory, never values."""
 
     def minElementsForOffChip(self, min_elements: int) -> TensorLocationSettings:
         """Tensors with fewer elements stay on the chip."""
@@ -210,14 +210,14 @@ class TensorLocationSettings(OptionsDict):
         return self
 
     def useOnChipStorage(self, use: Optional[bool] = True) -> TensorLocationSettings:
-        """On the chip, off the chip, or None: as the compiler chooses."""
+        """On the chip, off the chip, or None for the compiler's choice."""
         if use is None:
             self.deleteIfExists("onChip")
             return self
         return self._flag("onChip", use)
 
     def useReplicatedTensorSharding(self, use: bool = True) -> TensorLocationSettings:
-        """Each replica keeps a share and gathers the rest when needed."""
+        """Each replica stores a shard and gathers the others when needed."""
         return self._flag("useReplicatedTensorSharding", use)
 
     def useIOTilesToLoad(self, use: bool = True) -> TensorLocationSettings:
@@ -243,19 +243,19 @@ class _TensorLocationOptions(OptionsDict):
         return self
 
     def setActivationLocation(self, location: TensorLocationSettings) -> _TensorLocationOptions:
-        """Where activations live."""
+        """Where activations are stored."""
         return self._location("location_activation", location)
 
     def setWeightLocation(self, location: TensorLocationSettings) -> _TensorLocationOptions:
-        """Where weights live."""
+        """Where weights are stored."""
         return self._location("location_weight", location)
 
     def setOptimizerLocation(self, location: TensorLocationSettings) -> _TensorLocationOptions:
-        """Where optimizer state lives."""
+        """Where optimizer state is stored."""
         return self._location("location_optimizer", location)
 
     def setAccumulatorLocation(self, location: TensorLocationSettings) -> _TensorLocationOptions:
-        """Where gradient accumulators live."""
+        """Where gradient accumulators are stored."""
         return self._location("location_accumulator", location)
 
     def _location(self, name: str, location: TensorLocationSettings) -> _TensorLocationOptions:

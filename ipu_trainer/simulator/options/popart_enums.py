@@ -1,4 +1,4 @@
-"""The enumerations of PopART that programs for poptorch name, as `import popart` would give them.
+"""Enumerations of PopART that programs for poptorch import from `popart`.
 
 Source: graphcore/popart, willow/include/popart/sessionoptions.hpp; the numbers reach options dictionaries.
 """
@@ -25,7 +25,7 @@ class SubgraphCopyingStrategy(enum.IntEnum):
 
 
 class RecomputationType(enum.IntEnum):
-    """Which activations are computed again for backward."""
+    """Which activations are recomputed for backward."""
 
     NoRecompute = 0
     Standard = 1
@@ -35,7 +35,7 @@ class RecomputationType(enum.IntEnum):
 
 
 class SyntheticDataMode(enum.IntEnum):
-    """What takes the place of transferred data."""
+    """What replaces transferred data."""
 
     Off = 0
     Zeros = 1

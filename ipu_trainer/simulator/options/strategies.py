@@ -1,7 +1,7 @@
-"""Blocks to stages, stages to phases: how a program says which part of the model runs where.
+"""Execution strategies: which stage, phase and IPU each block of a model belongs to.
 
-A strategy owns a stage resolver, which answers one question while the model runs: block X, annotated with IPU i (or
-none), belongs to which stage, phase and IPU? The simulator asks it at every block border, as the SDK's tracer does.
+A strategy has a stage resolver, which maps a block and the IPU of its annotation (if any) to a stage, a phase and an IPU. The
+simulator calls it whenever a block begins, as the SDK's tracer does.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Stage:
         return self._blocks
 
     def ipu(self, ipu: int) -> Stage:
-        """Place the stage. Wins over what a block says."""
+        """Place the stage. Overrides the IPU of its blocks."""
         assert isinstance(ipu, int)
         self._ipu = ipu
         return self
@@ -69,7 +69,7 @@ class Phase:
 
 
 class StageResolver:
-    """Answers where a block runs. `named` holds the blocks that the strategy placed; None places any block."""
+    """Maps blocks to stages. `named` holds the blocks that the strategy names; None accepts any block."""
 
     def __init__(self, named: Optional[Dict[BlockId, Stage]], auto_stage: enums.AutoStage) -> None:
         self._named = named
@@ -125,7 +125,7 @@ class _IExecutionStrategy:
         return self._block_map[block_id]
 
     def backendOptions(self) -> Dict[str, Union[int, bool]]:
-        """What the strategy adds to Options.toDict()."""
+        """The strategy's entries of Options.toDict()."""
         return {}
 
 
@@ -151,7 +151,7 @@ class PipelinedExecution(_IExecutionStrategy):
 
 
 class ShardedExecution(PipelinedExecution):
-    """Stages take turns on one micro-batch: same annotations, no overlap, no minimum of accumulation."""
+    """Stages work on one micro-batch in turn: same annotations, no overlap, no minimum of accumulation."""
 
     def backendOptions(self) -> Dict[str, Union[int, bool]]:
         return {"execution_mode": 1}
@@ -178,7 +178,7 @@ class _IPhasedExecution(_IExecutionStrategy):
         return self._phases[phase]
 
     def useSeparateBackwardPhase(self, use: bool = True) -> Any:
-        """Whether forward and backward of the last phase are phases of their own."""
+        """Whether forward and backward of the last phase are separate phases."""
         assert isinstance(use, bool)
         self._separate_backward_phase = use
         return self
@@ -198,17 +198,17 @@ class ParallelPhasedExecution(_IPhasedExecution):
         return {**super().backendOptions(), "serial_phases_execution": False}
 
     def sendTensorsOffChipAfterFwd(self, off_chip: bool = True) -> ParallelPhasedExecution:
-        """Whether activations wait off the chip between forward and backward."""
+        """Whether activations are stored off the chip between forward and backward."""
         assert isinstance(off_chip, bool)
         self._tensors_liveness = enums.Liveness.OffChipAfterFwd if off_chip else enums.Liveness.AlwaysLive
         return self
 
 
 class SerialPhasedExecution(_IPhasedExecution):
-    """Phases take turns on the same IPUs."""
+    """Phases run one after the other on the same IPUs."""
 
     def setTensorsLiveness(self, liveness: enums.Liveness) -> SerialPhasedExecution:
-        """Where tensors wait between phases."""
+        """Where tensors are stored between phases."""
         assert isinstance(liveness, enums.Liveness)
         self._tensors_liveness = liveness
         return self

@@ -1,7 +1,7 @@
-"""Standing in for the SDK: programs that say `import poptorch` and `import popart` get the simulator.
+"""`import poptorch` and `import popart` of a program import the simulator.
 
-Nothing is written to disk and nothing shadows a real installation: install() refuses where the real poptorch can be
-imported. It lasts for the process and for those that it spawns.
+install() writes nothing to disk, refuses where the real poptorch can be imported, and holds for the process and for those that
+it spawns.
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ VERSION = "3.4.0"
 
 
 class AlreadyInstalledError(ValueError):
-    """The real poptorch is there, and will not be replaced."""
+    """The real poptorch is importable, and is not replaced."""
 
 
 class NotRunnableError(ValueError):
-    """There is no module of that name to run."""
+    """No module of that name can be run."""
 
 
-_program_asked = False
+_requested_by_program = False
 
 
 def install(for_program: bool = True) -> None:
     """Let `poptorch` and `popart` be the simulator in this process. Calling it again changes nothing.
 
-    for_program: False where only a library says `import poptorch`, and the program did not ask to be simulated.
+    for_program: False where only a library imports poptorch, and the program did not request the simulator.
     Raises AlreadyInstalledError if the real poptorch is importable.
     """
     import ipu_trainer.simulator as simulator
 
-    global _program_asked
-    _program_asked = _program_asked or for_program
+    global _requested_by_program
+    _requested_by_program = _requested_by_program or for_program
     if sys.modules.get("poptorch") is simulator:
         return
     spec = importlib.util.find_spec("poptorch") if "poptorch" not in sys.modules else sys.modules["poptorch"].__spec__
     if spec is not None or "poptorch" in sys.modules:
         where = getattr(spec, "origin", None) or "the running program"
         raise AlreadyInstalledError(
-            f"the real poptorch is importable ({where}); the simulator does not take its place. Use an environment "
+            f"the real poptorch is importable ({where}); the simulator does not replace it. Use an environment "
             "without the SDK, or `import ipu_trainer.simulator as poptorch`."
         )
     from ipu_trainer.simulator import enums, logs, ops, optim, options
@@ -76,7 +76,7 @@ def install(for_program: bool = True) -> None:
         }
     )
     for replaced in optimum_extensions.REPLACED:
-        if replaced in sys.modules:  # imported before: what holds the module gets the functions too
+        if replaced in sys.modules:  # imported before
             _OptimumExtensions().exec_module(sys.modules[replaced])
     for name in ("_impl", "_logging", "_poplar_executor", "_utils"):
         setattr(simulator, name, sys.modules[f"poptorch.{name}"])
@@ -91,14 +91,14 @@ def install(for_program: bool = True) -> None:
 
 def program_is_simulated() -> bool:
     """Whether this program runs under `ipu-trainer simulate`, or called install() itself."""
-    return _program_asked
+    return _requested_by_program
 
 
 class _InstallingName(str):
-    """The name of a process. A new interpreter that unpickles it installs the simulator first of all.
+    """The name of a process; unpickling it installs the simulator.
 
-    It is the first thing that a spawned process reads: before it imports the main module, and before it unpickles
-    data sets, whose modules may say `import poptorch`.
+    A spawned process reads it first: before it imports the main module, and before it unpickles data sets, whose modules may
+    import poptorch.
     """
 
     def __reduce__(self) -> Any:
@@ -195,7 +195,7 @@ def run_module(name: str, arguments: Sequence[str] = ()) -> Dict[str, Any]:
 
 
 def _check_module(name: str) -> None:
-    """Raises NotRunnableError where `python -m` would say that there is nothing to run. Imports the packages above it."""
+    """Raises NotRunnableError where `python -m` finds nothing to run. Imports the packages above the module."""
     if not all(name.split(".")) or "/" in name or os.sep in name:
         raise NotRunnableError(
             f"-m {name}: not a module's name. Give it as in an import, -m package.train, or the file."

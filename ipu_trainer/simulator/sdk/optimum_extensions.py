@@ -1,7 +1,7 @@
-"""What optimum-graphcore 0.7.1 builds from C++ against the SDK, in Python.
+"""Python versions of what optimum-graphcore 0.7.1 builds from C++ with the SDK.
 
-Importing its quantization, or asking it for the SDK's hash, runs a C++ compiler with Poplar's headers. install() imports
-these functions in the places of the two modules that do, and the operators come from the registry of custom_ops.
+Importing its quantization, or asking it for the SDK's hash, runs a C++ compiler with Poplar's headers. install()
+replaces the functions of these two modules; the operators come from the registry of custom_ops.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ REPLACED = {
 
 
 def sdk_version_hash() -> str:
-    """Names the simulator where the SDK's build would be named."""
+    """The simulator's name in place of the SDK's hash."""
     return "simulator"
 
 
 def load_lib(filepath: str, timeout: int = 300) -> Any:
-    """Nothing is compiled or loaded: the operators of the file are the registered Python ones.
+    """Compiles nothing: the file's operators are the registered Python ones.
 
     Raises FileNotFoundError if there is no such file, as compiling it would.
     """

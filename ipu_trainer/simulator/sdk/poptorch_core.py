@@ -1,4 +1,4 @@
-"""What Python programs use of poptorch.poptorch_core, the C++ half of poptorch: its errors and the check of options."""
+"""poptorch.poptorch_core, the C++ half of poptorch, as far as Python programs use it: errors and the check of options."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import enum
 
 from ipu_trainer.simulator.errors import Error, RecoverableError, UnrecoverableError
 from ipu_trainer.simulator.execution.devices import ipuHardwareVersion
-from ipu_trainer.simulator.forward.context import context as _context
 from ipu_trainer.simulator.logs import setPopartLogLevel
 from ipu_trainer.simulator.options.compiler_options import validate_options as _validateOptions
+from ipu_trainer.simulator.sdk.sdk_internals import isDispatchTracing
 from ipu_trainer.simulator.sdk.unavailable import getIpuTensorId, importPoptorchMetadataFromFile
 
 
 class TestErrorType(enum.IntEnum):
     """Kinds of errors that _throwTestError() raises."""
 
-    __test__ = False  # not a test, for all its name
+    __test__ = False  # not a test class
 
     Poptorch = 0
     Popart = 1
@@ -40,7 +40,7 @@ _EXAMPLES = {
 
 
 def _throwTestError(error_type: TestErrorType) -> None:
-    """Raise an error of the kind, with all its attributes, so that a program's handling of it can be tried."""
+    """Raise an error of the kind, with all its attributes, to test a program's handling of it."""
     kind, name, message = _EXAMPLES[error_type]
     location = "throwTestError::bottomLevel()\nthrowTestError::topLevel()"
     error = kind(f"In {location}: '{name}': {message}")
@@ -50,12 +50,7 @@ def _throwTestError(error_type: TestErrorType) -> None:
     raise error
 
 
-def isCompilingWithDispatcher() -> bool:
-    """Whether a model is being compiled right now."""
-    from ipu_trainer.simulator.forward.observer import CompilationObserver
-
-    return isinstance(_context.observer, CompilationObserver)
-
+isCompilingWithDispatcher = isDispatchTracing
 
 __all__ = [
     "Error",

@@ -1,7 +1,4 @@
-"""poptorch.profiling: trace points of the SDK's own profiler. As in the SDK where that is not installed, they do nothing.
-
-What a simulated program does over time is written by `ipu-trainer simulate --trace`.
-"""
+"""poptorch.profiling: trace points of the SDK's profiler, without effect. See `ipu-trainer simulate --trace`."""
 
 from __future__ import annotations
 

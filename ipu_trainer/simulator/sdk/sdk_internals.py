@@ -1,6 +1,6 @@
-"""Private names of poptorch that programs use all the same: poptorch._impl and poptorch._poplar_executor.
+"""poptorch._impl: private names of poptorch that programs use.
 
-Kept because optimum-graphcore does: its sequence-to-sequence trainer takes the wrapper off a model around generate().
+optimum-graphcore's sequence-to-sequence trainer unwraps a model around generate().
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ __all__ = [
     "unwrapModelIfNecessary",
 ]
 
-# id of a model -> the classes that were taken off it and its tensors
-_taken_off: Dict[int, List[Tuple[Any, Type[Any]]]] = {}
+# id of a model -> it and its tensors, with their wrapper classes
+_unwrapped: Dict[int, List[Tuple[Any, Type[Any]]]] = {}
 
 isWrapped = is_wrapped
 
@@ -36,19 +36,19 @@ def isDispatchTracing() -> bool:
 
 
 def unwrapModelIfNecessary(model: torch.nn.Module) -> None:
-    """Give the model and its tensors their own classes, until rewrapModelIfNecessary()."""
-    taken = []
+    """Restore the classes of the model and its tensors, until rewrapModelIfNecessary()."""
+    wrappers = []
     for obj in [*model.buffers(), *model.parameters(), model]:
         if is_wrapped(obj):
-            taken.append((weakref.ref(obj), type(obj)))
+            wrappers.append((weakref.ref(obj), type(obj)))
             unwrap(obj)
-    if taken:
-        _taken_off[id(model)] = taken
+    if wrappers:
+        _unwrapped[id(model)] = wrappers
 
 
 def rewrapModelIfNecessary(model: torch.nn.Module) -> None:
-    """Put back what unwrapModelIfNecessary() took off."""
-    for reference, wrapper in _taken_off.pop(id(model), []):
+    """Undo unwrapModelIfNecessary()."""
+    for reference, wrapper in _unwrapped.pop(id(model), []):
         obj = reference()
         if obj is not None:
             object.__setattr__(obj, "__class__", wrapper)

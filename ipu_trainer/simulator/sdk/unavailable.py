@@ -1,4 +1,4 @@
-"""Public names of poptorch that have no meaning without its C++ libraries, each with the reason."""
+"""Public names of poptorch that need its C++ libraries, each with the reason why it is refused."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The device's own copies of a model's parameters and buffers, and how a forward comes to use them.
+"""The device's copies of a model's parameters and buffers, and their installation for a forward.
 
-The program's tensors stay what and where they are. For a run, their storage is exchanged for the device's: the
-parameter objects are the same, so closures, tied weights and the flat lists of recurrent layers all follow, which a
-functional call with other tensors or a copy of the model would not do.
+For a run, the data of the program's tensors is exchanged for the device's. The parameter objects stay the same, so that
+closures, tied weights and the flat lists of recurrent layers see the device's values; a functional call with other tensors, or a
+copy of the model, would miss those.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from ipu_trainer.simulator.enums import CommGroupType
 from ipu_trainer.simulator.errors import createPoptorchError
 from ipu_trainer.simulator.state.wrapped_model import is_wrapped, unwrap
 
-# 64-bit floats become 32-bit ones on the device. Integers keep 64 bits here, where PyTorch insists on them for
-# indices; they come back as 32-bit ones in outputs.
+# 64-bit floats become 32-bit ones on the device. Integers keep 64 bits, which PyTorch requires of indices; outputs have 32.
 DEVICE_DTYPES = {torch.float64: torch.float32}
 _MAY_BE_REASSIGNED = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)
 
@@ -29,7 +28,7 @@ class Variable:
     """One tensor of the model, however many names it has.
 
     homes are the dictionaries and keys under which modules keep it. copies are the device's: one for all replicas, or
-    one per group of replicas; group_of_replica says which.
+    one per group of replicas, by group_of_replica.
     """
 
     names: List[str]
@@ -136,7 +135,7 @@ class DeviceWeights:
         return shares[0] if shares else None
 
     def split_buffers(self, num_replicas: int, names: Sequence[str]) -> None:
-        """From now on each replica has its own copy of these buffers."""
+        """Give each replica a separate copy of these buffers."""
         for variable in self.buffers:
             if variable.name in names and variable.group_of_replica is None:
                 variable.group_of_replica = list(range(num_replicas))
@@ -179,7 +178,7 @@ class DeviceWeights:
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[InstalledWeights]:
-        """Let the model compute with the device's copies, beginning with replica 0's, until the body ends."""
+        """Let the model compute with the device's copies, at first replica 0's, until the body ends."""
         installed = InstalledWeights(self.variables)
         try:
             yield installed
@@ -204,7 +203,7 @@ class InstalledWeights:
         self._split = [place for place in self._places if place[0].group_of_replica is not None]
 
     def use_replica(self, replica: int) -> None:
-        """Switch to a replica's copies, where replicas have their own."""
+        """Switch to a replica's copies, where replicas have separate ones."""
         if replica != self._replica:
             for variable, host, _, _, _ in self._split:
                 host.data = variable.copy_for(replica)
@@ -216,7 +215,7 @@ class InstalledWeights:
             yield variable, host
 
     def check_reassigned(self) -> None:
-        """Raise Error if forward put other tensors in place of the model's."""
+        """Raise Error if forward replaced tensors of the model."""
         for variable, host, _, _, _ in self._places:
             if isinstance(variable.owner, _MAY_BE_REASSIGNED):
                 continue
@@ -234,7 +233,7 @@ class InstalledWeights:
                     )
 
     def remove(self) -> None:
-        """Give the program its tensors back."""
+        """Restore the program's tensors."""
         for variable, host, kind, data, grad in self._places:
             host.data = data
             host.grad = grad

@@ -1,8 +1,8 @@
-"""The device's random numbers: a stream of its own, beside the program's.
+"""The device's random generators, separate from the program's.
 
-A run on the device must not move the program's generator, and what the program draws must not change a run. The
-device's generator is torch's, begun with the options' seed (else with the program's), so that a seeded run draws the
-numbers that plain PyTorch draws after the same torch.manual_seed().
+A run on the device must not advance the program's generator, nor depend on it. The device's generator is torch's, seeded with
+the options' seed (else with the program's), so that a seeded run draws the numbers that plain PyTorch draws after the same
+torch.manual_seed().
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class DeviceRandom:
         self._cuda_state: Optional[torch.Tensor] = None
         if self._on_cuda:
             self._cuda_state = torch.Generator(device).manual_seed(self.seed).get_state()
-        # Rounding draws from a stream of its own, so that switching it on does not change dropout.
+        # Rounding has a separate generator, so that enabling it does not change dropout.
         self.rounding = torch.Generator(device).manual_seed(self.seed ^ 0x5EED)
 
     @contextlib.contextmanager
     def running(self, keep: bool = True) -> Iterator[None]:
-        """Let torch draw from the device's stream; afterwards from the program's again. keep=False rewinds."""
+        """Let torch draw from the device's generator, then from the program's again. keep=False discards the draws."""
         host_cpu = torch.get_rng_state()
         host_cuda = torch.cuda.get_rng_state(self._device) if self._on_cuda else None
         torch.set_rng_state(self._cpu_state)
@@ -62,9 +62,9 @@ class DeviceRandom:
         return out
 
     def write(self, state: List[int]) -> None:
-        """Take over what read() gave. A list of the seed alone begins the streams anew."""
+        """Restore what read() returned. A list of the seed alone restarts the generators."""
         logger.debug("Setting random seed to %d", state[0])
-        self.__init__(state[0], self._device)  # type: ignore[misc]  # begin anew, on the same object
+        self.__init__(state[0], self._device)  # type: ignore[misc]  # the same object, restarted
         rest, states = state[1:], []
         while rest:
             states.append(torch.tensor(rest[1 : 1 + rest[0]], dtype=torch.uint8))
@@ -75,7 +75,7 @@ class DeviceRandom:
         if [s.numel() for s in states] != expected:
             raise ValueError(
                 f"rng_state has generators of {[s.numel() for s in states]} bytes, this device has {expected}: it was "
-                "read on another kind of device. Pass [seed] to begin anew."
+                "read on another kind of device. Pass [seed] to restart them."
             )
         logger.debug("Setting RNG state")
         self._has_run = True

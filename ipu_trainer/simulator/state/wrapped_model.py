@@ -1,8 +1,8 @@
-"""The model that a training executor was given, its parameters and its buffers: reading them fetches the weights.
+"""The program's model during training: reading it, its parameters or its buffers fetches the weights from the device first.
 
-After a run the newest weights are on the device. The program still holds its model and may look at it any time, so
-the executor swaps the classes of the model and its tensors for subclasses that fetch first. Wrappers around the
-objects would not do: the program has the originals. What is copied or saved from them is of the original classes.
+After a run the newest weights are on the device, but the program may read its model at any time. So the executor replaces the
+classes of the model and its tensors by subclasses that fetch first. Wrapper objects would not work: the program holds the
+originals. Copies and saved files have the original classes.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ def is_wrapped(obj: Any) -> bool:
 
 
 def unwrap(obj: Any) -> None:
-    """Give the object its own class back."""
+    """Restore the object's class."""
     if is_wrapped(obj):
         object.__setattr__(obj, "__class__", type(obj).__bases__[0])
 
 
 def unwrap_model(model: torch.nn.Module) -> None:
-    """Give the model and all its tensors their own classes back."""
+    """Restore the classes of the model and all its tensors."""
     unwrap(model)
     for tensor in [*model.parameters(), *model.buffers()]:
         unwrap(tensor)
@@ -41,7 +41,7 @@ def unwrap_model(model: torch.nn.Module) -> None:
 def wrap_model(model: torch.nn.Module, executor: Any) -> None:
     """Let reading the model, its parameters or its buffers call executor.copyWeightsToHostIfNeeded() first.
 
-    The executor is not kept alive. Raises Error for buffers of other classes than torch.Tensor.
+    Holds the executor weakly. Raises Error for buffers of other classes than torch.Tensor.
     """
     parent = weakref.ref(executor)
     parameter_class, buffer_class = _tensor_class(torch.nn.Parameter, parent), _tensor_class(torch.Tensor, parent)
@@ -62,7 +62,7 @@ def _fetch(parent: Any) -> bool:
 
 
 def _reduce_unwrapped(obj: Any, protocol: Any) -> Any:
-    """What pickle and copy get: the object as if it had never been wrapped."""
+    """__reduce_ex__ of the object as if it had not been wrapped."""
     wrapper = type(obj)
     unwrap(obj)
     try:
@@ -79,7 +79,7 @@ def _new(cls: Type[Any], *args: Any) -> Any:
 
 
 def _tensor_class(base: Type[Any], parent: Any) -> Type[Any]:
-    # __torch_function__ must exist: without it torch's functions do not look at the class of their arguments at all.
+    # Without __torch_function__, torch's functions ignore the class of their arguments.
     class Wrapped(base):  # type: ignore[misc]  # a base chosen at run time
         _is_poptorch_wrapper = True
 

@@ -1,8 +1,7 @@
-"""Large embeddings and projections in pieces, as an IPU's memory needs them; every change can be undone.
+"""Large embeddings and projections in pieces that fit an IPU's memory; every change can be undone.
 
-Serialised (one IPU): the module keeps its weight, and only its forward works piece by piece. Split (several IPUs):
-each piece is a weight of its own while it is trained, and the module gets its whole weight back in the end.
-Numbers do not change, but for the order in which float32 sums are added.
+Serialised (one IPU): the module has its weight, and computes its forward piece by piece. Split (several IPUs): each piece is a
+separate weight during training, and undo() restores the whole one. Numbers change by the order of float32 sums alone.
 """
 
 from __future__ import annotations
