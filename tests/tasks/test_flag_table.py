@@ -12,6 +12,7 @@ import pytest
 from safetensors.torch import load_file
 from transformers import HfArgumentParser
 
+from ipu_trainer import command_line
 from ipu_trainer.cli import main
 from ipu_trainer.compat import argument_names as renamed
 from ipu_trainer.compat import transformers_versions as compat
@@ -193,6 +194,14 @@ def test_what_the_parser_itself_refuses_is_one_line():
     with pytest.raises(ValueError, match=r"argument --log_level.*invalid choice: 'zzz'") as error:
         parsed(TEXT, "--log_level", "zzz")
     assert "\n" not in str(error.value)
+
+
+def test_flags_that_precision_replaces_work_and_name_it_once(monkeypatch, capsys):
+    monkeypatch.setattr(command_line, "_hinted", set())
+    for _ in range(2):
+        values = parsed(TEXT, "--bf16", "True", "--fp16", "False")
+    assert values["bf16"] and values["precision"] == "auto"
+    assert capsys.readouterr().err == "hint: --bf16 is --precision bf16 now\n"
 
 
 def test_the_page_of_flags_is_made_of_the_table():
