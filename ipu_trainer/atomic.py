@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import fcntl
 import json
 import os
 import re
 import tempfile
 from pathlib import Path
-from typing import Any, Iterator, Tuple, Union
+from typing import Any, Iterable, Iterator, Sequence, Tuple, Union
 
 from ipu_trainer.errors import UserError
 
@@ -70,6 +71,12 @@ def write_text(target: PathLike, text: str) -> None:
 def write_json(target: PathLike, value: Any) -> None:
     """Write value as indented JSON; NaN becomes null, so that every JSON parser reads the file."""
     write_text(target, json.dumps(_finite(value), indent=2, sort_keys=False, allow_nan=False) + "\n")
+
+
+def write_csv(target: PathLike, rows: Iterable[Sequence[Any]]) -> None:
+    """Write rows, the header first, as CSV."""
+    with atomic_path(target) as temporary, temporary.open("w", encoding="utf-8", newline="") as opened:
+        csv.writer(opened, lineterminator="\n").writerows(rows)
 
 
 def read_json(path: PathLike) -> Any:

@@ -12,17 +12,14 @@ class UserError(ValueError):
 
 
 @contextlib.contextmanager
-def user_input(what: str = "") -> Iterator[None]:
-    """Around a library's call that reads what a user gave: its ValueError, ImportError or OSError becomes a UserError.
-
-    what: a prefix of the message, such as the flag.
-    """
+def user_input() -> Iterator[None]:
+    """Around a library's call that reads what a user gave: its ValueError, ImportError or OSError becomes a UserError."""
     try:
         yield
     except UserError:
         raise
     except (ValueError, ImportError, OSError) as error:
-        raise UserError(f"{what}{': ' if what else ''}{error}") from error
+        raise UserError(" ".join(str(error).split())) from error
 
 
 def is_user_error(error: BaseException) -> bool:

@@ -1,1 +1,1 @@
-"""One package per task; tasks do not know each other."""
+"""What `ipu-trainer train TASK` trains. task.py finds tasks, recipe has what all share, and tasks do not know each other."""

@@ -4,8 +4,8 @@
     DATASETS_DIR          read and written: what `prepare` and `phantoms` make
     CHECKPOINT_DIR        written: runs, searches, evaluations
 
-They stand in for flags that are left out, and for nothing else: a flag that is given is taken as it is. Where two folders have
-the same name, that of DATASETS_DIR counts. Nothing stands in for a place to write below PUBLIC_DATASETS_DIR.
+They replace flags that are left out; a flag that is given counts. Where both data folders have a folder of one name, that of
+DATASETS_DIR counts. Nothing is written below PUBLIC_DATASETS_DIR.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ def find_data(*names: str) -> Optional[Path]:
 
 
 def data_to_read(flag: str, name: str) -> Path:
-    """What stands in for a missing flag such as --data. Raises ValueError, naming what would, if nothing does."""
+    """The default of a flag such as --data. Raises UserError, with the folders that were looked for, if there is none."""
     found = find_data(name)
     if found is not None:
         return found
     roots = {variable: _root(variable) for variable in (DATASETS_DIR, PUBLIC_DATASETS_DIR)}
     looked = [str(root / name) for root in roots.values() if root is not None]
     if looked:
-        raise UserError(f"{flag} is missing, and there is no {' and no '.join(looked)} to stand in for it.")
+        raise UserError(f"{flag} is missing, and there is no {' and no '.join(looked)} to read instead.")
     raise UserError(
         f"{flag} is missing. Give it, or set {DATASETS_DIR} or {PUBLIC_DATASETS_DIR} to a folder with {name}."
     )

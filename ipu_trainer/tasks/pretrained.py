@@ -1,6 +1,6 @@
 """A checkpoint is loaded or refused: what from_pretrained would leave at random values, outside a new head, is an error.
 
-from_pretrained itself warns and goes on. A model of another family then has nothing of its checkpoint but the name.
+from_pretrained itself warns and continues. A model of another family then has nothing of its checkpoint but the name.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""run.json: what ran, written beside its results; and whether an interrupted run may go on."""
+"""run.json: what ran, written beside its results; and whether an interrupted run may be resumed."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from ipu_trainer.training.state.checkpoints import last_complete_checkpoint
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.json"
 HISTORY_FILE = "history.json"
-# status in run.json: the weights are not final; they and history.json are there; only the page may be missing; all is there.
+# status in run.json: weights are not final; weights and history.json are written; only the report may be missing; complete.
 RUNNING, TRAINED, EVALUATED, FINISHED = "running", "trained", "evaluated", "finished"
-# What a resumed run may have otherwise: where its logs go and what is written at the end.
+# Settings that may differ when a run is resumed: where its logs go, and what is written at the end.
 _MAY_DIFFER = ("report", "report_to", "run_name", "disable_tqdm")
 
 
@@ -65,8 +65,10 @@ def resumable_checkpoint(run_dir: Path, args: IPUTrainingArguments, settings: Di
     path = run_dir / RUN_FILE
     named = _named_checkpoint(args)
     if named is not None:
-        if not Path(named).is_dir():
-            raise UserError(f"--resume_from_checkpoint {named} is not a folder. Give a checkpoint of a run.")
+        if not (Path(named) / "trainer_state.json").is_file():
+            raise UserError(
+                f"--resume_from_checkpoint {named} is no checkpoint of a run: it has no trainer_state.json."
+            )
         return named
     if not path.is_file():
         return None
@@ -97,14 +99,14 @@ def _flags(record: Mapping[str, Any]) -> Dict[str, Any]:
 
 
 def begin_run(run_dir: Path, record: Mapping[str, Any]) -> None:
-    """Write run.json, unless the weights are there already; remove files that killed runs left half written."""
+    """Write run.json, unless the run is trained already; remove files that killed runs left half written."""
     remove_leftovers(run_dir)
     if record["status"] == RUNNING:
         write_json(run_dir / RUN_FILE, record)
 
 
 def trained_record(run_dir: Path, args: IPUTrainingArguments) -> Optional[Dict[str, Any]]:
-    """run.json of a run that ended after its training, whose results alone are missing; None where there is none."""
+    """run.json of a run that is trained, and whose results are missing; None for any other."""
     path = run_dir / RUN_FILE
     if _named_checkpoint(args) is not None:
         return None
@@ -113,7 +115,7 @@ def trained_record(run_dir: Path, args: IPUTrainingArguments) -> Optional[Dict[s
 
 
 def train_or_restore(trainer: Any, record: Mapping[str, Any], checkpoint: Optional[str]) -> None:
-    """Train, save the weights and say so in run.json; or, where that was done, give the trainer the log of that training."""
+    """Train, save the weights and mark the run as trained; where it is, restore the trainer's log of that training."""
     run_dir = Path(trainer.args.output_dir)
     if record["status"] == RUNNING:
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -131,7 +133,7 @@ def train_or_restore(trainer: Any, record: Mapping[str, Any], checkpoint: Option
 def finish_run(
     run_dir: Path, record: Mapping[str, Any], write_report: Optional[Callable[[Path], Any]] = None, **results: Any
 ) -> None:
-    """The page, which reads the run's other files, and then the word that all is there. results: more for run.json."""
+    """Write the report, which reads the run's other files, and mark the run as finished. results: more for run.json."""
     write_json(run_dir / RUN_FILE, {**record, **results, "status": EVALUATED})
     if write_report is not None:
         write_report(run_dir)

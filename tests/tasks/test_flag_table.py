@@ -12,6 +12,7 @@ import pytest
 from safetensors.torch import load_file
 from transformers import HfArgumentParser
 
+from ipu_trainer import command_line
 from ipu_trainer.cli import main
 from ipu_trainer.compat import argument_names as renamed
 from ipu_trainer.compat import transformers_versions as compat
@@ -107,7 +108,7 @@ def test_what_is_read_in_some_circumstances_is_refused_in_others(task, monkeypat
             "generation_max_length": ["--predict_with_generate", "False"],
             "generation_num_beams": ["--predict_with_generate", "False"],
         }.get(name, ["--optim", "sgd"] if name.startswith("adam") else ["--optim", "adamw_torch"])  # fmt: skip
-        with pytest.raises(ValueError, match=f"--{name} .*would not be read: ") as error:
+        with pytest.raises(ValueError, match=f"--{name} .*would have no effect: ") as error:
             parsed(task, *words, *others)
         assert need.rule in str(error.value)
         if need.rule.startswith("it is for several"):
@@ -193,6 +194,14 @@ def test_what_the_parser_itself_refuses_is_one_line():
     with pytest.raises(ValueError, match=r"argument --log_level.*invalid choice: 'zzz'") as error:
         parsed(TEXT, "--log_level", "zzz")
     assert "\n" not in str(error.value)
+
+
+def test_flags_that_precision_replaces_work_and_name_it_once(monkeypatch, capsys):
+    monkeypatch.setattr(command_line, "_hinted", set())
+    for _ in range(2):
+        values = parsed(TEXT, "--bf16", "True", "--fp16", "False")
+    assert values["bf16"] and values["precision"] == "auto"
+    assert capsys.readouterr().err == "hint: --bf16 is --precision bf16 now\n"
 
 
 def test_the_page_of_flags_is_made_of_the_table():
@@ -315,7 +324,7 @@ def only_new(*values):
         (TEXT, ["--files", "all"], "Give one"),
         (TEXT, ["--validation_fraction", "1.5"], "below 1"),
         (PAIRS, ["--target_length", "0"], "at least 1"),
-        (TEXT, ["--prompts", "", "--sample_tokens", "9"], "would not be read: there are no prompts"),
+        (TEXT, ["--prompts", "", "--sample_tokens", "9"], "would have no effect: there are no prompts"),
         (TEXT, ["--per_device_train_batch_size", "0"], "must be at least 1, or left out"),
         only_new(TEXT, ["--lr_scheduler_kwargs", "{a}"], "--lr_scheduler_kwargs {a} is not JSON"),
         only_new(PAIRS, ["--optim", "lomo", "--adam_beta1", "0.5"], "Adam's betas"),
@@ -351,7 +360,7 @@ def test_a_model_with_a_tokenizer_of_its_own_reads_no_size_of_a_vocabulary(small
     assert text_task(TEXT, small, tmp_path / "first", "--max_steps", "1") == 0
     again = ["--model", str(tmp_path / "first"), "--vocab_size", "500"]
     assert text_task(TEXT, small, tmp_path / "second", *again) == 1
-    assert "--vocab_size 500 would not be read: the tokenizer of" in capsys.readouterr().err
+    assert "--vocab_size 500 would have no effect: the tokenizer of" in capsys.readouterr().err
 
 
 def test_a_search_for_a_metric_that_nobody_computes_is_refused_before_a_trial(small, tmp_path, capsys):

@@ -16,7 +16,7 @@ from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.pretrained import load_pretrained
 from ipu_trainer.tasks.text.text_models import ModelChoice, check_task, random_model, set_vocabulary
 
-# tasks/models.py says what these are. GPT-2's sizes are the published ones.
+# See text_models.Sizes. GPT-2's sizes are the published ones.
 SIZES: Dict[str, Tuple[str, Dict[str, Any]]] = {
     "gpt2-nano": ("gpt2", {"n_layer": 2, "n_embd": 128, "n_head": 4}),
     "gpt2-mini": ("gpt2", {"n_layer": 4, "n_embd": 256, "n_head": 4}),

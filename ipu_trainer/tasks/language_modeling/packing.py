@@ -26,20 +26,12 @@ def token_stream(documents: Iterable[Document], tokenizer: Any) -> np.ndarray:
     if end is None:
         raise UserError("the tokenizer has neither an eos nor a sep token to end documents with. Set one of them.")
     kind = np.uint16 if len(tokenizer) <= np.iinfo(np.uint16).max else np.uint32
-    pieces: List[np.ndarray] = []
-    waiting: List[str] = []
-
-    def flush() -> None:
-        for ids in tokenizer(waiting, add_special_tokens=False, verbose=False)["input_ids"]:
-            pieces.append(np.asarray([*ids, end], dtype=kind))
-        waiting.clear()
-
-    for document in documents:
-        waiting.append(document.text)
-        if len(waiting) == _TEXTS_A_CALL:
-            flush()
-    if waiting:
-        flush()
+    texts = [document.text for document in documents]
+    pieces = [
+        np.asarray([*ids, end], dtype=kind)
+        for start in range(0, len(texts), _TEXTS_A_CALL)
+        for ids in tokenizer(texts[start : start + _TEXTS_A_CALL], add_special_tokens=False, verbose=False)["input_ids"]
+    ]
     return np.concatenate(pieces) if pieces else np.zeros(0, dtype=kind)
 
 

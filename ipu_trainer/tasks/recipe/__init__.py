@@ -1,1 +1,1 @@
-"""What the recipes of all tasks share: flags, checks before work, run.json and the resuming of a run."""
+"""The recipe that all tasks share: flags, checks before training, and a run from its header to its report."""

@@ -1,4 +1,4 @@
-"""What stock Trainer finds out after minutes of training: a metric that nobody computes, an optimizer that is not installed."""
+"""Checks before training of what stock Trainer refuses after it: an unknown metric, an optimizer that is not installed."""
 
 from __future__ import annotations
 

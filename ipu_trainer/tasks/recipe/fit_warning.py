@@ -1,4 +1,4 @@
-"""What the planner says before a run, or a trial of a search: that its model does not fit on the IPUs of its IPUConfig."""
+"""The planner's warning, before a run or a trial of a search, that the model does not fit on the IPUs of its IPUConfig."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def fit_warning(
 ) -> str:
     """One line for stderr, or "" where the model fits or may fit. args are TrainingArguments.
 
-    Says so where there is no prediction; it never stops a run, as it may be wrong.
+    A note where there is no prediction. It never stops a run, as a prediction may be wrong.
     """
     system = smallest_system(ipu_config.num_ipus)
     if system is None:

@@ -20,7 +20,7 @@ TASKS = (CHEST, TEXT, PAIRS)
 
 
 class Refused(NamedTuple):
-    """A flag that has its default, or the run does not begin. example: another value."""
+    """A flag that must have its default. example: another value, which is refused."""
 
     example: str
     why: str
@@ -29,7 +29,7 @@ class Refused(NamedTuple):
 
 
 class Need(NamedTuple):
-    """A flag that is read where `met`; given elsewhere, it is refused. example: a value and the flags that it needs."""
+    """A flag that has an effect where `met`; given elsewhere, it is refused. example: a value, and the flags that it needs."""
 
     met: Callable[[Mapping[str, Any]], bool]
     rule: str
@@ -192,7 +192,7 @@ NEEDS: Dict[str, Need] = {
     ),
 }  # fmt: skip
 
-# What the recipe always does, whatever the flag's default is: False is refused.
+# What the recipe always does: False is refused.
 ALWAYS = {
     "do_train": "the recipe trains; `ipu-trainer evaluate` evaluates a run",
     "do_eval": "the recipe evaluates at the end",
@@ -232,7 +232,7 @@ def check_flags(task: str, values: Mapping[str, Any], defaults: Mapping[str, Any
             raise UserError(f"--{name} {_text(values[name])}: {row.why}. Leave it out.")
         if need is not None and name in values and not need.met(values):
             raise UserError(
-                f"--{name} {_text(values[name])} would not be read: {need.rule}. Give that, or leave it out."
+                f"--{name} {_text(values[name])} would have no effect: {need.rule}. Give that, or leave it out."
             )
         if name in ALWAYS and values.get(name) is False:
             raise UserError(f"--{name} False: {ALWAYS[name]}. Leave it out.")

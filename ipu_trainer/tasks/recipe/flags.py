@@ -69,7 +69,7 @@ def parse_flags(
     )
     parser.set_defaults(**defaults)
     taken = {item.name for item in dataclasses.fields(arguments_class) if item.init}
-    words, kept = _by_todays_names(_field_flags(with_config(task, argv)), taken)
+    words, kept = _by_installed_names(_field_flags(with_config(task, argv)), taken)
     if not any(word.split("=")[0] == "--output_dir" for word in words) and not {"-h", "--help"} & set(argv):
         words += ["--output_dir", str(results("--output", task))]
     parser.error = _refuse  # type: ignore[assignment,method-assign]  # one line, instead of all flags first
@@ -100,8 +100,8 @@ def _refuse(message: str) -> NoReturn:
     raise UserError(f"{message.rstrip('.')}.")
 
 
-def _by_todays_names(words: Sequence[str], fields: Collection[str]) -> Tuple[List[str], Dict[str, Any]]:
-    """(flags by the installed transformers' names, values of those that only scripts read). Raises ValueError as renamed.today."""
+def _by_installed_names(words: Sequence[str], fields: Collection[str]) -> Tuple[List[str], Dict[str, Any]]:
+    """(flags by the installed transformers' names, values that only scripts read). Raises UserError as renamed.today."""
     given = {name: _plain(value) for name, value in flags_given(words).items()}
     kept = {name: given.pop(name) for name in renamed.KEPT if name in given and name not in fields}
     current = renamed.today(given, fields)
@@ -177,10 +177,10 @@ def check_fraction(validation_fraction: float) -> None:
 
 
 def check_read(recipe: Any, name: str, is_read: bool, why: str) -> None:
-    """Raise ValueError for a recipe's flag that has not its default and is not read."""
+    """Raise UserError for a flag of the task that is unused and has not its default."""
     value, default = getattr(recipe, name), type(recipe).__dataclass_fields__[name].default
     if value != default and not is_read:
-        raise UserError(f"--{name} {value} would not be read: {why}. Leave it out.")
+        raise UserError(f"--{name} {value} would have no effect: {why}. Leave it out.")
 
 
 def _field_flags(argv: Sequence[str]) -> List[str]:

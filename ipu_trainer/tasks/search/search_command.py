@@ -3,7 +3,7 @@
     ipu-trainer search TASK --output FOLDER [--space NAME=LOW:HIGH:log ...] [--n_trials N] [any flag of train TASK]
 
 FOLDER holds the study (study.db), trials.csv, study.json, plots and best.json, which `ipu-trainer train TASK --config`
-takes. The same command after a kill goes on: no finished trial is repeated.
+takes. The same command resumes a study that was killed: no finished trial is repeated.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ipu_trainer.tasks.recipe.flags import flags_given, with_config
 from ipu_trainer.tasks.search.search_results import header, row, write_results
 from ipu_trainer.tasks.search.search_space import Range, parse_range
 from ipu_trainer.tasks.task import SearchTask
-from ipu_trainer.training.hyperparameter_search.optuna_search import GEOMETRY, SearchError
+from ipu_trainer.training.hyperparameter_search.optuna_search import GEOMETRY
 
 SEARCH_FILE = "search.json"
 STUDY_FILE = "study.db"
@@ -33,34 +33,34 @@ STUDY_FILE = "study.db"
 
 def run(task: str, prepare: Callable[[Sequence[str]], SearchTask], words: Sequence[str]) -> None:
     """`ipu-trainer search TASK`. prepare: the task's search, given the flags of train."""
-    own, rest = _parser(task).parse_known_args(snake_case(words))
-    if own.help:
+    options, rest = _parser(task).parse_known_args(snake_case(words))
+    if options.help:
         _parser(task).print_help()
         print(f"\nEvery flag of `ipu-trainer train {task}` may follow: it holds for all trials.")
         return
-    if own.n_trials < 1:
-        raise UserError(f"--n_trials {own.n_trials}: a search needs at least 1.")
-    space = [parse_range(text) for text in own.space]
+    if options.n_trials < 1:
+        raise UserError(f"--n_trials {options.n_trials}: a search needs at least 1.")
+    space = [parse_range(text) for text in options.space]
     names = [item.name for item in space]
     if len(set(names)) < len(names):
         raise UserError(f"--space names one value twice: {', '.join(names)}.")
-    pruner = _pruner(own.pruner)
-    folder = Path(own.output or results("--output", f"{task}-search"))
+    pruner = _pruner(options.pruner)
+    folder = Path(options.output or results("--output", f"{task}-search"))
     rest = with_config(task, rest)
     # Trials leave neither checkpoints nor logs unless they are asked for: the study has the results.
     quiet = [("--save_strategy", "no"), ("--report_to", "none")]
     given = {word.split("=")[0] for word in rest}
-    subject = prepare(
+    search = prepare(
         ["--output", str(folder), *rest, *(word for pair in quiet if pair[0] not in given for word in pair)]
     )
-    args = subject.trainer.args
+    args = search.trainer.args
     space = space or _default_space(args)
-    _check_space(space, subject.trainer)
-    objectives = own.objective.split(",") if own.objective else [subject.objective]
+    _check_space(space, search.trainer)
+    objectives = options.objective.split(",") if options.objective else [search.objective]
     for name in objectives:
-        check_metric("objective", name, subject.metrics)
+        check_metric("objective", name, search.metrics)
     objectives = [name if name.startswith("eval_") else f"eval_{name}" for name in objectives]
-    directions = own.direction.split(",") if own.direction else _known_directions(objectives, subject)
+    directions = options.direction.split(",") if options.direction else _known_directions(objectives, search)
     if len(directions) != len(objectives):
         raise UserError(
             f"{len(objectives)} objective(s) ({', '.join(objectives)}) and {len(directions)} direction(s) "
@@ -72,46 +72,43 @@ def run(task: str, prepare: Callable[[Sequence[str]], SearchTask], words: Sequen
         "directions": directions,
         "space": [dataclasses.asdict(item) for item in space],
         "flags": flags_given(rest),
-        "settings": subject.settings,
+        "settings": search.settings,
     }
     _check_same(folder, plan)
     remove_leftovers(folder)
     write_json(folder / SEARCH_FILE, plan)
-    print(subject.about)
+    print(search.about)
     print("searching   " + "\n            ".join(item.describe() for item in space))
-    print(f"objective   {', '.join(f'{d} {o}' for o, d in zip(objectives, directions))}; {own.n_trials} trials")
-    study_name, storage = own.study or task, own.storage or str(folder / STUDY_FILE)
+    print(f"objective   {', '.join(f'{d} {o}' for o, d in zip(objectives, directions))}; {options.n_trials} trials")
+    study_name, storage = options.study or task, options.storage or str(folder / STUDY_FILE)
 
     def objective(metrics: Mapping[str, float]) -> Any:
-        missing = [name for name in objectives if name not in metrics]
-        if missing:
-            raise SearchError(f"there is no metric {', '.join(missing)}. There are {', '.join(sorted(metrics))}.")
         values = [float(metrics[name]) for name in objectives]
         return values if len(values) > 1 else values[0]
 
-    def say(study: Any, trial: Any) -> None:
+    def print_trial(study: Any, trial: Any) -> None:
         print(row(trial, [item.name for item in space]), flush=True)
 
-    transformers.utils.logging.set_verbosity_error()  # one line a trial says what there is to say
+    transformers.utils.logging.set_verbosity_error()  # each trial is one line
     print(header(objectives, [item.name for item in space]))
-    subject.trainer.hyperparameter_search(
+    search.trainer.hyperparameter_search(
         hp_space=lambda trial: {item.name: item.suggest(trial) for item in space},
         compute_objective=objective,
-        n_trials=own.n_trials,
+        n_trials=options.n_trials,
         direction=directions if len(directions) > 1 else directions[0],
         study_name=study_name,
         storage=storage,
         pruner=pruner,
-        is_feasible=subject.is_feasible,
-        callbacks=[say],
-        **({"timeout": own.timeout} if own.timeout else {}),
+        is_feasible=search.is_feasible,
+        callbacks=[print_trial],
+        **({"timeout": options.timeout} if options.timeout else {}),
     )
-    write_results(folder, storage, study_name, plan, subject.trainer)
+    write_results(folder, storage, study_name, plan, search.trainer)
 
 
-def _known_directions(objectives: Sequence[str], subject: SearchTask) -> List[str]:
-    """Of the task's own metric and of the loss; raises ValueError for others, of which only the user knows what is better."""
-    known = {"eval_loss": "minimize", subject.objective: subject.direction}
+def _known_directions(objectives: Sequence[str], search: SearchTask) -> List[str]:
+    """Directions of the task's metric and of the loss. Raises UserError for other metrics, whose direction only the user knows."""
+    known = {"eval_loss": "minimize", search.objective: search.direction}
     unknown = [name for name in objectives if name not in known]
     if unknown:
         raise UserError(
@@ -124,7 +121,7 @@ def _known_directions(objectives: Sequence[str], subject: SearchTask) -> List[st
 def _parser(task: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"ipu-trainer search {task}", add_help=False, allow_abbrev=False)
     parser.add_argument("-h", "--help", action="store_true")
-    parser.add_argument("--output", help="folder for the study and its results; the same folder goes on")
+    parser.add_argument("--output", help="folder for the study and its results; a study in it is resumed")
     parser.add_argument(
         "--space",
         action="append",
@@ -191,7 +188,7 @@ def _check_space(space: Sequence[Range], trainer: Any) -> None:
 
 
 def _check_same(folder: Path, plan: Mapping[str, Any]) -> None:
-    """Raises ValueError if the folder holds a search with other settings, whose trials would not compare."""
+    """Raises UserError if the folder holds a search with other settings, whose trials would not be comparable."""
     path = folder / SEARCH_FILE
     if not path.is_file():
         return
@@ -201,6 +198,6 @@ def _check_same(folder: Path, plan: Mapping[str, Any]) -> None:
         changed.append("data")
     if changed:
         raise UserError(
-            f"{folder} holds a search with other {', '.join(changed)}. Give the same command to go on (--n_trials may "
+            f"{folder} holds a search with other {', '.join(changed)}. Give the same command to resume it (--n_trials may "
             "grow), or another --output."
         )

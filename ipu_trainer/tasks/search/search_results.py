@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
-from typing import Any, Dict, Mapping, Sequence
+from typing import Any, Dict, Iterator, List, Mapping, Sequence
 
-from ipu_trainer.atomic import atomic_path, write_json, write_text
+from ipu_trainer.atomic import atomic_path, write_csv, write_json
 from ipu_trainer.tasks.reporting.drawing import new_figure
 from ipu_trainer.training.hyperparameter_search.optuna_search import open_storage
 
@@ -24,7 +22,7 @@ def write_results(folder: Path, storage: str, study_name: str, plan: Mapping[str
     best = list(study.best_trials)
     if len(plan["objectives"]) == 1:
         best = [study.best_trial]
-    write_text(folder / "trials.csv", _table_csv(study, plan["objectives"], names))
+    write_csv(folder / "trials.csv", _table(study, plan["objectives"], names))
     about = {
         "study": study_name,
         "objectives": plan["objectives"],
@@ -126,17 +124,13 @@ def _plot(file: Path, study: Any, objectives: Sequence[str], importance: Mapping
         figure.savefig(temporary, format="png", dpi=130)
 
 
-def _table_csv(study: Any, objectives: Sequence[str], names: Sequence[str]) -> str:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["trial", "state", *objectives, *names, "seconds", "note"])
+def _table(study: Any, objectives: Sequence[str], names: Sequence[str]) -> Iterator[List[Any]]:
+    yield ["trial", "state", *objectives, *names, "seconds", "note"]
     for trial in study.trials:
         values = trial.values or [""] * len(objectives)
         seconds = f"{trial.duration.total_seconds():.1f}" if trial.duration else ""
-        note = trial.user_attrs.get("error") or trial.user_attrs.get("infeasible") or ""
         params = [trial.params.get(name, "") for name in names]
-        writer.writerow([trial.number, _state(trial), *values, *params, seconds, note])
-    return out.getvalue()
+        yield [trial.number, _state(trial), *values, *params, seconds, _note(trial)]
 
 
 def header(objectives: Sequence[str], names: Sequence[str]) -> str:
@@ -148,8 +142,12 @@ def row(trial: Any, names: Sequence[str]) -> str:
     params = [_number(trial.params[name]) if name in trial.params else "-" for name in names]
     seconds = trial.duration.total_seconds() if trial.duration else 0.0
     cells = [f"{trial.number:5}", f"{_state(trial):8}", *(f"{cell:>14}" for cell in (*values, *params))]
-    note = trial.user_attrs.get("error") or trial.user_attrs.get("infeasible") or ""
+    note = _note(trial)
     return "  ".join([*cells, f"{seconds:7.1f}"]) + (f"  {note}" if note else "")
+
+
+def _note(trial: Any) -> str:
+    return str(trial.user_attrs.get("error") or trial.user_attrs.get("infeasible") or "")
 
 
 def _state(trial: Any) -> str:

@@ -11,7 +11,7 @@ from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.pretrained import load_pretrained
 from ipu_trainer.tasks.text.text_models import ModelChoice, check_task, random_model, set_vocabulary
 
-# tasks/models.py says what these are.
+# See text_models.Sizes.
 SIZES: Dict[str, Tuple[str, Dict[str, Any]]] = {
     "t5-nano": ("t5", {"d_model": 128, "d_kv": 32, "d_ff": 512, "num_layers": 2, "num_heads": 4}),
     "t5-mini": ("t5", {"d_model": 256, "d_kv": 64, "d_ff": 1024, "num_layers": 4, "num_heads": 4}),

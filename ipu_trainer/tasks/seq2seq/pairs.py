@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import textwrap
 import warnings
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ipu_trainer.errors import UserError
-from ipu_trainer.tasks.text.documents import Document, Grouped
+from ipu_trainer.tasks.text.documents import Document, Grouped, json_lines
 
 IGNORED = -100  # the label that no loss counts
 _TARGET_WORDS = (3, 40)
@@ -45,19 +44,12 @@ def read_pairs(path: Path) -> Iterator[Pair]:
     if not path.is_file():
         raise UserError(f'{path} is not a file. Give a .jsonl file with {{"source": "...", "target": "..."}} a line.')
     found = False
-    with path.open(encoding="utf-8-sig", errors="replace") as opened:
-        for number, line in enumerate(opened, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}, line {number} is not JSON: {error}.") from error
-            texts = [record.get(name) if isinstance(record, dict) else None for name in ("source", "target")]
-            if not all(isinstance(text, str) and text.strip() for text in texts):
-                raise UserError(f'{path}, line {number} has no "source" or no "target" with text in it.')
-            found = True
-            yield Pair(str(record.get("group", number)), f"{path.name}:{number}", str(texts[0]), str(texts[1]))
+    for number, record in json_lines(path):
+        texts = [record.get(name) if isinstance(record, dict) else None for name in ("source", "target")]
+        if not all(isinstance(text, str) and text.strip() for text in texts):
+            raise UserError(f'{path}, line {number} has no "source" or no "target" with text in it.')
+        found = True
+        yield Pair(str(record.get("group", number)), f"{path.name}:{number}", str(texts[0]), str(texts[1]))
     if not found:
         raise UserError(f"{path} is empty.")
 

@@ -7,16 +7,14 @@ Here is what is particular to the task: pairs, tokenizer and model, trainer, eva
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import itertools
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import transformers
 
-from ipu_trainer.atomic import write_json, write_text
+from ipu_trainer.atomic import write_csv, write_json
 from ipu_trainer.config.ipu_config import IPUConfig
 from ipu_trainer.config.profiles import load_profile
 from ipu_trainer.errors import UserError
@@ -111,7 +109,8 @@ class Job:
 
         def write(run_dir: Path) -> None:
             if self.args.predict_with_generate:
-                write_text(run_dir / "predictions.csv", _predictions(pairs, written))
+                rows = ([pair.name, pair.source, pair.target, text] for pair, text in zip(pairs, written))
+                write_csv(run_dir / "predictions.csv", [["name", "source", "reference", "written"], *rows])
             save_tokenizer(self.tokenizer, run_dir)
             write_json(run_dir / "metrics.json", metrics)
 
@@ -180,14 +179,6 @@ def split_pairs(recipe: Seq2SeqArguments, seed: int) -> Tuple[List[Pair], List[P
         raise UserError("there are no pairs to learn from. Give --pairs FILE.jsonl.")
     train_pairs, validation_pairs = split_by_group(pairs, recipe.validation_fraction, seed)
     return train_pairs, drawn(validation_pairs, recipe.max_validation_pairs)
-
-
-def _predictions(pairs: Sequence[Pair], written: Sequence[str]) -> str:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["name", "source", "reference", "written"])
-    writer.writerows([pair.name, pair.source, pair.target, text] for pair, text in zip(pairs, written))
-    return out.getvalue()
 
 
 TASK = recipe_task(prepare, write_report=write_report, write_comparison=write_comparison)

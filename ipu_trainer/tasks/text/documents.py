@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Iterable, Iterator, List, Sequence, Tuple, TypeVar
+from typing import Any, Dict, Iterable, Iterator, List, Sequence, Tuple, TypeVar
 
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.folders import is_hidden
@@ -65,22 +65,27 @@ def read_folder(path: Path) -> Iterator[Document]:
 
 
 def _documents_of(file: Path, group: str, name: str) -> Iterator[Document]:
-    text = file.read_text(encoding="utf-8-sig", errors="replace")
     if file.suffix != ".jsonl":
+        text = file.read_text(encoding="utf-8-sig", errors="replace")
         if text.strip():
             yield Document(group, name, text)
         return
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{file}, line {number} is not JSON: {error}.") from error
+    for number, record in json_lines(file):
         if not isinstance(record, dict) or not isinstance(record.get("text"), str):
             raise UserError(f'{file}, line {number} has no "text". Give an object such as {{"text": "..."}} a line.')
         if record["text"].strip():
             yield Document(str(record.get("group", f"{name}:{number}")), f"{name}:{number}", record["text"])
+
+
+def json_lines(file: Path) -> Iterator[Tuple[int, Any]]:
+    """(line number from 1, value) of each line that is not blank. Raises UserError with the line that is no JSON."""
+    with file.open(encoding="utf-8-sig", errors="replace") as opened:
+        for number, line in enumerate(opened, start=1):
+            if line.strip():
+                try:
+                    yield number, json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise UserError(f"{file}, line {number} is not JSON: {error}.") from error
 
 
 def unique(documents: Iterable[T]) -> Iterator[T]:
