@@ -278,7 +278,7 @@ def _decode_all(
             bar.update()
     whole = ValueRange(*writer.ranges.max(axis=0).tolist())
     wide = np.flatnonzero(writer.ranges.max(axis=1)).tolist()
-    again = [row for row in wide if not whole.scales_alike(ValueRange(*writer.ranges[row].tolist()))]
+    again = [row for row in wide if not whole.gives_scale_of(ValueRange(*writer.ranges[row].tolist()))]
     failures.update((row, reason) for row, _, reason, _ in _decoded(again, whole, writer, rows, settings) if reason)
     white = max((white for white, value in zip(whole.whites, (whole.whole, whole.floating)) if value), default=0)
     about = {"count": len(wide), "white": white, "darker": len(again), **asdict(whole)} if wide else {}
