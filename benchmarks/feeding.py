@@ -71,7 +71,7 @@ def from_store(dataset, batch, workers, seconds):
             )
             trainer.model.eval()  # RGB, as the alternatives deliver it
             loader = trainer.get_train_dataloader()
-            return rate_of((trainer._prepare_inputs(inputs) for inputs in endless(loader)), seconds)
+            return rate_of((trainer.prepare_inputs(inputs) for inputs in endless(loader)), seconds)
 
     return run
 

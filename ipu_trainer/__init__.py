@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ipu_trainer import moved_modules
 from ipu_trainer.openmp import wait_asleep
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+moved_modules.install()
 wait_asleep()  # before torch, which reads it as it is imported
 
 # Imported on first use: `import ipu_trainer` costs nothing, and a part of it never drags in transformers by accident.

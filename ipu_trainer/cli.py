@@ -185,7 +185,7 @@ def _simulate(namespace: argparse.Namespace) -> int:
     simulator.use_torch_device(namespace.device)
     if namespace.fold:
         hint("--fold", "--coalesce")
-    simulator.fold_micro_batches(namespace.coalesce or namespace.fold)
+    simulator.coalesce_micro_batches(namespace.coalesce or namespace.fold)
     simulator.install()
     if not namespace.is_module and not Path(namespace.script).is_file():
         raise FileNotFoundError(

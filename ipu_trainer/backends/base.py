@@ -54,13 +54,6 @@ class Backend:
         """Whether a whole host step is one call of an executor."""
         return self.poptorch is not None
 
-    def __reduce__(self) -> Any:
-        """Modules do not pickle: the backend of that name is made again, or refused where it cannot be."""
-        from ipu_trainer.backends.select import same_backend
-
-        device = str(self.poptorch.torch_device.torch_device()) if self.name == "simulated" else ""
-        return same_backend, (self.name, self.reason, device)
-
     def __deepcopy__(self, _: Any) -> Backend:
         return self
 

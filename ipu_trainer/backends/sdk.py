@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from dataclasses import dataclass
 from typing import Any, Optional
 
@@ -28,8 +29,8 @@ class SdkProbe:
 
 def probe() -> SdkProbe:
     """Look for poptorch and an IPU that answers. Never raises: what fails is said in `obstacle`."""
-    if _simulator_stands_in():
-        return SdkProbe(None, "", None, "the simulator stands in for poptorch in this program")
+    if _simulator_is_poptorch():
+        return SdkProbe(None, "", None, "poptorch is the simulator in this program")
     if importlib.util.find_spec("poptorch") is None:
         return SdkProbe(
             None, "", None, "poptorch is not installed (pip install the wheel that comes with the Poplar SDK)"
@@ -68,17 +69,15 @@ def options_class(poptorch: Any) -> Any:
     return popdist.poptorch.Options
 
 
-def _simulator_stands_in() -> bool:
-    import sys
-
+def _simulator_is_poptorch() -> bool:
     module = sys.modules.get("poptorch")
     return module is not None and module.__name__.startswith("ipu_trainer.")
 
 
-def _program_is_simulated() -> bool:
-    """Whether the program asked for the simulator as poptorch, and not a library of ours for one that imports it."""
-    if not _simulator_stands_in():
+def program_is_simulated() -> bool:
+    """Whether the program asked for the simulator as poptorch, rather than ipu_trainer on behalf of a library."""
+    if not _simulator_is_poptorch():
         return False
-    from ipu_trainer.simulator.sdk.install import program_is_simulated
+    from ipu_trainer.simulator.sdk import install
 
-    return program_is_simulated()
+    return install.program_is_simulated()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copyreg
+from typing import Any
+
 from ipu_trainer.backends import sdk
 from ipu_trainer.backends.base import Backend
-from ipu_trainer.backends.host import host_backend
-from ipu_trainer.backends.simulated import simulated_backend
 from ipu_trainer.errors import UserError
 
 BACKENDS = ("sdk", "simulated", "host")
@@ -17,7 +18,35 @@ def check_name(requested: str) -> None:
         raise UserError(f"backend {requested!r} is not one of auto, {', '.join(BACKENDS)}. Use --backend auto.")
 
 
-def same_backend(name: str, reason: str, simulator_device: str) -> Backend:
+def host_backend(reason: str) -> Backend:
+    """Plain PyTorch on a GPU or a CPU: Trainer's own loop, no executor. Always available."""
+    return Backend("host", reason, device="GPU or CPU of this machine")
+
+
+def simulated_backend(reason: str, device: str = "") -> Backend:
+    """The simulator, computing on the torch device of that name; empty keeps the one in use, at first "cpu".
+
+    Raises ValueError for a device that torch does not have here.
+    """
+    from ipu_trainer import simulator
+    from ipu_trainer.simulator.execution.devices import torch_device
+    from ipu_trainer.simulator.options import popart_enums
+
+    if device:
+        simulator.use_torch_device(device)
+    return Backend("simulated", reason, simulator, popart_enums, f"simulated IPUs on {torch_device()}")
+
+
+def _reduce(backend: Backend) -> Any:
+    """Modules do not pickle: unpickling chooses the backend of that name again, or fails where it is missing."""
+    device = backend.device.rpartition(" ")[2] if backend.name == "simulated" else ""
+    return _unpickled, (backend.name, backend.reason, device)
+
+
+copyreg.pickle(Backend, _reduce)
+
+
+def _unpickled(name: str, reason: str, simulator_device: str) -> Backend:
     """The backend of a trainer that another process pickled. Raises ValueError if this machine does not have it."""
     if name == "sdk":
         found = sdk.probe()
@@ -43,7 +72,7 @@ def choose_backend(requested: str = "auto", simulator_device: str = "", compile_
     if found.is_usable or (compile_only and found.poptorch is not None):
         why = "asked for" if requested == "sdk" else f"auto: an IPU answers (poptorch {found.version})"
         return sdk.sdk_backend(why, found)
-    if sdk._program_is_simulated():
+    if sdk.program_is_simulated():
         return simulated_backend("this program runs under `ipu-trainer simulate`", simulator_device)
     if requested == "sdk":
         raise UserError(

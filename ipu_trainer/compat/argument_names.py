@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import warnings
 from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional, Tuple
 
 import transformers
@@ -206,6 +207,17 @@ _USUAL: Dict[str, Removed] = {
 }
 
 
+# Arguments of this package's own last release: what each means today, and what to write instead.
+RENAMED_HERE: Dict[str, Tuple[Callable[[Any], Dict[str, Any]], str]] = {
+    "fold": (
+        lambda value: {} if value else {"host_micro_batch_size": "micro_batch"},
+        "host_micro_batch_size=auto (fold=True) or micro_batch (fold=False)",
+    ),
+    "verify_folding": (lambda value: {"verify": value} if value else {}, "verify"),
+    "fuse_projections": (lambda value: {}, "nothing: it gained no time and is gone"),
+}
+
+
 # Parameters of the set_...() methods that some release has, with the field that each sets.
 METHOD_PARAMETERS: Dict[str, Dict[str, str]] = {
     "set_lr_scheduler": {"warmup_ratio": "warmup_ratio"},
@@ -230,6 +242,12 @@ def answer(name: str, value: Any) -> Optional[Dict[str, Any]]:
     """
     if name in INSTALLED and name not in SUPERSEDED:
         return None
+    if name in RENAMED_HERE:
+        turn, instead = RENAMED_HERE[name]
+        warnings.warn(
+            f"{name} is an old name and goes with the next release. Write {instead}.", FutureWarning, stacklevel=4
+        )
+        return turn(value)
     other = _OTHER.get(name, "")
     if other in INSTALLED:
         return {other: value}

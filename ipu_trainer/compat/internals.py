@@ -29,13 +29,15 @@ class Internal:
     def library(self) -> str:
         return self.target.partition(".")[0]
 
+    def covers_installed(self) -> bool:
+        """Whether the installed release is between first and last. Says nothing where it is not."""
+        return _release(self.first) <= _release(importlib.metadata.version(self.library)) <= _release(self.last)
+
     def is_known(self) -> bool:
         """Whether the installed release was seen. If not, callers leave the library as it is, and one warning says so."""
-        installed = _release(importlib.metadata.version(self.library))
-        if _release(self.first) <= installed <= _release(self.last):
-            return True
-        _warn_once(self, ".".join(map(str, installed)))
-        return False
+        if not self.covers_installed():
+            _warn_once(self, importlib.metadata.version(self.library))
+        return self.covers_installed()
 
 
 @functools.lru_cache(maxsize=None)

@@ -1,4 +1,4 @@
-"""Faults of torch versions that change numbers, and the way around each."""
+"""What a release of torch computes wrongly, and the way around it."""
 
 from __future__ import annotations
 
@@ -9,29 +9,38 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-# torch 2.0.1, CPU: the backward of gelu returns unwritten memory where the gradient is a transposed view and the input
-# is not (measured; 2.13 is right). Whisper, wav2vec 2.0 and GroupBERT run into it.
-GELU_WANTS_CONTIGUOUS = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 1)
+from ipu_trainer.compat.internals import Internal
+
+# On the CPU the backward of gelu returns unwritten memory where the gradient is a transposed view and the input is not. Whisper,
+# wav2vec 2.0 and GroupBERT run into it.
+GELU = Internal(
+    "torch.nn.functional.gelu",
+    "torch 2.0's backward needs a contiguous gradient, and does not make one",
+    "2.0",
+    "2.0",
+    "tests/compat/test_torch_workarounds.py::test_the_gradient_is_that_of_double_precision",
+)
+GELU_NEEDS_CONTIGUOUS_GRADIENT = GELU.covers_installed()
 _gelu = functional.gelu
 
 
-def mend(function: Any, result: Any) -> None:
-    """Called with every result of a torch function in a model's forward."""
-    if GELU_WANTS_CONTIGUOUS and function is _gelu and result.requires_grad:
+def ensure_contiguous_gradient(function: Any, result: Any) -> None:
+    """Give gelu's result a contiguous gradient. To be called with every result of a torch function in a forward."""
+    if GELU_NEEDS_CONTIGUOUS_GRADIENT and function is _gelu and result.requires_grad:
         result.register_hook(lambda gradient: gradient.contiguous())
 
 
 @contextlib.contextmanager
-def mended(model: nn.Module) -> Iterator[None]:
-    """Inside the block gelu is mended wherever `model` calls it, where this torch needs that."""
-    if not GELU_WANTS_CONTIGUOUS:
+def contiguous_gelu_gradients(model: nn.Module) -> Iterator[None]:
+    """Inside, gelu gets contiguous gradients wherever `model` calls it. No change for releases of torch that need none."""
+    if not GELU_NEEDS_CONTIGUOUS_GRADIENT:
         yield
         return
     # Activation modules of Transformers hold the function itself.
     holders = [(part, name) for part in model.modules() for name, value in vars(part).items() if value is _gelu]
     for part, name in holders:
-        setattr(part, name, _mended_gelu)
-    functional.gelu = _mended_gelu
+        setattr(part, name, _contiguous_gelu)
+    functional.gelu = _contiguous_gelu
     try:
         yield
     finally:
@@ -40,7 +49,7 @@ def mended(model: nn.Module) -> Iterator[None]:
             setattr(part, name, _gelu)
 
 
-def _mended_gelu(*given: Any, **named: Any) -> torch.Tensor:
+def _contiguous_gelu(*given: Any, **named: Any) -> torch.Tensor:
     result: torch.Tensor = _gelu(*given, **named)
-    mend(_gelu, result)
+    ensure_contiguous_gradient(_gelu, result)
     return result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from typing import Any, Dict, Mapping, Tuple
+from typing import Any, Dict, Mapping
 
 import transformers
 from transformers import Trainer, TrainingArguments
@@ -17,9 +17,6 @@ _ADDED_LATER = {
     "compute_loss_func": ("4.46", "override compute_loss"),
     "optimizer_cls_and_kwargs": ("4.47", "give optimizers=, or override create_optimizer"),
 }
-# So many arguments have the same places in all releases: model, args, data_collator, train_dataset, eval_dataset, tokenizer
-# (processing_class), model_init. The next one is compute_metrics, or since 4.46 compute_loss_func.
-_SAME_PLACES = 7
 
 # Attributes and methods of Trainer that some release has, and what does their work in the others.
 ELSEWHERE: Dict[str, str] = {
@@ -74,13 +71,8 @@ RENAMED_METHODS = {
 }
 
 
-def renamed_arguments(positional: Tuple[Any, ...], named: Mapping[str, Any]) -> Dict[str, Any]:
-    """Trainer's keyword arguments by the installed release's names. positional: all but self, to refuse those whose place moved."""
-    if len(positional) > _SAME_PLACES:
-        raise ValueError(
-            f"{len(positional)} arguments without a name: from the {_SAME_PLACES + 1}th on their places differ between "
-            "releases of transformers. Name them: compute_metrics=..., callbacks=..., optimizers=..."
-        )
+def renamed_arguments(named: Mapping[str, Any]) -> Dict[str, Any]:
+    """Trainer's keyword arguments by the installed release's names. Raises ValueError for what it does not have."""
     renamed = dict(named)
     for name, value in named.items():
         if name in _PARAMETERS:

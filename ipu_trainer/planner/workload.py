@@ -12,8 +12,10 @@ from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
 import torch
 import transformers
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from ipu_trainer.compat.torch_operators import TorchDispatchMode, operator_name
+from ipu_trainer.compat.torch_tensors import storage_id
+from ipu_trainer.compat.transformers_configs import use_eager_attention
 from ipu_trainer.errors import UserError
 from ipu_trainer.pipelining.anatomy import Part, find_anatomy
 from ipu_trainer.planner.constants import TASKS
@@ -86,7 +88,7 @@ def measure(
     Raises ValueError where the model cannot be built, cut or run from shapes alone.
     """
     config = type(model_config).from_dict(model_config.to_dict())
-    config._attn_implementation = "eager"  # attention probabilities exist on an IPU
+    use_eager_attention(config)  # attention probabilities exist on an IPU
     for name in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop"):
         if getattr(config, name, 0):
             setattr(config, name, 0.0)
@@ -195,7 +197,7 @@ class _Meter:
         self._modules = [part.module for part in anatomy.parts]
         self._current = 0
         self._owned = {id(t): t for t in (*model.parameters(), *model.buffers())}
-        self._storages = {t.untyped_storage()._cdata for t in self._owned.values()}
+        self._storages = {storage_id(t) for t in self._owned.values()}
         self._keep: List[Any] = []  # addresses of storages are only unique while they live
         self._masks: Set[int] = set()
         self._saved: Set[Tuple[int, int]] = set()
@@ -222,10 +224,10 @@ class _Meter:
         )
 
     def count(self, function: Any, args: Sequence[Any], result: Any) -> None:
-        name = function._schema.name.split("::")[-1]
+        name = operator_name(function)
         for argument in args if self._unplaced else ():
             if isinstance(argument, torch.Tensor):
-                self.add(parameters=self._unplaced.pop(argument.untyped_storage()._cdata, 0))
+                self.add(parameters=self._unplaced.pop(storage_id(argument), 0))
         flops = flops_of(function, args, result)
         if flops:
             linear = result.numel() if name in _LINEAR else 0
@@ -233,10 +235,10 @@ class _Meter:
         elif name == "_softmax":
             self.add(softmax_elements=result.numel())
         elif name == "bernoulli_":
-            self._masks.add(result.untyped_storage()._cdata)
+            self._masks.add(storage_id(result))
             self._keep.append(result.detach())
         elif name == "native_dropout":
-            self._masks.add(result[1].untyped_storage()._cdata)
+            self._masks.add(storage_id(result[1]))
             self._keep.append(result[1].detach())
 
     def _enter(self, index: int) -> Any:
@@ -258,7 +260,7 @@ class _Meter:
         return end
 
     def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()._cdata
+        storage = storage_id(tensor)
         key = (storage, int(tensor.storage_offset()))
         if storage not in self._storages and key not in self._saved:
             self._saved.add(key)
@@ -274,7 +276,7 @@ class _Meter:
             if self.parts[index].kind != "tied head":
                 self._book(index, module, seen)
         # What no part owns is booked where it is used first: a norm between two stacks runs where the first one ends.
-        self._unplaced = {p.untyped_storage()._cdata: p.numel() for p in self.model.parameters() if id(p) not in seen}
+        self._unplaced = {storage_id(p): p.numel() for p in self.model.parameters() if id(p) not in seen}
 
     def _book(self, index: int, module: Any, seen: Set[int]) -> None:
         new = [p for p in module.parameters() if id(p) not in seen]
@@ -293,9 +295,9 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._meter = meter
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func._schema.name == "aten::_local_scalar_dense" and args[0].device.type == "meta":
+        if operator_name(func) == "_local_scalar_dense" and args[0].device.type == "meta":
             return False if args[0].dtype == torch.bool else 0.0 if args[0].is_floating_point() else 0
-        if func._schema.name == "aten::_weight_norm_interface" and args[0].device.type == "meta":
+        if operator_name(func) == "_weight_norm_interface" and args[0].device.type == "meta":
             result: Any = (torch.empty_like(args[0]), torch.empty_like(args[1]))  # torch 2.0 has no shapes for it
         else:
             result = func(*args, **(kwargs or {}))

@@ -4,13 +4,14 @@
 
 runs programs that were written for IPUs, without one: it computes what the device would compute, refuses what the
 compiler would refuse, and measures what a pipeline would keep where. docs/simulator.md says what is faithful and what
-is not. Imports torch and `ipu_trainer.machine` only.
+is not. Imports torch, `ipu_trainer.machine` and `ipu_trainer.compat.torch_*` only.
 """
 
 from __future__ import annotations
 
 from ipu_trainer.simulator import enums, ops, optim, options
-from ipu_trainer.simulator.analysis.printing import module_repr, print
+from ipu_trainer.simulator.analysis import trace
+from ipu_trainer.simulator.arguments.nested_values import ICustomArgParser, registerCustomArgParser
 from ipu_trainer.simulator.data.async_loader import AsynchronousDataAccessor, poptorchAtExit
 from ipu_trainer.simulator.data.loader import DataLoader
 from ipu_trainer.simulator.enums import (
@@ -31,41 +32,44 @@ from ipu_trainer.simulator.enums import (
     VariableRetrievalMode,
 )
 from ipu_trainer.simulator.errors import Error, RecoverableError, UnrecoverableError, createPoptorchError
-from ipu_trainer.simulator.execution.blocks import BlockObserver, ExecutedBlock
-from ipu_trainer.simulator.execution.coalesced import fold_micro_batches
-from ipu_trainer.simulator.execution.context import isRunningOnIpu
+from ipu_trainer.simulator.execution.coalescing import coalesce_micro_batches, fold_micro_batches
+from ipu_trainer.simulator.execution.compilation import registerPostCompileHook, registerPreCompileHook
+from ipu_trainer.simulator.execution.devices import ipuHardwareIsAvailable, ipuHardwareVersion, use_torch_device
 from ipu_trainer.simulator.execution.executor import PoplarExecutor
 from ipu_trainer.simulator.execution.models import inferenceModel, load, trainingModel
-from ipu_trainer.simulator.execution.nested_values import ICustomArgParser, registerCustomArgParser
-from ipu_trainer.simulator.execution.torch_device import ipuHardwareIsAvailable, ipuHardwareVersion, use_torch_device
+from ipu_trainer.simulator.forward.blocks import BlockObserver, ExecutedBlock
+from ipu_trainer.simulator.forward.context import isRunningOnIpu
 from ipu_trainer.simulator.logs import setLogLevel
-from ipu_trainer.simulator.ops.annotations import (
-    Attribute,
+from ipu_trainer.simulator.ops import (
+    CPU,
     BeginBlock,
     Block,
     BlockFunction,
     LegacyBeginBlockFn,
+    MultiConv,
     NameScope,
-    recomputationCheckpoint,
-    removeBlocks,
-)
-from ipu_trainer.simulator.ops.control_flow import CPU, cond, for_loop
-from ipu_trainer.simulator.ops.custom_ops import custom_op, register_custom_op
-from ipu_trainer.simulator.ops.decoders import ctc_beam_search_decoder
-from ipu_trainer.simulator.ops.multiconv import MultiConv
-from ipu_trainer.simulator.ops.points import fps, nearest
-from ipu_trainer.simulator.ops.tensor_ops import (
+    cond,
+    ctc_beam_search_decoder,
+    custom_op,
     dynamic_slice,
     dynamic_update,
+    for_loop,
+    fps,
     identity_loss,
     ipu_print_tensor,
+    nearest,
     nop,
+    recomputationCheckpoint,
+    removeBlocks,
     serializedMatMul,
     set_available_memory,
     set_overlap_for_input,
     set_overlap_for_output,
 )
-from ipu_trainer.simulator.options.options import (
+from ipu_trainer.simulator.ops.custom_ops import register_custom_op
+from ipu_trainer.simulator.ops.printing import module_repr, print
+from ipu_trainer.simulator.options import (
+    Attribute,
     BlockId,
     ConfigFileError,
     Options,
@@ -83,7 +87,6 @@ from ipu_trainer.simulator.sdk import (
     profiling,
     testing,
 )
-from ipu_trainer.simulator.sdk.compile_hooks import registerPostCompileHook, registerPreCompileHook
 from ipu_trainer.simulator.sdk.install import NotRunnableError, install, run_module, run_script
 from ipu_trainer.simulator.sdk.unavailable import (
     accessAttributes,
@@ -139,6 +142,7 @@ __all__ = [
     "UnrecoverableError",
     "VariableRetrievalMode",
     "accessAttributes",
+    "coalesce_micro_batches",
     "cond",
     "createPoptorchError",
     "ctc_beam_search_decoder",
@@ -184,6 +188,7 @@ __all__ = [
     "set_overlap_for_input",
     "set_overlap_for_output",
     "testing",
+    "trace",
     "trainingModel",
     "use_torch_device",
 ]

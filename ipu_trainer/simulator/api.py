@@ -1,8 +1,8 @@
-"""Which of poptorch's public names are here, as lists that tests freeze and docs/simulator.md shows.
+"""Which of poptorch's public names are implemented and which are refused, as docs/simulator.md lists them.
 
     python -m ipu_trainer.simulator.api docs/simulator.md
 
-writes the tables into the document, between its markers.
+writes the tables into the document, between its markers. Tests freeze them.
 """
 
 from __future__ import annotations
@@ -10,89 +10,27 @@ from __future__ import annotations
 import sys
 from typing import Dict, List, Tuple
 
+import ipu_trainer.simulator as simulator
 from ipu_trainer.simulator.sdk import unavailable
 
 UNAVAILABLE: Tuple[str, ...] = tuple(sorted(unavailable.REASONS))
 
-IMPLEMENTED: Tuple[str, ...] = (
-    "AsynchronousDataAccessor",
-    "Attribute",
-    "AutoStage",
-    "BeginBlock",
-    "Block",
-    "BlockFunction",
-    "BlockId",
-    "CPU",
-    "CommGroupType",
-    "ConfigFileError",
-    "ConnectionType",
-    "DataLoader",
-    "DataLoaderMode",
-    "Error",
-    "HalfFloatCastingBehavior",
-    "ICustomArgParser",
-    "LegacyBeginBlockFn",
-    "Liveness",
-    "MatMulSerializationMode",
-    "MeanReductionStrategy",
-    "MultiConv",
-    "MultiConvPlanType",
-    "NameScope",
-    "Options",
-    "OutputMode",
-    "OverlapMode",
-    "ParallelPhasedExecution",
-    "Phase",
-    "PipelinedExecution",
-    "PoplarExecutor",
-    "RecoverableError",
-    "ReductionType",
-    "SerialPhasedExecution",
-    "ShardedExecution",
-    "SharingStrategy",
-    "Stage",
-    "SyncPattern",
-    "TensorLocationSettings",
-    "UnrecoverableError",
-    "VariableRetrievalMode",
-    "cond",
-    "createPoptorchError",
-    "ctc_beam_search_decoder",
-    "custom_op",
-    "dynamic_slice",
-    "dynamic_update",
-    "enums",
-    "for_loop",
-    "fps",
-    "identity_loss",
-    "inferenceModel",
-    "ipuHardwareIsAvailable",
-    "ipuHardwareVersion",
-    "ipu_print_tensor",
-    "isRunningOnIpu",
-    "load",
-    "module_repr",
-    "nearest",
-    "nop",
-    "ops",
-    "optim",
-    "options",
-    "poptorchAtExit",
-    "poptorch_core",
-    "print",
-    "profiling",
-    "recomputationCheckpoint",
-    "registerCustomArgParser",
-    "registerPostCompileHook",
-    "registerPreCompileHook",
-    "removeBlocks",
-    "serializedMatMul",
-    "setLogLevel",
-    "set_available_memory",
-    "set_overlap_for_input",
-    "set_overlap_for_output",
-    "trainingModel",
-)
+# Public names of the simulator that poptorch does not have.
+_ADDITIONS = {
+    "BlockObserver",
+    "ExecutedBlock",
+    "NotRunnableError",
+    "coalesce_micro_batches",
+    "fold_micro_batches",
+    "install",
+    "register_custom_op",
+    "run_module",
+    "run_script",
+    "testing",
+    "trace",
+    "use_torch_device",
+}
+IMPLEMENTED: Tuple[str, ...] = tuple(sorted(set(simulator.__all__) - set(UNAVAILABLE) - _ADDITIONS))
 
 # Methods of implemented classes that are refused, and settings that compiling refuses.
 _REFUSED: Dict[str, str] = {

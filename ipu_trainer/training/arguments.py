@@ -23,6 +23,7 @@ from ipu_trainer.errors import UserError
 from ipu_trainer.pipelining.pipeline import PIPELININGS
 from ipu_trainer.training.acceleration.choices import COMPILES, choose_kernels
 from ipu_trainer.training.acceleration.precision import settle_precision
+from ipu_trainer.training.host.coalescing import AUTO, ONE_BY_ONE, check_requested
 
 
 @show_renamed
@@ -69,17 +70,17 @@ class IPUTrainingArguments(TrainingArguments, metaclass=TakesRenamed):
     drop_path: float = field(
         default=0.0, metadata={"help": "Stochastic depth: how often the last layer is skipped while training."}
     )
-    fold: bool = field(
-        default=True,
+    host_micro_batch_size: str = field(
+        default="auto",
         metadata={
-            "help": "On the host: micro-batches of an update are computed together as far as memory allows, where the result "
-            "is equal (checked before the first update)."
+            "help": "On the host: samples of one forward pass, a multiple of the micro-batch; micro_batch computes them one by "
+            "one. auto: as many as memory holds, where the result is equal (checked before the first update)."
         },
     )
-    verify_folding: bool = field(
+    verify: bool = field(
         default=False,
         metadata={
-            "help": "Check folding on all micro-batches of the first update, each computed alone too, instead of on up to eight."
+            "help": "Compare gradients of all micro-batches of the first update, one by one and together, instead of up to eight."
         },
     )
     compile: str = field(
@@ -87,13 +88,6 @@ class IPUTrainingArguments(TrainingArguments, metaclass=TakesRenamed):
         metadata={
             "help": "layers (each repeated layer compiled: fastest for Transformers models), model (torch_compile), off, or "
             "auto: layers on a GPU."
-        },
-    )
-    fuse_projections: bool = field(
-        default=False,
-        metadata={
-            "help": "On the host: query, key and value as one matrix product. Exact; on an H100 it gained nothing for "
-            "ViT-B (docs/performance.md)."
         },
     )
     gpu_kernels: str = field(
@@ -137,10 +131,17 @@ class IPUTrainingArguments(TrainingArguments, metaclass=TakesRenamed):
                     f"{name} is for a device, and --backend {self.backend} computes on the host here. Use --precision bf16 or "
                     "fp16 on a GPU, or --backend sdk or simulated."
                 )
-        if self.verify_folding and (on_device or not self.fold):
+        self.host_micro_batch_size = str(self.host_micro_batch_size)
+        check_requested(self.host_micro_batch_size)
+        if on_device and self.host_micro_batch_size not in (AUTO, ONE_BY_ONE):
             raise UserError(
-                f"verify_folding checks what the host folds, and this run has backend {self.backend}, fold={self.fold}. Leave it "
-                "off."
+                f"host_micro_batch_size {self.host_micro_batch_size} is for the host, and --backend {self.backend} computes on a "
+                "device. Leave it at auto."
+            )
+        if self.verify and (on_device or self.host_micro_batch_size == ONE_BY_ONE):
+            raise UserError(
+                f"verify compares micro-batches that the host computes together, and this run has backend {self.backend}, "
+                f"host_micro_batch_size {self.host_micro_batch_size}. Leave it off."
             )
         self._settle_compile(on_device)
         for name, package in _PACKAGES.items():
@@ -202,8 +203,6 @@ class IPUTrainingArguments(TrainingArguments, metaclass=TakesRenamed):
             raise UserError(f"torch_compile compiles the model, and compile={self.compile} contradicts it. Give one.")
         if on_device and self.compile not in ("auto", "off"):
             raise UserError(f"compile={self.compile} is for the host: on a device poptorch compiles. Leave it at auto.")
-        if self.fuse_projections and (on_device or named or self.compile == "model"):
-            raise UserError("fuse_projections is for the host, with compile=layers or off. Leave it off.")
         if named and self.torch_compile_mode is not None:
             try:
                 torch.compile(torch.nn.Identity(), mode=self.torch_compile_mode)

@@ -11,7 +11,7 @@ from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 from transformers.utils import logging
 
 from ipu_trainer.training.arguments import IPUTrainingArguments
-from ipu_trainer.training.device.executors import DeviceModel
+from ipu_trainer.training.device.device_execution import DeviceExecution
 from ipu_trainer.training.device.generation import generate_on_device, why_not_on_device
 from ipu_trainer.training.trainer import IPUTrainer
 
@@ -31,7 +31,7 @@ class IPUSeq2SeqTrainer(IPUTrainer, Seq2SeqTrainer):  # type: ignore[misc]  # tr
     cannot be (device_generation.py lists why) the host generates with the device's weights, and the log says so.
     """
 
-    _host_generation_told: Optional[str] = None
+    _host_generation_reason: Optional[str] = None
 
     def prediction_step(
         self,
@@ -41,18 +41,15 @@ class IPUSeq2SeqTrainer(IPUTrainer, Seq2SeqTrainer):  # type: ignore[misc]  # tr
         ignore_keys: Optional[List[str]] = None,
         **gen_kwargs: Any,
     ) -> Tuple[Any, Any, Any]:
-        on_device = isinstance(model, DeviceModel)
-        if not on_device or not self.args.predict_with_generate or prediction_loss_only:
-            if on_device:
-                both: Tuple[Any, Any, Any] = super().prediction_step(
-                    model, inputs, prediction_loss_only, ignore_keys=ignore_keys
-                )
-                return both
+        if not self.execution.generates(model):
             stock: Tuple[Any, Any, Any] = Seq2SeqTrainer.prediction_step(
                 self, model, inputs, prediction_loss_only, ignore_keys=ignore_keys, **gen_kwargs
             )
             return stock
-        given = dict(self._prepare_inputs(inputs))
+        if not self.args.predict_with_generate or prediction_loss_only:
+            both: Tuple[Any, Any, Any] = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+            return both
+        given = dict(self.prepared_inputs(inputs))
         loss: Any = None
         labels = given.get("labels")
         if labels is not None:
@@ -76,10 +73,12 @@ class IPUSeq2SeqTrainer(IPUTrainer, Seq2SeqTrainer):  # type: ignore[misc]  # tr
         sources = {k: v for k, v in given.items() if k not in ("labels", "decoder_input_ids", "decoder_attention_mask")}
         reason = why_not_on_device(self.model, sources, settings)
         if reason is None:
-            return generate_on_device(self._run, self.model, sources, settings, self._eval_micro_batch or 1)
-        if reason != self._host_generation_told:
+            assert isinstance(self.execution, DeviceExecution)
+            micro_batch = self.execution.eval_micro_batch or 1
+            return generate_on_device(self.execution.run, self.model, sources, settings, micro_batch)
+        if reason != self._host_generation_reason:
             logger.warning("generating on the host: %s", reason)
-            self._host_generation_told = reason
+            self._host_generation_reason = reason
         host: Any = self.model_on_host()
         tokens: torch.Tensor = host.generate(**sources, **settings)
         return tokens

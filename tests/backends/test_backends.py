@@ -141,7 +141,7 @@ def test_a_disabled_executable_cache_stays_so_whatever_the_environment_says(monk
 
 def test_processes_without_a_launcher_for_ipus_are_refused(monkeypatch):
     from ipu_trainer.backends.base import Backend
-    from ipu_trainer.simulator.sdk import popart_enums
+    from ipu_trainer.simulator.options import popart_enums
 
     real = Backend("sdk", "", poptorch, popart_enums)  # the simulator in the SDK's place: the rule is the SDK's
     with pytest.raises(ValueError, match="2 processes were started, but poptorch knows 1.*poprun"):

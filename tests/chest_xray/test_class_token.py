@@ -34,7 +34,7 @@ known_layer = pytest.mark.skipif(
 
 def loss_and_gradients(model, alone):
     model.zero_grad()
-    with ClassTokenLayer.of(model).applied() if alone else contextlib.nullcontext(None) as used:
+    with ClassTokenLayer.of(model).reading_class_token() if alone else contextlib.nullcontext(None) as used:
         loss = model(**INPUTS).loss
     loss.backward()
     return used, loss.detach(), {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
@@ -72,7 +72,7 @@ def test_the_last_layer_computes_one_query_no_keys_and_one_token_of_the_rest(mon
         return linear(hidden, weight, bias)
 
     monkeypatch.setattr(torch.nn.functional, "linear", counted)
-    with ClassTokenLayer.of(model).applied():
+    with ClassTokenLayer.of(model).reading_class_token():
         assert model(**INPUTS).logits.shape == (3, 2)
     assert tokens == {"query": 1, "mlp": 1}
     tokens.clear()
@@ -101,7 +101,7 @@ def test_keys_are_made_where_they_are_more_than_a_product(why):
             "scaled_dot_product_attention",
             lambda *given, **named: keys.append(given[1]) or read(*given, **named),
         )
-        with last.applied() as used:
+        with last.reading_class_token() as used:
             model(**INPUTS)
     assert used and keys[-1].shape == (3, 2, 17, 8)
     if why == "adapter":
@@ -117,13 +117,13 @@ def test_who_reads_more_than_logits_gets_it():
     seen = []
     handle = model.vit.layernorm.register_forward_hook(lambda module, given, output: seen.append(output.shape))
     last = ClassTokenLayer.of(model)
-    with last.applied() as used:
+    with last.reading_class_token() as used:
         model(**INPUTS)
     assert not used
     assert seen == [(3, 17, 16)]
     handle.remove()
     model.config.output_hidden_states = True
-    with last.applied() as used:
+    with last.reading_class_token() as used:
         assert model(**INPUTS).hidden_states[-1].shape == (3, 17, 16)
     assert not used
 

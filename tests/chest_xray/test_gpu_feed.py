@@ -76,7 +76,7 @@ def trained(prepared, phantoms, folder, feed, *more, use_cpu=True):
     job = prepare(words)
     trainer = job.trainer(model=seeded_model(job))
     if feed:
-        trainer._feed_gpu()
+        trainer._augment_on_gpu()
         assert trainer.data_collator is collate_stored
     trainer.train()
     return trainer, job
@@ -103,16 +103,16 @@ def test_bytes_reach_the_model_once_and_pictures_are_made_there(prepared, phanto
     batch = collate_stored([job.train_set[(0, 1)], job.train_set[(0, 2)]])
     assert batch["pixels"].dtype == torch.uint8
     trainer.model.train()
-    made = trainer._prepare_inputs(copy.copy(batch))
+    made = trainer.prepare_inputs(copy.copy(batch))
     expected = trainer._collator_on_gpu(batch)
     torch.testing.assert_close(
         trainer._collator_on_gpu.normalisation(made["gray"]), expected["pixel_values"], rtol=0, atol=0
     )
     trainer.model.eval()
-    torch.testing.assert_close(trainer._prepare_inputs(batch)["pixel_values"], expected["pixel_values"], rtol=0, atol=0)
+    torch.testing.assert_close(trainer.prepare_inputs(batch)["pixel_values"], expected["pixel_values"], rtol=0, atol=0)
 
 
-def test_pictures_are_collate_stored_into_pinned_memory_while_a_gpu_is_in_use(prepared, monkeypatch):
+def test_images_are_gathered_into_pinned_memory_while_a_gpu_is_in_use(prepared, monkeypatch):
     dataset, keys = load_prepared(prepared).split("train"), [(0, 5), (0, 0), (0, 5)]
     plain, empty, pinned = dataset.__getitems__(keys), torch.empty, []
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)

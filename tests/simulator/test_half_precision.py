@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated_models import batch, new_model
 
+from ipu_trainer.simulator.numerics.half_precision import HalfInFloat, round_stochastically
 from ipu_trainer.simulator.optim.loss_scaling import AutomaticLossScaling
-from ipu_trainer.simulator.state.numerics import HalfInFloat, round_stochastically
 
 
 def half_batch(num_samples, seed=0):

@@ -12,7 +12,7 @@ from ipu_trainer.machine import schedule as schedules
 from ipu_trainer.machine.hardware import SRAM_BYTES_PER_IPU
 from ipu_trainer.simulator.analysis import trace
 from ipu_trainer.simulator.analysis.memory_map import memory_report
-from ipu_trainer.simulator.analysis.stages import Stage
+from ipu_trainer.simulator.analysis.stages import StageCost
 
 NUM_SAMPLES = 5  # in a micro-batch
 
@@ -92,7 +92,7 @@ class WithCrossEntropy(torch.nn.Module):
 
 
 def test_stages_on_one_ipu_take_turns():
-    stages = [Stage(0, 0, forward_flops=5), Stage(1, 1, forward_flops=5), Stage(2, 0, forward_flops=5)]
+    stages = [StageCost(0, 0, forward_flops=5), StageCost(1, 1, forward_flops=5), StageCost(2, 0, forward_flops=5)]
     spans = trace.timeline(stages, schedules.pipelined_training(3, 5))
     on_ipu_0 = sorted((s.begin, s.begin + s.duration) for s in spans if s.stage in (0, 2))
     assert all(end <= begin + 1e-9 for (_, end), (begin, _) in zip(on_ipu_0, on_ipu_0[1:]))
@@ -100,8 +100,10 @@ def test_stages_on_one_ipu_take_turns():
 
 def test_memory_follows_from_stages_and_schedule():
     stages = [
-        Stage(0, 0, ["a"], 10, 100, 90, 400, 8, input_bytes=7, saved_bytes=50, checkpoint_bytes=3, segment_bytes=30),
-        Stage(1, 1, ["b"], 10, 200, 200, 800, input_bytes=5, saved_bytes=60),
+        StageCost(
+            0, 0, ["a"], 10, 100, 90, 400, 8, input_bytes=7, saved_bytes=50, checkpoint_bytes=3, segment_bytes=30
+        ),
+        StageCost(1, 1, ["b"], 10, 200, 200, 800, input_bytes=5, saved_bytes=60),
     ]
     schedule = schedules.pipelined_training(2, 4)
     kept = memory_report(stages, schedule, True, 8, 4, recompute=False).ipus
@@ -117,7 +119,7 @@ def test_memory_follows_from_stages_and_schedule():
 
 def test_what_does_not_fit_is_named_with_its_largest_tensors():
     size = SRAM_BYTES_PER_IPU
-    stages = [Stage(0, 0, [], 1, 1, 1, 4, saved_bytes=size, largest=[(size, "4096x4096 float32")]), Stage(1, 1)]
+    stages = [StageCost(0, 0, [], 1, 1, 1, 4, saved_bytes=size, largest=[(size, "4096x4096 float32")]), StageCost(1, 1)]
     report = memory_report(stages, schedules.pipelined_training(2, 3), True, 8, 4, recompute=False)
     assert not report.fits and report.ipus[1].fits
     assert re.search(r"IPU 0 does not fit: 2691 MiB\. Largest activations: 4096x4096 float32", report.table())

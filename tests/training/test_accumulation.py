@@ -19,7 +19,7 @@ def step(folder, head, backend, micro_batch, accumulation, trainer_class=IPUTrai
     values = dict(
         per_device_train_batch_size=micro_batch, learning_rate=0.5, optim="sgd", max_grad_norm=0.0, report_to=[],
         lr_scheduler_type="constant", save_strategy="no", logging_steps=1, use_cpu=True, disable_tqdm=True, compile="off",
-        **{"fold": False, "max_steps": 1, **changes},
+        **{"host_micro_batch_size": "micro_batch", "max_steps": 1, **changes},
     )  # fmt: skip
     trainer = trainer_class(
         model=model,
@@ -42,7 +42,11 @@ def difference(one, other):
 @pytest.mark.parametrize("head", [name for name in HEADS if name != "CLIPModel"])
 def test_a_head_takes_the_same_step_however_its_samples_are_cut(tmp_path, head):
     expected, loss = step(tmp_path, head, "host", 8, 1)
-    for backend, micro_batch, changes in (("host", 1, {}), ("host", 2, {"fold": True}), ("simulated", 1, {})):
+    for backend, micro_batch, changes in (
+        ("host", 1, {}),
+        ("host", 2, {"host_micro_batch_size": "auto"}),
+        ("simulated", 1, {}),
+    ):
         got, logged = step(tmp_path, head, backend, micro_batch, 8 // micro_batch, **changes)
         assert difference(expected, got) < 1e-4, (backend, micro_batch)
         assert logged == pytest.approx(loss, rel=1e-4), (backend, micro_batch)

@@ -32,14 +32,13 @@ EVALUATED = {
 }
 REFUSED = {
     "fp16": True, "bf16": True, "bf16_full_eval": True, "ema_decay": 0.5, "torch_compile": True, "torch_compile_backend": "eager",
-    "torch_compile_mode": "default", "torchdynamo": "eager", "compile": "layers", "gpu_kernels": "on", "fuse_projections": True,
-    "bf16_residual": True, "verify_folding": True, "jit_mode_eval": True, "past_index": 1, "debug": "underflow_overflow",
+    "torch_compile_mode": "default", "torchdynamo": "eager", "compile": "layers", "gpu_kernels": "on",
+    "bf16_residual": True, "verify": True, "host_micro_batch_size": "8", "jit_mode_eval": True, "past_index": 1, "debug": "underflow_overflow",
     "activation_checkpointing_kwargs": {"use_reentrant": False}, "gradient_checkpointing_kwargs": {"use_reentrant": False},
     "use_ipex": True, "use_liger_kernel": True, "deepspeed": "x.json", "fsdp": "full_shard", "sharded_ddp": "simple",
     "parallelism_config": object(), "compile_only": True,
 }  # fmt: skip
 HARMLESS = {
-    **dict.fromkeys(("fold",), "the host's; a device has nothing to fold"),
     **dict.fromkeys(("loss_scaling",), "float32 has the same gradients with any factor; with half it is read"),
     **dict.fromkeys(("pipelining", "simulator_device", "backend"), "how and where a model is cut and computed, not what it learns"),
     **dict.fromkeys(("activation_checkpointing", "gradient_checkpointing"), "what is recomputed is the same"),
@@ -132,7 +131,6 @@ def test_what_a_device_does_not_do_is_refused_before_work(name):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("fold", False),
         ("loss_scaling", 8.0),
         ("pipelining", "none"),
         ("eval_accumulation_steps", 1),

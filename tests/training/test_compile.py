@@ -227,7 +227,7 @@ def test_a_compiled_training_ends_in_the_same_weights_and_plain_checkpoints(tmp_
             counts.append(count)
             yield count
 
-    monkeypatch.setattr("ipu_trainer.training.host.host_loop.compiled_layers", without_inductor)
+    monkeypatch.setattr("ipu_trainer.training.acceleration.accelerated_layers.compiled_layers", without_inductor)
     if make is vit:
         samples = [{"pixel_values": pixels.float(), "labels": i % 2} for i, pixels in enumerate(PIXELS)]
     else:
@@ -251,7 +251,7 @@ def test_a_run_resumes_compiled_and_fused_from_a_plain_checkpoint_and_back(tmp_p
     """Weights and AdamW's state go from off to layers with one product, and from there to off again."""
     real = module.compiled_layers
     monkeypatch.setattr(
-        "ipu_trainer.training.host.host_loop.compiled_layers",
+        "ipu_trainer.training.acceleration.accelerated_layers.compiled_layers",
         lambda model, required: real(model, required, "aot_eager"),
     )
     samples = [{"pixel_values": pixels.float(), "labels": i % 2} for i, pixels in enumerate(PIXELS)]
@@ -284,7 +284,7 @@ def test_projections_are_fused_without_compiling_too_and_refused_where_there_are
             counts.append(count)
             yield count
 
-    monkeypatch.setattr("ipu_trainer.training.host.host_loop.fused_projections", counting)
+    monkeypatch.setattr("ipu_trainer.training.acceleration.accelerated_layers.fused_projections", counting)
     samples = [{"pixel_values": pixels.float(), "labels": i % 2} for i, pixels in enumerate(PIXELS)]
     IPUTrainer(vit(), arguments(tmp_path / "vit", fuse_projections=True), train_dataset=samples).train()
     assert counts == [2]

@@ -187,7 +187,9 @@ def rows(padded):
 @pytest.mark.parametrize("compile", ["off", "layers"])
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_no_step_of_a_language_model_waits_for_the_gpu(tmp_path, compile, accumulation):
-    args = language_modeling(tmp_path, compile=compile, gradient_accumulation_steps=accumulation, fold=False)
+    args = language_modeling(
+        tmp_path, compile=compile, gradient_accumulation_steps=accumulation, host_micro_batch_size="micro_batch"
+    )
     assert args.accelerator_config.non_blocking
     trainer = IPUTrainer(gpt2(pad_token_id=0), args, train_dataset=rows(False))
     assert steps_without_waiting(trainer) == 4

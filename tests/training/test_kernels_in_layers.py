@@ -140,7 +140,7 @@ def test_a_layer_for_the_class_token_takes_what_is_not_summed(rate):
     last = model.vit.layers[-1]
     with compiled(model, "eager"):
         joined = last.forward
-        with ClassTokenLayer.of(model).applied() as used:
+        with ClassTokenLayer.of(model).reading_class_token() as used:
             call = last._compiled_call_impl
             last._compiled_call_impl = lambda *given, **named: called.append(given) or call(*given, **named)
             torch.manual_seed(0)
@@ -368,7 +368,7 @@ def test_a_run_refuses_what_cannot_be_before_it_starts(tmp_path):
 
 def as_on_an_h100(monkeypatch):
     """The trainer's choices of an H100 on this CPU, where the operations are plain torch."""
-    host_loop = "ipu_trainer.training.host.host_loop"
+    host_loop = "ipu_trainer.training.acceleration.accelerated_layers"
     monkeypatch.setattr(f"{host_loop}.choose_kernels", lambda requested, args: Choice("on", "a test"))
     monkeypatch.setattr(
         f"{host_loop}.compiled_layers", lambda model, required: compiled_layers(model, required, "eager")

@@ -208,10 +208,10 @@ def test_weights_are_copied_only_when_something_reads_them(tmp_path):
 
     class Count(TrainerCallback):
         def on_step_end(self, args, state, control, **_):
-            seen.append(trainer._device_run.num_weight_copies + int(not executor()._dirty_host_weights))
+            seen.append(trainer.execution.current_run.num_weight_copies + int(not executor()._dirty_host_weights))
 
     def executor():
-        return trainer._device_run._trainer
+        return trainer.execution.current_run._trainer
 
     trainer = trainer_of("gpt2", tmp_path, "simulated")
     trainer.add_callback(Count())
@@ -484,7 +484,7 @@ def test_samples_that_cannot_be_used_exactly_are_left_out_and_counted(tmp_path, 
     trainer = trainer_of("vit", tmp_path, "simulated", samples=70, dataloader_drop_last=True, num_train_epochs=1)
     trainer.train()
     assert trainer.state.global_step == 1
-    assert "samples dropped" in trainer.batch_table(trainer._epoch_plan())
+    assert "samples dropped" in trainer.batch_table(trainer.execution.epoch_plan())
 
 
 class Stream(torch.utils.data.IterableDataset):

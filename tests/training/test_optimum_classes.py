@@ -68,7 +68,7 @@ def test_optimums_class_trains_as_the_host_or_is_refused(tmp_path, family):
         with pytest.raises(ValueError, match=NOT_WITH_OPTIMUM[family]):
             trained(tmp_path, family, "simulated", pipelined=True, pipelining="optimum")
         return
-    expected = trained(tmp_path / "host", family, "host", fold=False)
+    expected = trained(tmp_path / "host", family, "host", host_micro_batch_size="micro_batch")
     weights = trained(tmp_path / "ipus", family, "simulated", pipelined=True, pipelining="optimum")
     assert_as_host(weights, expected, model_of(family)[0].state_dict())
 
@@ -78,7 +78,10 @@ def test_optimums_class_trains_as_the_host_or_is_refused(tmp_path, family):
 def test_optimums_class_is_evaluated_while_it_trains(tmp_path, family):
     """These put copies of their attention in place, and take buffers away, each time they are placed."""
     found = []
-    for backend, changes in (("host", {"fold": False}), ("simulated", {"pipelining": "optimum"})):
+    for backend, changes in (
+        ("host", {"host_micro_batch_size": "micro_batch"}),
+        ("simulated", {"pipelining": "optimum"}),
+    ):
         model, samples = model_of(family)
         args = IPUTrainingArguments(
             **compat.training_defaults(

@@ -292,8 +292,8 @@ def test_attributes_of_other_releases_say_what_does_their_work():
     assert callable(made.prediction_loop) and callable(made.init_hf_repo) and callable(made.init_git_repo)
 
 
-def test_arguments_without_a_name_are_refused_where_their_places_moved():
-    with pytest.raises(ValueError, match="Name them"):
+def test_arguments_whose_places_moved_between_releases_need_their_names():
+    with pytest.raises(TypeError, match="positional arguments"):
         IPUTrainer(bert(), arguments(), None, ROWS, ROWS, None, None, lambda prediction: {})
 
 

@@ -185,5 +185,5 @@ def test_speech_to_text_generates_on_a_device(tmp_path):
     from ipu_trainer.training.device.generation import generate_on_device
 
     expected = model.generate(**given, max_length=8)
-    found = generate_on_device(made._run, model, given, {"max_length": 8}, 2)
+    found = generate_on_device(made.execution.run, model, given, {"max_length": 8}, 2)
     assert torch.equal(expected, found[:, : expected.shape[1]])

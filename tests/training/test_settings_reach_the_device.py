@@ -33,7 +33,7 @@ def seen(trainer, look):
 @pytest.mark.parametrize("half", [False, True])
 def test_half_trains_weights_in_float16(tmp_path, half):
     trainer = trainer_of("vit", tmp_path, "simulated", ONE_IPU, half=half, max_steps=2)
-    types = seen(trainer, lambda one: {value.dtype for value in one._device_run._trainer.model.parameters()})
+    types = seen(trainer, lambda one: {value.dtype for value in one.execution.current_run._trainer.model.parameters()})
     assert types == {torch.float16 if half else torch.float32}
     is_rounded = [torch.equal(value, value.half().float()) for value in weights(trainer).values()]
     assert all(is_rounded) == half
@@ -64,7 +64,8 @@ def test_automatic_loss_scaling_is_the_configurations_and_sums_in_float16(tmp_pa
     config = ONE_IPU.updated(auto_loss_scaling=True)
     trainer = trainer_of("vit", tmp_path, "simulated", config, half=True, max_steps=1)
     options, accumulated = seen(
-        trainer, lambda one: (dict(one._device_run._trainer.options._Popart.options), one.optimizer.device.accum_type)
+        trainer,
+        lambda one: (dict(one.execution.current_run._trainer.options._Popart.options), one.optimizer.device.accum_type),
     )
     assert options["automaticLossScalingSettings.enabled"] is True and accumulated == torch.float16
 
@@ -72,7 +73,7 @@ def test_automatic_loss_scaling_is_the_configurations_and_sums_in_float16(tmp_pa
 @pytest.mark.parametrize("asked", [False, True])
 def test_recomputation_reaches_one_ipu_as_an_option_and_a_pipeline_as_checkpoints(tmp_path, monkeypatch, asked):
     one = trainer_of("gpt2", tmp_path / "one", "simulated", ONE_IPU, max_steps=1, gradient_checkpointing=asked)
-    options = seen(one, lambda trainer: dict(trainer._device_run._trainer.options._Popart.options))
+    options = seen(one, lambda trainer: dict(trainer.execution.current_run._trainer.options._Popart.options))
     standard = int(one.backend.popart.RecomputationType.Standard)
     assert (options.get("autoRecomputation") == standard) == asked
     checkpoints = []
@@ -157,7 +158,7 @@ def test_generators_of_the_device_go_on_where_it_compiles_again(tmp_path):
             length = 6 if self.states is None else 8
             self.states = self.states or []
             loss = super().training_step(model, {name: value[:, :length] for name, value in inputs.items()}, *rest)
-            self.states.append(self._device_run.rng_state)
+            self.states.append(self.execution.current_run.rng_state)
             return loss
 
     trainer = trainer_of(

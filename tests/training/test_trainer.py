@@ -170,7 +170,13 @@ def test_the_loop_sees_the_accumulation_and_the_arguments_get_theirs_back(tmp_pa
             seen.append(args.gradient_accumulation_steps)
 
     config = IPUConfig(gradient_accumulation_steps=2, replication_factor=2)
-    args = arguments(tmp_path, per_device_train_batch_size=2, save_strategy="steps", save_steps=3, fold=False)
+    args = arguments(
+        tmp_path,
+        per_device_train_batch_size=2,
+        save_strategy="steps",
+        save_steps=3,
+        host_micro_batch_size="micro_batch",
+    )
     trainer = IPUTrainer(model=vit(), args=args, train_dataset=Pictures(), ipu_config=config, callbacks=[Look()])
     trainer.train()
     assert set(seen) == {4}

@@ -60,7 +60,7 @@ def test_a_training_copies_no_logits_and_ends_in_the_same_weights(tmp_path, conv
     ours = trainer_of(tmp_path / "ours")
     ours.train()
     assert logits not in converted
-    monkeypatch.setattr("ipu_trainer.training.host.host_loop.reads_loss_alone", lambda *_: False)
+    monkeypatch.setattr("ipu_trainer.training.acceleration.accelerated_layers.reads_loss_alone", lambda *_: False)
     plain = trainer_of(tmp_path / "plain")
     plain.train()
     assert converted.count(logits) == 3

@@ -1,1 +1,1 @@
-"""What a model costs on IPUs: stages, operations, bytes and timelines, measured while the simulator runs it."""
+"""What a simulated pipeline costs: FLOPs and memory of each stage, bytes on each IPU, and the timeline of a weight update."""

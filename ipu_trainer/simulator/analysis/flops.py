@@ -11,10 +11,12 @@ from typing import Any, Callable, Dict, Sequence
 
 import torch
 
+from ipu_trainer.compat.torch_operators import operator_name
+
 
 def flops_of(function: Any, args: Sequence[Any], result: Any) -> int:
     """FLOPs of one call of an ATen operator; 0 for everything that is not a product."""
-    name = function._schema.name.split("::")[-1]
+    name = operator_name(function)
     count = _COUNTS.get(name)
     if count is None and name.startswith("_scaled_dot_product") and "backward" not in name:
         count = _attention

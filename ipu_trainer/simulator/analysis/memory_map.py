@@ -14,7 +14,7 @@ from typing import Dict, List, Sequence, Tuple
 from ipu_trainer.machine.hardware import SRAM_BYTES_PER_IPU
 from ipu_trainer.machine.liveness import stash_depths
 from ipu_trainer.machine.schedule import Schedule
-from ipu_trainer.simulator.analysis.stages import Stage
+from ipu_trainer.simulator.analysis.stages import StageCost
 
 PURPOSES = ("weights", "gradients", "optimizer state", "stash", "activations", "recomputation")
 _MIB = 2**20
@@ -74,7 +74,7 @@ class MemoryReport:
 
 
 def memory_report(
-    stages: Sequence[Stage],
+    stages: Sequence[StageCost],
     schedule: Schedule,
     training: bool,
     state_bytes_per_parameter: int,

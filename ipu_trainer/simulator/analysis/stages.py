@@ -12,17 +12,17 @@ import dataclasses
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from ipu_trainer.compat.torch_operators import TorchDispatchMode
 from ipu_trainer.simulator.analysis.flops import device_bytes, flops_of
-from ipu_trainer.simulator.execution.blocks import BlockObserver, ExecutedBlock
+from ipu_trainer.simulator.forward.blocks import BlockObserver, ExecutedBlock
 from ipu_trainer.simulator.state.device_weights import DeviceWeights
 
 _NUM_LARGEST = 3
 
 
 @dataclasses.dataclass
-class Stage:
+class StageCost:
     """One stage, for one micro-batch.
 
     input_bytes is what comes from other stages and from outside, saved_bytes what autograd keeps for backward without
@@ -52,7 +52,7 @@ class StageMeter(BlockObserver):
         """state_bytes and accumulator_bytes per parameter are the optimizer's, kept for reports."""
         self.state_bytes = state_bytes
         self.accumulator_bytes = accumulator_bytes
-        self.stages: List[Stage] = []
+        self.stages: List[StageCost] = []
         self.finished = False
         self._in_backward = False
         self._variables = {
@@ -87,7 +87,7 @@ class StageMeter(BlockObserver):
         if not self.stages or self.stages[-1].ipu_id != block.ipu_id:
             if len(self.stages) == 1 and not self._has_work(self.stages[0]):
                 self.stages.pop()  # nothing ran before the first annotation
-            self.stages.append(Stage(len(self.stages), block.ipu_id))
+            self.stages.append(StageCost(len(self.stages), block.ipu_id))
             self._segment_bytes = 0
         if block.user_id is not None:
             self.stages[-1].blocks.append(str(block.user_id))
@@ -101,7 +101,7 @@ class StageMeter(BlockObserver):
         self._in_backward = True
 
     @staticmethod
-    def _has_work(stage: Stage) -> bool:
+    def _has_work(stage: StageCost) -> bool:
         return bool(stage.forward_flops or stage.num_parameters or stage.saved_bytes)
 
     def count(self, function: Any, args: Sequence[Any], result: Any) -> None:
@@ -120,7 +120,7 @@ class StageMeter(BlockObserver):
         for tensor in _tensors(result if isinstance(result, (tuple, list)) else (result,)):
             self._made_by[tensor.untyped_storage().data_ptr()] = stage.index
 
-    def _place(self, stage: Stage, address: int) -> None:
+    def _place(self, stage: StageCost, address: int) -> None:
         self._placed.add(address)
         tensor, is_parameter, is_trained = self._variables[address]
         if not is_parameter:

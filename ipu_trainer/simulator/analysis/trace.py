@@ -19,10 +19,10 @@ from xml.sax.saxutils import escape
 from ipu_trainer.machine import schedule as schedules
 from ipu_trainer.machine.schedule import BACKWARD, FORWARD, RECOMPUTE, Schedule
 from ipu_trainer.simulator.analysis.memory_map import MemoryReport, memory_report
-from ipu_trainer.simulator.analysis.stages import Stage, StageMeter
+from ipu_trainer.simulator.analysis.stages import StageCost, StageMeter
 from ipu_trainer.simulator.execution import executor as executors
+from ipu_trainer.simulator.options.popart_enums import RecomputationType
 from ipu_trainer.simulator.options.strategies import PipelinedExecution, ShardedExecution
-from ipu_trainer.simulator.sdk.popart_enums import RecomputationType
 
 # Relative duration of an action, in units of the stage's forward.
 _DURATION = {FORWARD: 1.0, RECOMPUTE: 1.0, BACKWARD: 2.0}
@@ -41,7 +41,7 @@ class Span:
     duration: float
 
 
-def timeline(stages: Sequence[Stage], schedule: Schedule) -> Tuple[Span, ...]:
+def timeline(stages: Sequence[StageCost], schedule: Schedule) -> Tuple[Span, ...]:
     """When each action happens, if cycles begin together and last as long as their slowest stage."""
     total = sum(stage.forward_flops for stage in stages) or 1
     costs = [max(stage.forward_flops / total, 0.01) for stage in stages]
@@ -61,7 +61,7 @@ def timeline(stages: Sequence[Stage], schedule: Schedule) -> Tuple[Span, ...]:
     return tuple(spans)
 
 
-def svg(stages: Sequence[Stage], spans: Sequence[Span]) -> str:
+def svg(stages: Sequence[StageCost], spans: Sequence[Span]) -> str:
     """The timeline as a picture: one row a stage, one box an action."""
     end = max((span.begin + span.duration for span in spans), default=1.0)
     width, row, left, top = 1200, 40, 110, 34
@@ -97,7 +97,7 @@ def svg(stages: Sequence[Stage], spans: Sequence[Span]) -> str:
     return "\n".join([*parts, "</svg>\n"])
 
 
-def chrome_trace(stages: Sequence[Stage], spans: Sequence[Span]) -> Dict[str, Any]:
+def chrome_trace(stages: Sequence[StageCost], spans: Sequence[Span]) -> Dict[str, Any]:
     """The timeline for chrome://tracing or Perfetto. One millisecond stands for the model's forward FLOPs."""
     events: List[Dict[str, Any]] = [
         {
@@ -128,7 +128,7 @@ def chrome_trace(stages: Sequence[Stage], spans: Sequence[Span]) -> Dict[str, An
 
 
 def write_trace(
-    directory: str, stages: Sequence[Stage], schedule: Schedule, memory: MemoryReport, title: str
+    directory: str, stages: Sequence[StageCost], schedule: Schedule, memory: MemoryReport, title: str
 ) -> List[str]:
     """Write timeline.txt, timeline.svg, trace.json, memory.txt and stages.json. Returns the paths."""
     os.makedirs(directory, exist_ok=True)
@@ -185,7 +185,7 @@ class Recorder:
         self._measured: List[Tuple[executors.PoplarExecutor, StageMeter]] = []
         self.written: List[str] = []
 
-    def watch(self, executor: executors.PoplarExecutor) -> None:
+    def measure(self, executor: executors.PoplarExecutor) -> None:
         """Measure this executor's first micro-batch from now on."""
         state_bytes, accumulator_bytes = executor.bytes_per_parameter()
         meter = StageMeter(executor.device_weights, state_bytes, accumulator_bytes)
@@ -221,9 +221,9 @@ def trace_executor(executor: executors.PoplarExecutor, meter: StageMeter, direct
 def recording(directory: str) -> Iterator[Recorder]:
     """Measure everything that runs in the body, and write it to `directory`, also after an error."""
     recorder = Recorder()
-    executors.on_compiled.append(recorder.watch)
+    executors.on_compiled.append(recorder.measure)
     try:
         yield recorder
     finally:
-        executors.on_compiled.remove(recorder.watch)
+        executors.on_compiled.remove(recorder.measure)
         recorder.write(directory)

@@ -21,9 +21,9 @@ from typing import Any, Iterator, List, Optional, Sequence, Tuple
 import torch
 from torch import multiprocessing
 
+from ipu_trainer.simulator.arguments.nested_values import custom_arg_parsers, parser_for, tensors_of, with_tensors
 from ipu_trainer.simulator.enums import SharingStrategy
 from ipu_trainer.simulator.errors import createPoptorchError
-from ipu_trainer.simulator.execution.nested_values import custom_arg_parsers, parser_for, tensors_of, with_tensors
 
 _CONTEXTS = {
     SharingStrategy.SharedMemory: "spawn",

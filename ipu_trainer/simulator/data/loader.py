@@ -11,11 +11,11 @@ from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Unio
 
 import torch
 
+from ipu_trainer.simulator.arguments.call_arguments import micro_batches_per_host_step
+from ipu_trainer.simulator.arguments.nested_values import tensors_of, with_tensors
 from ipu_trainer.simulator.data.async_loader import AsynchronousDataAccessor
 from ipu_trainer.simulator.enums import DataLoaderMode
 from ipu_trainer.simulator.errors import createPoptorchError
-from ipu_trainer.simulator.execution.call_arguments import micro_batches_per_host_step
-from ipu_trainer.simulator.execution.nested_values import tensors_of, with_tensors
 from ipu_trainer.simulator.logs import logger
 from ipu_trainer.simulator.options.options import Options
 

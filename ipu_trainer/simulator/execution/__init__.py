@@ -1,5 +1,5 @@
-"""One executor from compilation to the outputs of a host step.
+"""One executor, from compilation to the outputs of a host step.
 
-Compilation runs the model once, watched; the engine then runs micro-batches, accumulates gradients, updates weights and gathers
-outputs.
+Compilation runs forward once, under observation. The engine then runs micro-batches, accumulates gradients, updates weights and
+gathers outputs.
 """

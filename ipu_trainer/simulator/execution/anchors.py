@@ -15,13 +15,13 @@ import torch
 from ipu_trainer.simulator.enums import OutputMode
 from ipu_trainer.simulator.errors import compiler_error
 from ipu_trainer.simulator.execution.outputs import leave_device
-from ipu_trainer.simulator.optim.weight_update import DeviceOptimizer
+from ipu_trainer.simulator.optim.weight_update import WeightUpdate
 from ipu_trainer.simulator.state.device_weights import DeviceWeights
 
 GRADIENT, UPDATED, LOSS_SCALE = "Gradient___", "UpdatedVar___", "finalLossScale"
 
 
-def tensor_names(weights: DeviceWeights, optimizer: Optional[DeviceOptimizer], num_inputs: int) -> List[str]:
+def tensor_names(weights: DeviceWeights, optimizer: Optional[WeightUpdate], num_inputs: int) -> List[str]:
     """Every name that is known: inputs, weights and buffers, and in training what an update has."""
     names = [f"input/{i}" if i else "input" for i in range(num_inputs)]
     names += [variable.name for variable in weights.variables]
@@ -36,7 +36,7 @@ class Anchors:
     """The anchored tensors of one executor."""
 
     def __init__(
-        self, wanted: Dict[str, Sequence[Any]], weights: DeviceWeights, optimizer: Optional[DeviceOptimizer]
+        self, wanted: Dict[str, Sequence[Any]], weights: DeviceWeights, optimizer: Optional[WeightUpdate]
     ) -> None:
         """`wanted` maps short names to [name, ignored, output mode, period].
 

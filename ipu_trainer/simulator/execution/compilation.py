@@ -12,29 +12,50 @@ import dataclasses
 import datetime
 import logging
 import time
+from collections import OrderedDict
 from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
 
 import torch
 
-from ipu_trainer.simulator.analysis.placement_log import PlacementLog
+from ipu_trainer.compat.torch_tensors import num_writes
+from ipu_trainer.simulator.arguments.call_arguments import BoundArguments, micro_batch_of, micro_batches_per_host_step
+from ipu_trainer.simulator.arguments.nested_values import tensors_of, with_tensors
 from ipu_trainer.simulator.enums import OutputMode
 from ipu_trainer.simulator.errors import compiler_error
-from ipu_trainer.simulator.execution import context as running
-from ipu_trainer.simulator.execution.blocks import BlockTracker, ExecutedBlock
-from ipu_trainer.simulator.execution.call_arguments import BoundArguments, micro_batch_of, micro_batches_per_host_step
-from ipu_trainer.simulator.execution.nested_values import tensors_of, with_tensors
-from ipu_trainer.simulator.execution.operator_watch import CompilationWatch, final_loss
-from ipu_trainer.simulator.execution.readiness import Finding
+from ipu_trainer.simulator.forward import context as running
+from ipu_trainer.simulator.forward.blocks import BlockTracker, ExecutedBlock
+from ipu_trainer.simulator.forward.observer import CompilationObserver, final_loss
+from ipu_trainer.simulator.forward.placement_log import PlacementLog
+from ipu_trainer.simulator.forward.readiness import Finding
 from ipu_trainer.simulator.logs import logger
+from ipu_trainer.simulator.numerics.half_precision import FloatingPointChecks, HalfInFloat
 from ipu_trainer.simulator.options.compiler_options import validate_options
 from ipu_trainer.simulator.options.options import Options
 from ipu_trainer.simulator.options.strategies import PipelinedExecution, ShardedExecution
-from ipu_trainer.simulator.state.device_weights import DeviceWeights, Installed
-from ipu_trainer.simulator.state.numerics import FloatingPointChecks, HalfInFloat
+from ipu_trainer.simulator.state.device_weights import DeviceWeights, InstalledWeights
 from ipu_trainer.simulator.state.random_state import DeviceRandom
 
 MAX_IPUS_PER_PROCESS = 64
-Hook = Callable[[], Any]
+_pre_compile_hooks: Dict[int, Callable[[], Any]] = OrderedDict()
+_post_compile_hooks: Dict[int, Callable[[], Any]] = OrderedDict()
+
+
+def registerPreCompileHook(hook: Callable[[], Any]) -> Any:
+    """Call `hook` before every compilation from now on. Returns a handle with remove()."""
+    return _register(_pre_compile_hooks, "Pre", hook)
+
+
+def registerPostCompileHook(hook: Callable[[], Any]) -> Any:
+    """Call `hook` after every compilation from now on. Returns a handle with remove()."""
+    return _register(_post_compile_hooks, "Post", hook)
+
+
+def _register(hooks: Dict[int, Callable[[], Any]], when: str, hook: Callable[[], Any]) -> Any:
+    if not callable(hook):
+        raise RuntimeError(f"{when}-compile hook must be callable")
+    handle = torch.utils.hooks.RemovableHandle(hooks)
+    hooks[handle.id] = hook
+    return handle
 
 
 @dataclasses.dataclass
@@ -97,21 +118,20 @@ def compile_model(
     random: DeviceRandom,
     device: torch.device,
     training: bool,
-    hooks: Tuple[Sequence[Hook], Sequence[Hook]],
 ) -> Compilation:
     """Run forward once, on the first micro-batch of `inputs`, and leave no trace in weights, buffers or generators.
 
-    `hooks` are called before and after. Raises Error or AssertionError for what the device's compiler refuses.
+    Calls the registered hooks before and after. Raises Error or AssertionError for what the device's compiler refuses.
     """
     began = time.perf_counter()
     _check_options(options, training)
     pieces = micro_batches_per_host_step(options)
     tensors = [micro_batch_of(tensor, 0, pieces, options) for tensor in inputs]
-    versions = [tensor._version for tensor in tensors]
+    versions = [num_writes(tensor) for tensor in tensors]
     tracker = BlockTracker(options._execution_strategy._stages_manager)
     has_half = any(t.dtype == torch.float16 for t in [*tensors, *(v.copies[0] for v in weights.variables)])
     placement = PlacementLog(_mode(options)) if logger.isEnabledFor(logging.DEBUG) else None
-    watch = CompilationWatch(device, tensors, [variable.host() for variable in weights.variables], placement)
+    observer = CompilationObserver(device, tensors, [variable.host() for variable in weights.variables], placement)
     compilation = Compilation(
         structure=None,
         blocks=(),
@@ -125,12 +145,11 @@ def compile_model(
         written_inputs=(),
         training_flags=[(module, module.training) for module in model.modules()],
     )
-    before, after = hooks
     buffers = [(variable, [copy.clone() for copy in variable.copies]) for variable in weights.buffers]
     with weights.installed() as installed, random.running(keep=False), modes(compilation, device):
         try:
-            with torch.set_grad_enabled(training), running.on_ipu(watch, training, tracker):
-                for hook in before:
+            with torch.set_grad_enabled(training), running.on_ipu(observer, training, tracker):
+                for hook in list(_pre_compile_hooks.values()):
                     hook()
                 tracker.start()
                 args, kwargs = bound.with_tensors(tensors)
@@ -138,12 +157,12 @@ def compile_model(
                     result = model(*args, **kwargs)
                 tracker.finish()
         finally:
-            for hook in after:
+            for hook in list(_post_compile_hooks.values()):
                 hook()
-        _judge(compilation, watch, tracker, result, training, options, installed)
-    compilation.has_half = has_half or watch.saw_half
+        _complete(compilation, observer, tracker, result, training, options, installed)
+    compilation.has_half = has_half or observer.saw_half
     compilation.written_inputs = tuple(
-        i for i, (tensor, version) in enumerate(zip(tensors, versions)) if tensor._version != version
+        i for i, (tensor, version) in enumerate(zip(tensors, versions)) if num_writes(tensor) != version
     )
     changed = _restore(buffers)
     if changed and options.replication_factor > 1 and options.broadcast_buffers:
@@ -170,27 +189,27 @@ def _check_options(options: Options, training: bool) -> None:
         )
 
 
-def _judge(
+def _complete(
     compilation: Compilation,
-    watch: CompilationWatch,
+    observer: CompilationObserver,
     tracker: BlockTracker,
     result: Any,
     training: bool,
     options: Options,
-    installed: Installed,
+    installed: InstalledWeights,
 ) -> None:
     installed.check_reassigned()
     outputs = tensors_of(result)
-    compilation.findings = tuple(watch.findings)
+    compilation.findings = tuple(observer.findings)
     if result is not None:
         compilation.structure = with_tensors(result, [torch.empty(0) for _ in outputs])
     compilation.blocks = tuple(tracker.blocks)
     compilation.num_stages, compilation.num_ipus = _stages_and_ipus(compilation.blocks)
     if training:
-        compilation.num_losses = len(watch.losses)
-        compilation.loss_index = final_loss(watch.losses)
+        compilation.num_losses = len(observer.losses)
+        compilation.loss_index = final_loss(observer.losses)
     logger.debug("enablePipelining set to value %d", _is_pipelined(options) and compilation.num_ipus > 1)
-    _check_overlap(watch, outputs, options)
+    _check_overlap(observer, outputs, options)
     _check_num_ipus(compilation.num_ipus * int(options.replication_factor), options)
     _check_pipeline(compilation.num_stages, training, options)
 
@@ -252,16 +271,16 @@ def _check_num_ipus(num_ipus: int, options: Options) -> None:
     logger.warning("Reserving %d IPUs for a model that uses %d: %d stay idle.", reserved, num_ipus, reserved - num_ipus)
 
 
-def _check_overlap(watch: CompilationWatch, outputs: Sequence[torch.Tensor], options: Options) -> None:
-    if not watch.overlapped_inputs and not watch.overlapped_outputs:
+def _check_overlap(observer: CompilationObserver, outputs: Sequence[torch.Tensor], options: Options) -> None:
+    if not observer.overlapped_inputs and not observer.overlapped_outputs:
         return
-    positions = {id(tensor): index for index, tensor in enumerate(watch.inputs)}
-    for tensor in watch.overlapped_inputs:
+    positions = {id(tensor): index for index, tensor in enumerate(observer.inputs)}
+    for tensor in observer.overlapped_inputs:
         if id(tensor) not in positions:
             raise compiler_error(
                 "poptorch.set_overlap_for_input applied on a node which is not a tensor input to the model."
             )
-        if id(tensor) in watch.used_inputs:
+        if id(tensor) in observer.used_inputs:
             raise compiler_error(
                 "poptorch.set_overlap_for_input must be the only op applied to an input. This is not the case for "
                 f"input {positions[id(tensor)]} to the model."
@@ -269,7 +288,7 @@ def _check_overlap(watch: CompilationWatch, outputs: Sequence[torch.Tensor], opt
     returned: Dict[int, int] = {}
     for tensor in outputs:
         returned[id(tensor)] = returned.get(id(tensor), 0) + 1
-    for original, marked in watch.overlapped_outputs:
+    for original, marked in observer.overlapped_outputs:
         if not returned.get(id(marked)):
             raise compiler_error(
                 "poptorch.set_overlap_for_output applied on a node which is not a tensor output to the model."
@@ -284,7 +303,7 @@ def _check_overlap(watch: CompilationWatch, outputs: Sequence[torch.Tensor], opt
             "Overlapped IO is not supported with poptorch.PipelinedExecution. If you are using only one IPU, please "
             "switch to poptorch.ShardedExecution."
         )
-    if watch.overlapped_outputs and OutputMode(options.output_mode) not in (OutputMode.All, OutputMode.Sum):
+    if observer.overlapped_outputs and OutputMode(options.output_mode) not in (OutputMode.All, OutputMode.Sum):
         raise compiler_error(
             "Overlapped outputs are only supported with output modes All and Sum, not "
             f"{OutputMode(options.output_mode).name}."

@@ -12,20 +12,27 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
 
+from ipu_trainer.simulator.arguments.call_arguments import BoundArguments, micro_batch_of, micro_batches_per_host_step
+from ipu_trainer.simulator.arguments.nested_values import tensors_of
 from ipu_trainer.simulator.enums import CommGroupType, MeanReductionStrategy, OutputMode, ReductionType
 from ipu_trainer.simulator.errors import compiler_error
-from ipu_trainer.simulator.execution import context as running
 from ipu_trainer.simulator.execution.anchors import Anchors
-from ipu_trainer.simulator.execution.blocks import BlockObserver, BlockTracker
-from ipu_trainer.simulator.execution.call_arguments import BoundArguments, micro_batch_of, micro_batches_per_host_step
-from ipu_trainer.simulator.execution.coalesced import apart, folding, joined, refusal, require_equal, require_foldable
+from ipu_trainer.simulator.execution.coalescing import (
+    check_coalescible,
+    check_equal,
+    coalescing_enabled,
+    concatenate,
+    refusal,
+    split_outputs,
+)
 from ipu_trainer.simulator.execution.compilation import Compilation, modes
-from ipu_trainer.simulator.execution.nested_values import tensors_of
-from ipu_trainer.simulator.execution.operator_watch import Watch, final_loss
 from ipu_trainer.simulator.execution.outputs import OutputCollector
-from ipu_trainer.simulator.optim.weight_update import DeviceOptimizer, Slot
+from ipu_trainer.simulator.forward import context as running
+from ipu_trainer.simulator.forward.blocks import BlockObserver, BlockTracker
+from ipu_trainer.simulator.forward.observer import ForwardObserver, final_loss
+from ipu_trainer.simulator.optim.weight_update import Slot, WeightUpdate
 from ipu_trainer.simulator.options.options import SYNTHETIC_OFF, Options
-from ipu_trainer.simulator.state.device_weights import DeviceWeights, Installed
+from ipu_trainer.simulator.state.device_weights import DeviceWeights, InstalledWeights
 from ipu_trainer.simulator.state.random_state import DeviceRandom
 
 
@@ -51,7 +58,7 @@ class Engine:
         options: Options,
         compilation: Compilation,
         weights: DeviceWeights,
-        optimizer: Optional[DeviceOptimizer],
+        optimizer: Optional[WeightUpdate],
         random: DeviceRandom,
         device: torch.device,
     ) -> None:
@@ -67,8 +74,8 @@ class Engine:
         self._iterations = int(options.device_iterations)
         self._accumulation = int(options.Training.gradient_accumulation)
         self._replicas = int(options.replication_factor)
-        self._folds = folding() and optimizer is not None and self._accumulation > 1
-        self._found_equal = False
+        self._coalesces = coalescing_enabled() and optimizer is not None and self._accumulation > 1
+        self._verified = False
 
     def run(self, bound: BoundArguments, like: BoundArguments) -> List[torch.Tensor]:
         """One host step. Returns the model's output tensors, on the host."""
@@ -79,8 +86,8 @@ class Engine:
             inputs = [_synthetic(tensor) for tensor in inputs]
         for position in self.compilation.written_inputs:
             inputs[position] = inputs[position].clone()
-        if self._folds:
-            require_foldable(self)
+        if self._coalesces:
+            check_coalescible(self)
         collector = OutputCollector(
             OutputMode(options.output_mode),
             int(options.output_return_period),
@@ -109,24 +116,24 @@ class Engine:
         iteration: int,
         inputs: Sequence[torch.Tensor],
         like: BoundArguments,
-        installed: Installed,
+        installed: InstalledWeights,
         collector: OutputCollector,
     ) -> Optional[Dict[int, torch.Tensor]]:
-        """What one weight update goes by; None in inference. Notes the outputs."""
-        if not self._folds:
+        """The gradients of one weight update; None in inference. Collects the outputs."""
+        if not self._coalesces:
             return self._one_by_one(iteration, inputs, like, installed, collector)
-        if self._found_equal:
-            return self._folded(iteration, inputs, like, installed, collector)
+        if self._verified:
+            return self._coalesced(iteration, inputs, like, installed, collector)
         buffers = [copy.clone() for variable in self._weights.buffers for copy in variable.copies]
         expected = self._one_by_one(iteration, inputs, like, installed, None)
-        found = self._folded(iteration, inputs, like, installed, collector)
+        found = self._coalesced(iteration, inputs, like, installed, collector)
         now = [copy for variable in self._weights.buffers for copy in variable.copies]
         if not all(torch.equal(before, after) for before, after in zip(buffers, now)):
             for before, after in zip(buffers, now):
                 after.copy_(before)
             raise refusal("forward changes a buffer, such as running statistics, once for each of them")
-        require_equal(expected or {}, found)
-        self._found_equal = True
+        check_equal(expected or {}, found)
+        self._verified = True
         return found
 
     def _one_by_one(
@@ -134,7 +141,7 @@ class Engine:
         iteration: int,
         inputs: Sequence[torch.Tensor],
         like: BoundArguments,
-        installed: Installed,
+        installed: InstalledWeights,
         collector: Optional[OutputCollector],
     ) -> Optional[Dict[int, torch.Tensor]]:
         gradients = None if self.optimizer is None else Gradients(self.optimizer, installed, self.options)
@@ -148,24 +155,24 @@ class Engine:
                     collector.add((iteration, accumulation, replica), outputs)
         return None if gradients is None else gradients.reduced()
 
-    def _folded(
+    def _coalesced(
         self,
         iteration: int,
         inputs: Sequence[torch.Tensor],
         like: BoundArguments,
-        installed: Installed,
+        installed: InstalledWeights,
         collector: OutputCollector,
     ) -> Dict[int, torch.Tensor]:
-        """As _one_by_one(), all micro-batches of a replica in one pass."""
+        """As _one_by_one(), with one forward and backward for all micro-batches of a replica."""
         assert self.optimizer is not None
         count, mode = self._accumulation, OutputMode(self.options.output_mode)
         gradients = Gradients(self.optimizer, installed, self.options)
         outputs = []
         for replica in range(self._replicas):
             pieces = [self._pieces(inputs, iteration, accumulation, replica) for accumulation in range(count)]
-            args, kwargs = like.with_tensors([joined(parts) for parts in zip(*pieces)])
+            args, kwargs = like.with_tensors([concatenate(parts) for parts in zip(*pieces)])
             installed.use_replica(replica)
-            outputs.append(apart(self._micro_batch(args, kwargs, gradients, replica, count), count, mode))
+            outputs.append(split_outputs(self._micro_batch(args, kwargs, gradients, replica, count), count, mode))
         for accumulation in range(count):
             for replica in range(self._replicas):
                 collector.add((iteration, accumulation, replica), outputs[replica][accumulation])
@@ -188,22 +195,22 @@ class Engine:
         replica: int,
         count: int = 1,
     ) -> List[torch.Tensor]:
-        """One pass, of `count` micro-batches; its outputs."""
+        """Forward and backward of one micro-batch, or of `count` coalesced ones. Returns the outputs."""
         training = gradients is not None
-        watch = Watch(self._device, mixed=self.compilation.has_half)
+        forward = ForwardObserver(self._device, mixed=self.compilation.has_half)
         resolver = self.options._execution_strategy._stages_manager
         blocks = BlockTracker(resolver, self.observers) if self.observers else None
         with contextlib.ExitStack() as stack:
             for observer in self.observers:
                 stack.enter_context(observer.micro_batch())
-            with torch.set_grad_enabled(training), running.on_ipu(watch, training, blocks):
+            with torch.set_grad_enabled(training), running.on_ipu(forward, training, blocks):
                 if blocks is not None:
                     blocks.start()
                 result = self._model(*args, **kwargs)
                 if blocks is not None:
                     blocks.finish()
             if gradients is not None:
-                loss = watch.losses[self._loss_index(watch)]
+                loss = forward.losses[self._loss_index(forward.losses)]
                 for observer in self.observers:
                     observer.loss_found(loss)
                 gradients.add(loss, replica, count)
@@ -211,10 +218,10 @@ class Engine:
                     observer.backward_done()
         return tensors_of(result)
 
-    def _loss_index(self, watch: Watch) -> int:
-        if len(watch.losses) == self.compilation.num_losses:
+    def _loss_index(self, losses: Sequence[torch.Tensor]) -> int:
+        if len(losses) == self.compilation.num_losses:
             return self.compilation.loss_index
-        return final_loss(watch.losses)  # forward took another way than when it was compiled
+        return final_loss(losses)  # forward took another way than when it was compiled
 
 
 def _synthetic(tensor: torch.Tensor) -> torch.Tensor:
@@ -239,7 +246,7 @@ class Gradients:
     micro-batch's gradient is added to a sum of its own, in the type that the optimizer asks for.
     """
 
-    def __init__(self, optimizer: DeviceOptimizer, installed: Installed, options: Options) -> None:
+    def __init__(self, optimizer: WeightUpdate, installed: InstalledWeights, options: Options) -> None:
         hyper = optimizer.hyper
         training = options.Training
         self._optimizer = optimizer
@@ -270,7 +277,7 @@ class Gradients:
                 self._summed.append((mine, host))
 
     def add(self, loss: torch.Tensor, replica: int, count: int = 1) -> None:
-        """Backward of one micro-batch, or of the mean of `count` that are one pass."""
+        """Backward of one micro-batch, or of the mean of `count` coalesced ones."""
         if loss.requires_grad:
             seed = self._scaling / self._accumulation if self._mean_of_loss else self._scaling
             seed *= 1 if self._running_mean else count

@@ -13,36 +13,34 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 
-from ipu_trainer.simulator.analysis import printing
-from ipu_trainer.simulator.enums import CommGroupType, ConnectionType, OutputMode, VariableRetrievalMode
-from ipu_trainer.simulator.errors import Error, createPoptorchError
-from ipu_trainer.simulator.execution.anchors import tensor_names
-from ipu_trainer.simulator.execution.blocks import BlockObserver
-from ipu_trainer.simulator.execution.call_arguments import (
+from ipu_trainer.simulator.arguments.call_arguments import (
     ArgumentBinder,
     BoundArguments,
     micro_batch_of,
     micro_batches_per_host_step,
 )
+from ipu_trainer.simulator.arguments.nested_values import with_tensors
+from ipu_trainer.simulator.enums import CommGroupType, ConnectionType, OutputMode, VariableRetrievalMode
+from ipu_trainer.simulator.errors import Error, createPoptorchError
+from ipu_trainer.simulator.execution.anchors import tensor_names
 from ipu_trainer.simulator.execution.compilation import Compilation, compile_model
-from ipu_trainer.simulator.execution.device_pool import acquire, release
+from ipu_trainer.simulator.execution.devices import acquire, release, torch_device
 from ipu_trainer.simulator.execution.engine import Engine, enter_device, require_process_group
-from ipu_trainer.simulator.execution.nested_values import with_tensors
 from ipu_trainer.simulator.execution.outputs import forbid_backward
-from ipu_trainer.simulator.execution.readiness import Finding
 from ipu_trainer.simulator.execution.saved_executables import (
     ExecutableFile,
     read_executable,
     without_values,
     write_executable,
 )
-from ipu_trainer.simulator.execution.torch_device import torch_device
+from ipu_trainer.simulator.forward.blocks import BlockObserver
+from ipu_trainer.simulator.forward.readiness import Finding
 from ipu_trainer.simulator.logs import logger
+from ipu_trainer.simulator.ops import printing
 from ipu_trainer.simulator.optim import optimizers as optim
 from ipu_trainer.simulator.optim.optimizer_link import OptimizerLink
 from ipu_trainer.simulator.options.options import Options
 from ipu_trainer.simulator.options.strategies import PipelinedExecution, ShardedExecution
-from ipu_trainer.simulator.sdk.compile_hooks import post_compile_hooks, pre_compile_hooks
 from ipu_trainer.simulator.state.device_weights import DeviceWeights, ReplicaGrouping
 from ipu_trainer.simulator.state.random_state import DeviceRandom
 from ipu_trainer.simulator.state.wrapped_model import unwrap_model, wrap_model
@@ -193,9 +191,8 @@ class PoplarExecutor:
         self._weights = DeviceWeights(self._model, self._device, replicas, self._groupings)
         self._updatable_buffers()
         inputs = [enter_device(tensor, self._device).clone() for tensor in tensors]
-        hooks = (list(pre_compile_hooks.values()), list(post_compile_hooks.values()))
         compilation = compile_model(
-            self._model, inputs, bound, self._options, self._weights, self._random, self._device, self._training, hooks
+            self._model, inputs, bound, self._options, self._weights, self._random, self._device, self._training
         )
         device_optimizer = None if self._link is None else self._link.compile(self._weights)
         self._compiled_arguments = bound.copy()

@@ -14,10 +14,10 @@ from typing import Any, List, Optional
 
 import torch
 
+from ipu_trainer.simulator.arguments.call_arguments import BoundArguments
+from ipu_trainer.simulator.arguments.nested_values import with_tensors
 from ipu_trainer.simulator.enums import ConnectionType
 from ipu_trainer.simulator.errors import createPoptorchError
-from ipu_trainer.simulator.execution.call_arguments import BoundArguments
-from ipu_trainer.simulator.execution.nested_values import with_tensors
 from ipu_trainer.simulator.options.options import Options
 
 _MAGIC = b"ipu_trainer simulator executable\n"

@@ -7,13 +7,13 @@ saved, copied and loaded wherever poptorch, or its stand-in, can be imported.
 from __future__ import annotations
 
 import functools
-from collections import OrderedDict
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Optional
 
 import torch
 
+from ipu_trainer.compat.torch_modules import forward_pre_hooks
 from ipu_trainer.simulator.errors import createPoptorchError
-from ipu_trainer.simulator.execution.context import context
+from ipu_trainer.simulator.forward.context import context
 
 
 class Block(torch.nn.Module):
@@ -85,7 +85,7 @@ def BeginBlock(layer_to_call: Any, user_id: Optional[str] = None, ipu_id: Option
         if callable(layer_to_call):
             return LegacyBeginBlockFn(layer_to_call, user_id, ipu_id)
         raise createPoptorchError("module is not an instance of torch.nn.Module or function.")
-    if any(isinstance(hook, _BlockHook) for hook in layer_to_call._forward_pre_hooks.values()):
+    if any(isinstance(hook, _BlockHook) for hook in forward_pre_hooks(layer_to_call).values()):
         raise createPoptorchError("module has already been assigned to a block.")
     layer_to_call.register_forward_pre_hook(_BlockHook(user_id, ipu_id))
     return layer_to_call
@@ -111,9 +111,9 @@ def removeBlocks(module: torch.nn.Module) -> None:
     """Take back every BeginBlock in the module and below."""
     assert isinstance(module, torch.nn.Module)
     for submodule in module.modules():
-        hooks = submodule._forward_pre_hooks
-        kept = [(key, hook) for key, hook in hooks.items() if not isinstance(hook, _BlockHook)]
-        submodule._forward_pre_hooks = OrderedDict(kept)
+        hooks = forward_pre_hooks(submodule)
+        for number in [number for number, hook in hooks.items() if isinstance(hook, _BlockHook)]:
+            del hooks[number]
 
 
 def recomputationCheckpoint(*tensors: Any) -> Any:
@@ -137,22 +137,6 @@ class NameScope:
     def __init__(self, name: str) -> None:
         assert isinstance(name, str), "Parameter to NameScope must be a string"
         self.name = name
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *error: Any) -> None:
-        pass
-
-
-class Attribute:
-    """Attaches attributes to operators of the SDK's graph, such as hints for outlining. Nothing here reads them."""
-
-    def __init__(self, **kwargs: Dict[str, Any]) -> None:
-        for group, attributes in kwargs.items():
-            if not isinstance(attributes, dict):
-                raise ValueError(f"Attribute {group} needs a dictionary of names and values, not {attributes!r}")
-        self._kwargs = kwargs
 
     def __enter__(self) -> None:
         pass

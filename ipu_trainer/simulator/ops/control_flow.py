@@ -11,8 +11,8 @@ from typing import Any, Callable, List
 import torch
 
 from ipu_trainer.simulator.errors import compiler_error, createPoptorchError
-from ipu_trainer.simulator.execution.context import context, on_host
-from ipu_trainer.simulator.execution.operator_watch import CompilationWatch
+from ipu_trainer.simulator.forward.context import context, on_host
+from ipu_trainer.simulator.forward.observer import CompilationObserver
 
 
 def for_loop(count: int, body: Callable[..., Any], inputs: List[torch.Tensor]) -> List[torch.Tensor]:
@@ -57,7 +57,7 @@ def cond(
             "poptorch.cond expects then_inps and else_inps tensors to be a list of tensors. (Object is not list)"
         )
     _refuse_training("cond")
-    if isinstance(context.watch, CompilationWatch):  # both branches are compiled, whichever runs later
+    if isinstance(context.observer, CompilationObserver):  # both branches are compiled, whichever runs later
         num_then = len(_as_list(then_body(*[t.clone() for t in then_inps])))
         num_else = len(_as_list(else_body(*[t.clone() for t in else_inps])))
         if num_then != num_else:

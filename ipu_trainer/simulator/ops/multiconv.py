@@ -8,8 +8,8 @@ import torch
 
 from ipu_trainer.simulator import enums
 from ipu_trainer.simulator.errors import compiler_error
-from ipu_trainer.simulator.execution.context import context
-from ipu_trainer.simulator.execution.operator_watch import CompilationWatch
+from ipu_trainer.simulator.forward.context import context
+from ipu_trainer.simulator.forward.observer import CompilationObserver
 
 
 class MultiConv:
@@ -60,18 +60,18 @@ class MultiConv:
         return self
 
     def __enter__(self) -> None:
-        watch = context.watch
-        if isinstance(watch, CompilationWatch):
-            if watch.in_multi_conv:
+        observer = context.observer
+        if isinstance(observer, CompilationObserver):
+            if observer.in_multi_conv:
                 raise compiler_error("Nested poptorch.MultiConv is not supported.")
-            watch.in_multi_conv = True
-            self._num_convolutions_before = watch.num_convolutions
+            observer.in_multi_conv = True
+            self._num_convolutions_before = observer.num_convolutions
 
     def __exit__(self, error: Any, value: Any, traceback: Any) -> None:
-        watch = context.watch
-        if isinstance(watch, CompilationWatch):
-            watch.in_multi_conv = False
-            if error is None and watch.num_convolutions == self._num_convolutions_before:
+        observer = context.observer
+        if isinstance(observer, CompilationObserver):
+            observer.in_multi_conv = False
+            if error is None and observer.num_convolutions == self._num_convolutions_before:
                 raise compiler_error("Unexpected end_multi_conv: no convolution was computed inside the MultiConv.")
 
 

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from ipu_trainer.simulator import enums
-from ipu_trainer.simulator.analysis.printing import format_tensor
+from ipu_trainer.simulator.arguments.nested_values import tensors_of, with_tensors
 from ipu_trainer.simulator.errors import createPoptorchError
-from ipu_trainer.simulator.execution.context import context
-from ipu_trainer.simulator.execution.nested_values import tensors_of, with_tensors
-from ipu_trainer.simulator.execution.operator_watch import CompilationWatch, check_slice_size
+from ipu_trainer.simulator.forward.context import context
+from ipu_trainer.simulator.forward.observer import CompilationObserver, check_slice_size
+from ipu_trainer.simulator.ops.printing import format_tensor
 
 
 def identity_loss(x: torch.Tensor, reduction: str) -> torch.Tensor:
@@ -28,8 +28,8 @@ def identity_loss(x: torch.Tensor, reduction: str) -> torch.Tensor:
     else:
         assert reduction == "none", "Unsupported reduction type!"
         loss = x.view_as(x)  # a node of its own in the graph of gradients, so that it can be told from x
-    if context.watch is not None:
-        context.watch.note_loss(loss)
+    if context.observer is not None:
+        context.observer.record_loss(loss)
     return loss
 
 
@@ -65,7 +65,7 @@ def ipu_print_tensor(
         sys.stderr.write(f"{name}: " + format_tensor(value, *layout, open_bracket, close_bracket) + "\n")
 
     passed = tensor.view_as(tensor)
-    if context.on_ipu and not isinstance(context.watch, CompilationWatch):
+    if context.on_ipu and not isinstance(context.observer, CompilationObserver):
         write(tensor.detach(), title)
         if print_gradient and passed.requires_grad:
             passed.register_hook(lambda gradient: write(gradient.detach(), f"{title}_gradient"))
@@ -87,18 +87,18 @@ def set_available_memory(tensor: torch.Tensor, available_memory_proportion: floa
 def set_overlap_for_input(input_tensors: Any, mode: enums.OverlapMode) -> Any:
     """Hint: transfer these inputs of the model while it computes. Takes tensors in any nesting and returns it."""
     tensors = _overlappable(input_tensors, "inputs")
-    watch = context.watch
-    if not isinstance(watch, CompilationWatch) or mode == enums.OverlapMode.NoOverlap:
+    observer = context.observer
+    if not isinstance(observer, CompilationObserver) or mode == enums.OverlapMode.NoOverlap:
         return input_tensors
-    return with_tensors(input_tensors, [watch.overlap_input(tensor) for tensor in tensors])
+    return with_tensors(input_tensors, [observer.overlap_input(tensor) for tensor in tensors])
 
 
 def set_overlap_for_output(output_tensors: Any, mode: enums.OverlapMode) -> Any:
     """Hint: transfer these outputs of the model while it computes. Takes tensors in any nesting and returns it."""
     tensors = _overlappable(output_tensors, "outputs")
     marked = [tensor.view_as(tensor) for tensor in tensors]  # so that the mark can be told from the tensor
-    if isinstance(context.watch, CompilationWatch) and mode != enums.OverlapMode.NoOverlap:
-        context.watch.overlapped_outputs.extend(zip(tensors, marked))
+    if isinstance(context.observer, CompilationObserver) and mode != enums.OverlapMode.NoOverlap:
+        context.observer.overlapped_outputs.extend(zip(tensors, marked))
     return with_tensors(output_tensors, marked)
 
 

@@ -17,7 +17,7 @@ from ipu_trainer.simulator.logs import logger
 from ipu_trainer.simulator.optim import optimizers as optim
 from ipu_trainer.simulator.optim.hyperparameters import AttributeTracker, HyperParameters, read
 from ipu_trainer.simulator.optim.loss_scaling import AutomaticLossScaling
-from ipu_trainer.simulator.optim.weight_update import DeviceOptimizer
+from ipu_trainer.simulator.optim.weight_update import WeightUpdate
 from ipu_trainer.simulator.options.options import Options
 from ipu_trainer.simulator.state.device_weights import DeviceWeights
 
@@ -29,7 +29,7 @@ class OptimizerLink:
         """The optimizer will keep `executor` alive, and with it the weights that are on the device, as poptorch's do."""
         self._executor = executor
         self.optimizer: Optional[torch.optim.Optimizer] = None
-        self.device: Optional[DeviceOptimizer] = None
+        self.device: Optional[WeightUpdate] = None
         self._options = options
         self._tracker = AttributeTracker(options._relax_optimizer_checks)
         self._hyper: Optional[HyperParameters] = None
@@ -100,14 +100,14 @@ class OptimizerLink:
 
     # The device's side.
 
-    def compile(self, weights: DeviceWeights) -> DeviceOptimizer:
+    def compile(self, weights: DeviceWeights) -> WeightUpdate:
         """Make the optimizer on the device."""
         assert self._hyper is not None
         popart = self._options._Popart.options
         wants_scaling = popart.get("automaticLossScalingSettings.enabled", False)
         automatic = AutomaticLossScaling(popart) if wants_scaling else None
         stochastic = bool(popart.get("enableStochasticRounding", False))
-        self.device = DeviceOptimizer(weights, self._hyper, stochastic, automatic)
+        self.device = WeightUpdate(weights, self._hyper, stochastic, automatic)
         self._device_is_stale = False
         return self.device
 

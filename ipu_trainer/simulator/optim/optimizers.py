@@ -1,7 +1,7 @@
 """poptorch.optim: torch's optimizers with the arguments that the device adds, and LAMB.
 
 Their Python `step()` never runs on behalf of an executor. The device computes the update from the hyper-parameters
-that it was given by the last `setOptimizer()` (see device_optimizer.py), so an instance is a description: which
+that it was given by the last `setOptimizer()` (see weight_update.py), so an instance is a description: which
 tensors, which numbers, which of the numbers may change, and the state that was read back.
 
 The positional order of the arguments is poptorch's for torch 2.0, on every version of torch.
@@ -17,6 +17,16 @@ import torch
 from ipu_trainer.simulator.logs import logger
 
 _ACCUM_TYPES = (torch.float16, torch.float32)
+_MOMENT_TYPES = ("accum_type", "first_order_momentum_accum_type", "second_order_momentum_accum_type")
+# What None stands for in the arguments that the device adds. Types of accumulators: float32.
+_DEFAULTS: Dict[str, Any] = {
+    "loss_scaling": 1.0,
+    "velocity_scaling": 1.0,
+    "use_combined_accum": False,
+    "max_grad_norm": math.inf,
+    "bias_correction": True,
+    "use_tf_variant": False,
+}
 
 
 class VariableAttributes:
@@ -47,15 +57,37 @@ class VariableAttributes:
 class Optimizer:
     """What poptorch's optimizers have in common: the device's state, and whose copy of it is newer."""
 
-    # Attributes beyond torch's own. Set by each class; _own_attributes are saved with the optimizer.
-    _child_vars: Tuple[str, ...] = ("loss_scaling",)
+    # Arguments beyond those of torch's class: attributes that are saved with the optimizer.
     _child_only: Tuple[str, ...] = ()
+    # What the device reads of each parameter group.
     _group_vars: Tuple[str, ...] = ()
 
-    def __init__(self) -> None:
+    loss_scaling: float
+    variable_attrs: VariableAttributes
+    defaults: Dict[str, Any]  # torch's
+    param_groups: List[Dict[str, Any]]
+
+    def _initialise(self, parent: Callable[..., None], arguments: Dict[str, Any], **group: Any) -> None:
+        """Call `parent`, torch's __init__, and set the added attributes, from __init__'s locals(); None means the default.
+
+        `group` is added to the defaults of each parameter group. Raises AssertionError for a type of accumulator that is
+        neither float32 nor float16.
+        """
+        given = {k: v for k, v in arguments.items() if k not in ("self", "__class__") and v is not None}
         self._state_dict: Dict[str, Any] = {"ipu_state": None, "ipu_param": None}
         self.ipu_state_is_dirty = False
         self.host_state_is_dirty = False
+        parent(self, **{k: v for k, v in given.items() if k not in self._child_only})
+        for name in self._child_only:
+            value = given.get(name, torch.float32 if name.endswith("_type") else _DEFAULTS[name])
+            assert not name.endswith("_type") or value in _ACCUM_TYPES, (
+                "Accumulation types must be either torch.float32 or torch.float16"
+            )
+            setattr(self, name, value)
+        self.defaults.update(group)
+        for parameters in self.param_groups:
+            parameters.update({**group, **parameters})
+        self.variable_attrs = VariableAttributes(list(given), [*self.defaults, "loss_scaling"])
 
     def state_dict(self) -> Dict[str, Any]:
         """torch's dictionary, "ipu_state" (tensors by name, or None) and "ipu_param" (hyper-parameters, or None).
@@ -95,19 +127,9 @@ class Optimizer:
         if "ipu_state" not in state or "ipu_param" not in state:
             raise RuntimeError("Only IPU optimizer states can be loaded onto the IPU.")
 
-    def _set_types(self, **types: Optional[torch.dtype]) -> None:
-        for name, dtype in types.items():
-            chosen = torch.float32 if dtype is None else dtype
-            assert chosen in _ACCUM_TYPES, "Accumulation types must be either torch.float32 or torch.float16"
-            setattr(self, name, chosen)
-
-    def _set_variables(self, arguments: Dict[str, Any]) -> None:
-        allowed = [*self.defaults, *self._child_vars]  # type: ignore[attr-defined]  # torch's
-        self.variable_attrs = VariableAttributes(_given(arguments), allowed)
-
     def __getstate__(self) -> Dict[str, Any]:
         state: Dict[str, Any] = {k: getattr(self, k) for k in ("defaults", "state", "param_groups")}
-        own = [name for name in self._child_only if name not in self.defaults]  # type: ignore[attr-defined]
+        own = [name for name in self._child_only if name not in self.defaults]
         state.update({name: getattr(self, name) for name in [*own, "variable_attrs", "_state_dict"]})
         state.update(ipu_state_is_dirty=self.has_state(), host_state_is_dirty=False)
         return state
@@ -124,14 +146,7 @@ class SGD(Optimizer, torch.optim.SGD):
         "velocity_accum_type",
         "max_grad_norm",
     )
-    _group_vars = (
-        "lr",
-        "momentum",
-        "dampening",
-        "weight_decay",
-        "nesterov",
-        "velocity_scaling",
-    )
+    _group_vars = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "velocity_scaling")
 
     def __init__(
         self,
@@ -156,43 +171,23 @@ class SGD(Optimizer, torch.optim.SGD):
         max_grad_norm: clip the norm of all gradients together. None of any argument means torch's default, 1.0 for
         the scalings, float32 for the types and no clipping.
         """
-        arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        Optimizer.__init__(self)
-        torch.optim.SGD.__init__(self, **_for_parent(arguments, self._child_only))
-        self.loss_scaling = _or(loss_scaling, 1.0)
-        self.use_combined_accum = _or(use_combined_accum, False)
-        self._set_types(accum_type=accum_type, velocity_accum_type=velocity_accum_type)
-        self.max_grad_norm = _or(max_grad_norm, math.inf)
-        self.velocity_scaling = _or(velocity_scaling, 1.0)
-        if self.use_combined_accum:
-            self.defaults["velocity_scaling"] = self.velocity_scaling
-            for group in self.param_groups:
-                group.setdefault("velocity_scaling", self.velocity_scaling)
-        elif velocity_scaling is not None:
+        arguments = dict(locals())
+        combined = (
+            {"velocity_scaling": 1.0 if velocity_scaling is None else velocity_scaling} if use_combined_accum else {}
+        )
+        self._initialise(torch.optim.SGD.__init__, arguments, **combined)
+        if velocity_scaling is not None and not use_combined_accum:
             logger.warning(
                 "velocity_scaling value ignored when using the separate variant (use_combined_accum=False). In "
                 "future, this will lead to an error. Please update your code."
             )
-        self._set_variables(arguments)
 
 
 class Adam(Optimizer, torch.optim.Adam):
     """Adam, with weight decay as a penalty in the gradient."""
 
-    _child_only = (
-        "loss_scaling",
-        "accum_type",
-        "first_order_momentum_accum_type",
-        "second_order_momentum_accum_type",
-        "max_grad_norm",
-    )
-    _group_vars = (
-        "lr",
-        "betas",
-        "eps",
-        "weight_decay",
-        "amsgrad",
-    )
+    _child_only = ("loss_scaling", *_MOMENT_TYPES, "max_grad_norm")
+    _group_vars = ("lr", "betas", "eps", "weight_decay", "amsgrad")
 
     def __init__(
         self,
@@ -214,37 +209,14 @@ class Adam(Optimizer, torch.optim.Adam):
         max_grad_norm: Optional[float] = None,
     ) -> None:
         """The types are those of the gradient accumulator and of the two moments: float32 or float16."""
-        arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        Optimizer.__init__(self)
-        torch.optim.Adam.__init__(self, **_for_parent(arguments, self._child_only))
-        self.loss_scaling = _or(loss_scaling, 1.0)
-        self._set_types(
-            accum_type=accum_type,
-            first_order_momentum_accum_type=first_order_momentum_accum_type,
-            second_order_momentum_accum_type=second_order_momentum_accum_type,
-        )
-        self.max_grad_norm = _or(max_grad_norm, math.inf)
-        self._set_variables(arguments)
+        self._initialise(torch.optim.Adam.__init__, locals())
 
 
 class AdamW(Optimizer, torch.optim.AdamW):
     """Adam with decoupled weight decay."""
 
-    _child_only = (
-        "loss_scaling",
-        "bias_correction",
-        "accum_type",
-        "first_order_momentum_accum_type",
-        "second_order_momentum_accum_type",
-        "max_grad_norm",
-    )
-    _group_vars = (
-        "lr",
-        "betas",
-        "weight_decay",
-        "eps",
-        "amsgrad",
-    )
+    _child_only = ("loss_scaling", "bias_correction", *_MOMENT_TYPES, "max_grad_norm")
+    _group_vars = ("lr", "betas", "weight_decay", "eps", "amsgrad")
 
     def __init__(
         self,
@@ -267,38 +239,14 @@ class AdamW(Optimizer, torch.optim.AdamW):
         max_grad_norm: Optional[float] = None,
     ) -> None:
         """bias_correction=False is accepted and, as in SDK 3.4, the correction is applied all the same."""
-        arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        Optimizer.__init__(self)
-        torch.optim.AdamW.__init__(self, **_for_parent(arguments, self._child_only))
-        self.loss_scaling = _or(loss_scaling, 1.0)
-        self.bias_correction = _or(bias_correction, True)
-        self._set_types(
-            accum_type=accum_type,
-            first_order_momentum_accum_type=first_order_momentum_accum_type,
-            second_order_momentum_accum_type=second_order_momentum_accum_type,
-        )
-        self.max_grad_norm = _or(max_grad_norm, math.inf)
-        self._set_variables(arguments)
+        self._initialise(torch.optim.AdamW.__init__, locals())
 
 
 class RMSprop(Optimizer, torch.optim.RMSprop):
     """RMSprop, centered or not, with momentum."""
 
-    _child_only = (
-        "loss_scaling",
-        "accum_type",
-        "first_order_momentum_accum_type",
-        "second_order_momentum_accum_type",
-        "use_tf_variant",
-    )
-    _group_vars = (
-        "lr",
-        "momentum",
-        "weight_decay",
-        "alpha",
-        "eps",
-        "centered",
-    )
+    _child_only = ("loss_scaling", *_MOMENT_TYPES, "use_tf_variant")
+    _group_vars = ("lr", "momentum", "weight_decay", "alpha", "eps", "centered")
 
     def __init__(
         self,
@@ -319,36 +267,15 @@ class RMSprop(Optimizer, torch.optim.RMSprop):
         use_tf_variant: Optional[bool] = None,
     ) -> None:
         """use_tf_variant computes as TensorFlow does: eps under the root, learning rate inside the momentum."""
-        arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        Optimizer.__init__(self)
-        torch.optim.RMSprop.__init__(self, **_for_parent(arguments, self._child_only))
-        self.loss_scaling = _or(loss_scaling, 1.0)
-        self._set_types(
-            accum_type=accum_type,
-            first_order_momentum_accum_type=first_order_momentum_accum_type,
-            second_order_momentum_accum_type=second_order_momentum_accum_type,
-        )
-        self.use_tf_variant = _or(use_tf_variant, False)
-        self._set_variables(arguments)
+        self._initialise(torch.optim.RMSprop.__init__, locals())
 
 
 class LAMB(Optimizer, torch.optim.Optimizer):
     """Adam's direction, rescaled per tensor to the norm of the weights. Source: You et al., arXiv:1904.00962."""
 
-    _child_only = (
-        "loss_scaling",
-        "bias_correction",
-        "accum_type",
-        "first_order_momentum_accum_type",
-        "second_order_momentum_accum_type",
-    )
-    _group_vars = (
-        "lr",
-        "weight_decay",
-        "betas",
-        "eps",
-        "max_weight_norm",
-    )
+    _child_only = ("loss_scaling", "bias_correction", *_MOMENT_TYPES)
+    bias_correction: bool
+    _group_vars = ("lr", "weight_decay", "betas", "eps", "max_weight_norm")
 
     def __init__(
         self,
@@ -365,25 +292,8 @@ class LAMB(Optimizer, torch.optim.Optimizer):
         second_order_momentum_accum_type: Optional[torch.dtype] = None,
     ) -> None:
         """max_weight_norm bounds the norm of the weights that the update is scaled to; None means 65500."""
-        arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        defaults = {
-            "lr": _or(lr, 1e-3),
-            "betas": _or(betas, (0.9, 0.999)),
-            "eps": _or(eps, 1e-8),
-            "weight_decay": _or(weight_decay, 0.01),
-            "max_weight_norm": _or(max_weight_norm, 65500.0),
-        }
-        Optimizer.__init__(self)
-        torch.optim.Optimizer.__init__(self, params, defaults)
-        self.loss_scaling = _or(loss_scaling, 1.0)
-        self.bias_correction = _or(bias_correction, True)
-        self.max_weight_norm = defaults["max_weight_norm"]
-        self._set_types(
-            accum_type=accum_type,
-            first_order_momentum_accum_type=first_order_momentum_accum_type,
-            second_order_momentum_accum_type=second_order_momentum_accum_type,
-        )
-        self._set_variables(arguments)
+        self._initialise(_initialise_lamb, locals())
+        self.max_weight_norm = self.defaults["max_weight_norm"]
 
     @torch.no_grad()
     def step(self, closure: Optional[Callable[[], float]] = None) -> Optional[float]:  # type: ignore[override]
@@ -419,13 +329,6 @@ def lamb_update(
     p.add_(update, alpha=-group["lr"] * trust)
 
 
-def _given(arguments: Dict[str, Any]) -> List[str]:
-    return [name for name, value in arguments.items() if value is not None]
-
-
-def _for_parent(arguments: Dict[str, Any], own: Tuple[str, ...]) -> Dict[str, Any]:
-    return {k: v for k, v in arguments.items() if v is not None and k not in own}
-
-
-def _or(value: Any, default: Any) -> Any:
-    return default if value is None else value
+def _initialise_lamb(optimizer: LAMB, params: Iterable[Any], **given: Any) -> None:
+    defaults = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01, "max_weight_norm": 65500.0}
+    torch.optim.Optimizer.__init__(optimizer, params, {**defaults, **given})

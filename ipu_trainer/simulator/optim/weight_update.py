@@ -15,11 +15,11 @@ import torch
 
 from ipu_trainer.simulator.errors import createPoptorchError
 from ipu_trainer.simulator.logs import logger
+from ipu_trainer.simulator.numerics.half_precision import stored_as
 from ipu_trainer.simulator.optim import optimizers as optim
 from ipu_trainer.simulator.optim.hyperparameters import HyperParameters
 from ipu_trainer.simulator.optim.loss_scaling import AutomaticLossScaling
 from ipu_trainer.simulator.state.device_weights import DeviceWeights, Variable
-from ipu_trainer.simulator.state.numerics import stored_as
 
 # The key of torch's state -> PopART's prefix, per kind of optimizer.
 _STATE_NAMES: Dict[str, Dict[str, str]] = {
@@ -52,7 +52,7 @@ class Slot:
         self.leaf = self.leaf.detach()  # shares memory with float32 weights
 
 
-class DeviceOptimizer:
+class WeightUpdate:
     """Optimizer state on the device, and the update."""
 
     def __init__(

@@ -7,12 +7,9 @@ underneath knows.
 from __future__ import annotations
 
 from ipu_trainer.simulator.options.closed_dictionary import OptionsDict
-from ipu_trainer.simulator.options.options import (
-    Attribute,
-    ConfigFileError,
-    Options,
-    TensorLocationSettings,
-)
+from ipu_trainer.simulator.options.options import Attribute, Options
+from ipu_trainer.simulator.options.options_file import ConfigFileError
+from ipu_trainer.simulator.options.options_groups import TensorLocationSettings
 from ipu_trainer.simulator.options.strategies import (
     BlockId,
     ParallelPhasedExecution,

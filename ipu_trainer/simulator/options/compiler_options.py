@@ -6,170 +6,45 @@ Source: graphcore/poptorch, popart_compiler/source/SessionOptions.cpp (SDK 3.4).
 
 from __future__ import annotations
 
-from typing import Any, Dict, FrozenSet
+from typing import Any, Dict
 
 from ipu_trainer.simulator.errors import compiler_error
 from ipu_trainer.simulator.logs import logger
 from ipu_trainer.simulator.options.options_groups import CompilationProgress
 
-BOOLEAN: FrozenSet[str] = frozenset(
-    [
-        "auto_round_num_ipus",
-        "use_model",
-        "serial_phases_execution",
-        "separate_backward_phase",
-        "broadcast_buffers",
-        "enableExplicitIR",
-        "enableInplaceAmbiguityChecking",
-        "enableLoadAndOffloadRNGState",
-        "batchSerializationSettings.concatOnVirtualGraphChange",
-        "batchSerializationSettings.concatOnExecutionPhaseChange",
-        "batchSerializationSettings.concatOnPipelineStageChange",
-        "strictOpVersions",
-        "opxAliasChecking",
-        "opxModifyChecking",
-        "dotOpNames",
-        "exportPoplarComputationGraph",
-        "exportPoplarVertexGraph",
-        "separateCallOpPdfs",
-        "enableOutlining",
-        "enableOutliningCopyCostPruning",
-        "rearrangeAnchorsOnHost",
-        "rearrangeStreamsOnHost",
-        "enablePrefetchDatastreams",
-        "enableNonStableSoftmax",
-        "enableReplicatedGraphs",
-        "enableGradientAccumulation",
-        "instrumentWithHardwareCycleCounter",
-        "enablePipelining",
-        "disableGradAccumulationTensorStreams",
-        "disableOptimizerStateTensorStreams",
-        "compileEngine",
-        "constantWeights",
-        "enableEngineCaching",
-        "enableMergeExchange",
-        "enableFloatingPointChecks",
-        "enableStochasticRounding",
-        "ensureFp32LossScaleTensor",
-        "explicitRecomputation",
-        "enableExplicitMainLoops",
-        "useHostCopyOps",
-        "aliasZeroCopy",
-        "delayVarUpdates",
-        "enableFullyConnectedPass",
-        "enableSerializedMatmuls",
-        "enableStableNorm",
-        "decomposeGradSum",
-        "enableDistributedReplicatedGraphs",
-        "groupHostSync",
-        "automaticLossScalingSettings.enabled",
-        "enableSupportedDataTypeCasting",
-        "groupNormStridedChannelGrouping",
-        "scheduleNonWeightUpdateGradientConsumersEarly",
-        "replicatedCollectivesSettings.prepareScheduleForMergingCollectives",
-        "replicatedCollectivesSettings.mergeAllReduceCollectives",
-    ]
-)
-INTEGER: FrozenSet[str] = frozenset(
-    [
-        "device_iterations",
-        "num_distributed_processes",
-        "distributed_process_id",
-        "ipu_version",
-        "ipu_id",
-        "gradient_accumulation",
-        "output_return_period",
-        "replication_factor",
-        "input_group_size",
-        "input_cgt",
-        "execution_mode",
-        "tensors_liveness",
-        "output_mode",
-        "connection_type",
-        "meanAccumulationAndReplicationReductionStrategy",
-        "max_repeat_logs",
-        "accumulation_and_replication_reduction_type",
-        "sync_pattern",
-        "random_seed",
-        "patterns_level",
-        "autodiffSettings.stitchStrategy",
-        "batchSerializationSettings.transformContext",
-        "batchSerializationSettings.method",
-        "batchSerializationSettings.batchSchedule",
-        "autoRecomputation",
-        "mergeVarUpdate",
-        "virtualGraphMode",
-        "syntheticDataMode",
-        "subgraphCopyingStrategy",
-        "accumulationAndReplicationReductionType",
-        "automaticLossScalingSettings.gradientTensorTrackingMethod",
-        "executionPhaseSettings.phases",
-        "executionPhaseSettings.stages",
-        "batchSerializationSettings.factor",
-        "firstDotOp",
-        "finalDotOp",
-        "numIOTiles",
-        "mergeVarUpdateMemThreshold",
-        "looseThresholdAtPeak",
-        "accumulationFactor",
-        "swapLimitScheduler",
-        "globalReplicationFactor",
-        "globalReplicaOffset",
-        "defaultBufferingDepth",
-        "defaultPrefetchBufferingDepth",
-        "compilationProgressTotal",
-        "transitiveClosureOptimizationThreshold",
-        "automaticLossScalingSettings.updatePeriod",
-        "accumulateOuterFragmentSettings.schedule",
-    ]
-)
-REAL: FrozenSet[str] = frozenset(
-    [
-        "outlineSequenceBreakCost",
-        "outlineThreshold",
-        "timeLimitScheduler",
-        "automaticLossScalingSettings.thresholdUpperCountProportion",
-        "automaticLossScalingSettings.binEdgeLocation",
-    ]
-)
-TEXT: FrozenSet[str] = frozenset(
-    [
-        "log_dir",
-        "saveInitializersToFile",
-        "model_name",
-        "logDir",
-        "cachePath",
-        "partialsTypeMatMuls",
-        "customCodeletCompileFlags",
-        "serializedPoprithmsShiftGraphsDir",
-        "kahnTieBreaker",
-    ]
-)
-CONTAINER: FrozenSet[str] = frozenset(
-    [
-        "dotChecks",
-        "hardwareInstrumentations",
-        "customCodelets",
-        "engineOptions",
-        "reportOptions",
-        "convolutionOptions",
-        "matmulOptions",
-        "lstmOptions",
-        "gclOptions",
-        "updatableNamedBuffers",
-        "available_memory_proportion",
-        "anchored_tensors",
-        "ipuof_configs",
-        "patterns",
-        "location_activation",
-        "location_weight",
-        "location_optimizer",
-        "location_accumulator",
-        "accumulateOuterFragmentSettings.excludedVirtualGraphs",
-        "compilation_progress_bar_fn",
-    ]
-)
-_KNOWN = BOOLEAN | INTEGER | REAL | TEXT | CONTAINER
+_NAMES = """
+accumulateOuterFragmentSettings.excludedVirtualGraphs accumulateOuterFragmentSettings.schedule
+accumulation_and_replication_reduction_type accumulationAndReplicationReductionType accumulationFactor aliasZeroCopy
+anchored_tensors auto_round_num_ipus autodiffSettings.stitchStrategy automaticLossScalingSettings.binEdgeLocation
+automaticLossScalingSettings.enabled automaticLossScalingSettings.gradientTensorTrackingMethod
+automaticLossScalingSettings.thresholdUpperCountProportion automaticLossScalingSettings.updatePeriod autoRecomputation
+available_memory_proportion batchSerializationSettings.batchSchedule batchSerializationSettings.concatOnExecutionPhaseChange
+batchSerializationSettings.concatOnPipelineStageChange batchSerializationSettings.concatOnVirtualGraphChange
+batchSerializationSettings.factor batchSerializationSettings.method batchSerializationSettings.transformContext
+broadcast_buffers cachePath compilation_progress_bar_fn compilationProgressTotal compileEngine connection_type
+constantWeights convolutionOptions customCodeletCompileFlags customCodelets decomposeGradSum defaultBufferingDepth
+defaultPrefetchBufferingDepth delayVarUpdates device_iterations disableGradAccumulationTensorStreams
+disableOptimizerStateTensorStreams distributed_process_id dotChecks dotOpNames enableDistributedReplicatedGraphs
+enableEngineCaching enableExplicitIR enableExplicitMainLoops enableFloatingPointChecks enableFullyConnectedPass
+enableGradientAccumulation enableInplaceAmbiguityChecking enableLoadAndOffloadRNGState enableMergeExchange
+enableNonStableSoftmax enableOutlining enableOutliningCopyCostPruning enablePipelining enablePrefetchDatastreams
+enableReplicatedGraphs enableSerializedMatmuls enableStableNorm enableStochasticRounding enableSupportedDataTypeCasting
+engineOptions ensureFp32LossScaleTensor execution_mode executionPhaseSettings.phases executionPhaseSettings.stages
+explicitRecomputation exportPoplarComputationGraph exportPoplarVertexGraph finalDotOp firstDotOp gclOptions
+globalReplicaOffset globalReplicationFactor gradient_accumulation groupHostSync groupNormStridedChannelGrouping
+hardwareInstrumentations input_cgt input_group_size instrumentWithHardwareCycleCounter ipu_id ipu_version ipuof_configs
+kahnTieBreaker location_accumulator location_activation location_optimizer location_weight log_dir logDir
+looseThresholdAtPeak lstmOptions matmulOptions max_repeat_logs meanAccumulationAndReplicationReductionStrategy
+mergeVarUpdate mergeVarUpdateMemThreshold model_name num_distributed_processes numIOTiles opxAliasChecking opxModifyChecking
+outlineSequenceBreakCost outlineThreshold output_mode output_return_period partialsTypeMatMuls patterns patterns_level
+random_seed rearrangeAnchorsOnHost rearrangeStreamsOnHost replicatedCollectivesSettings.mergeAllReduceCollectives
+replicatedCollectivesSettings.prepareScheduleForMergingCollectives replication_factor reportOptions saveInitializersToFile
+scheduleNonWeightUpdateGradientConsumersEarly separate_backward_phase separateCallOpPdfs serial_phases_execution
+serializedPoprithmsShiftGraphsDir strictOpVersions subgraphCopyingStrategy swapLimitScheduler sync_pattern syntheticDataMode
+tensors_liveness timeLimitScheduler transitiveClosureOptimizationThreshold updatableNamedBuffers use_model useHostCopyOps
+virtualGraphMode
+"""
+_KNOWN = frozenset(_NAMES.split())
 
 
 def validate_options(options: Dict[str, Any]) -> None:

@@ -16,12 +16,10 @@ import torch
 
 from ipu_trainer.simulator import enums
 from ipu_trainer.simulator.logs import logger
-from ipu_trainer.simulator.ops.annotations import Attribute
 from ipu_trainer.simulator.options.closed_dictionary import OptionsDict
-from ipu_trainer.simulator.options.options_file import ConfigFileError, apply_file
+from ipu_trainer.simulator.options.options_file import apply_file
 from ipu_trainer.simulator.options.options_groups import (
     CompilationProgress,
-    TensorLocationSettings,
     _DistributedOptions,
     _JitOptions,
     _PopartOptions,
@@ -29,30 +27,7 @@ from ipu_trainer.simulator.options.options_groups import (
     _TensorLocationOptions,
     _TrainingOptions,
 )
-from ipu_trainer.simulator.options.strategies import (
-    BlockId,
-    ParallelPhasedExecution,
-    Phase,
-    PipelinedExecution,
-    SerialPhasedExecution,
-    ShardedExecution,
-    Stage,
-    _IExecutionStrategy,
-)
-
-__all__ = [
-    "Attribute",
-    "BlockId",
-    "ConfigFileError",
-    "Options",
-    "ParallelPhasedExecution",
-    "Phase",
-    "PipelinedExecution",
-    "SerialPhasedExecution",
-    "ShardedExecution",
-    "Stage",
-    "TensorLocationSettings",
-]
+from ipu_trainer.simulator.options.strategies import PipelinedExecution, _IExecutionStrategy
 
 DEFAULT_SOURCE_LOCATION_EXCLUDES = ["install/poptorch", "site-packages/torch", "site-packages/poptorch"]
 # Source: popart::SyntheticDataMode, Off 0, Zeros 1, RandomNormal 2.
@@ -372,6 +347,22 @@ class Options(OptionsDict):
         properties = sorted(name for name in dir(type(self)) if isinstance(getattr(type(self), name), property))
         parts = [f"{k}={v!r}" for k, v in self._values.items()]
         return f"{type(self).__name__}(" + ", ".join(parts + [f"{p}={getattr(self, p)}" for p in properties]) + ")"
+
+
+class Attribute:
+    """Attaches attributes to operators of the SDK's graph, such as hints for outlining. Nothing here reads them."""
+
+    def __init__(self, **kwargs: Dict[str, Any]) -> None:
+        for group, attributes in kwargs.items():
+            if not isinstance(attributes, dict):
+                raise ValueError(f"Attribute {group} needs a dictionary of names and values, not {attributes!r}")
+        self._kwargs = kwargs
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: Any) -> None:
+        pass
 
 
 def _enumerator(value: Any) -> Any:

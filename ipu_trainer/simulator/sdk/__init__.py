@@ -1,1 +1,1 @@
-"""What makes a program believe that it imports the SDK: `import poptorch`, its private modules, `popart` and their names."""
+"""The SDK's modules for programs that import them: `poptorch`, its private modules and `popart` resolve to the simulator."""

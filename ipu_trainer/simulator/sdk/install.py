@@ -53,19 +53,10 @@ def install(for_program: bool = True) -> None:
             "without the SDK, or `import ipu_trainer.simulator as poptorch`."
         )
     from ipu_trainer.simulator import enums, logs, ops, optim, options
-    from ipu_trainer.simulator.execution import executor
-    from ipu_trainer.simulator.execution import nested_values as structure
-    from ipu_trainer.simulator.sdk import (
-        compile_hooks as hooks,
-    )
-    from ipu_trainer.simulator.sdk import (
-        popart_enums,
-        poptorch_core,
-        profiling,
-        sdk_internals,
-        testing,
-        unavailable,
-    )
+    from ipu_trainer.simulator.arguments import nested_values
+    from ipu_trainer.simulator.execution import compilation, executor
+    from ipu_trainer.simulator.options import popart_enums
+    from ipu_trainer.simulator.sdk import poptorch_core, profiling, sdk_internals, testing, unavailable
 
     sys.modules.update(
         {
@@ -79,8 +70,8 @@ def install(for_program: bool = True) -> None:
             "poptorch.poptorch_core": poptorch_core,
             "poptorch._impl": sdk_internals,
             "poptorch._logging": logs,
-            "poptorch._poplar_executor": _view("poptorch._poplar_executor", executor, hooks),
-            "poptorch._utils": _view("poptorch._utils", structure, unavailable),
+            "poptorch._poplar_executor": _view("poptorch._poplar_executor", executor, compilation),
+            "poptorch._utils": _view("poptorch._utils", nested_values, unavailable),
             "popart": _view("popart", popart_enums),
         }
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import enum
 
 from ipu_trainer.simulator.errors import Error, RecoverableError, UnrecoverableError
-from ipu_trainer.simulator.execution.context import context as _context
-from ipu_trainer.simulator.execution.torch_device import ipuHardwareVersion
+from ipu_trainer.simulator.execution.devices import ipuHardwareVersion
+from ipu_trainer.simulator.forward.context import context as _context
 from ipu_trainer.simulator.logs import setPopartLogLevel
 from ipu_trainer.simulator.options.compiler_options import validate_options as _validateOptions
 from ipu_trainer.simulator.sdk.unavailable import getIpuTensorId, importPoptorchMetadataFromFile
@@ -52,9 +52,9 @@ def _throwTestError(error_type: TestErrorType) -> None:
 
 def isCompilingWithDispatcher() -> bool:
     """Whether a model is being compiled right now."""
-    from ipu_trainer.simulator.execution.operator_watch import CompilationWatch
+    from ipu_trainer.simulator.forward.observer import CompilationObserver
 
-    return isinstance(_context.watch, CompilationWatch)
+    return isinstance(_context.observer, CompilationObserver)
 
 
 __all__ = [

@@ -11,8 +11,8 @@ from typing import Any, Dict, List, Tuple, Type
 import torch
 
 from ipu_trainer.simulator.errors import createPoptorchError
-from ipu_trainer.simulator.execution.context import context, isRunningOnIpu
-from ipu_trainer.simulator.execution.operator_watch import CompilationWatch
+from ipu_trainer.simulator.forward.context import context, isRunningOnIpu
+from ipu_trainer.simulator.forward.observer import CompilationObserver
 from ipu_trainer.simulator.state.wrapped_model import is_wrapped, unwrap
 
 __all__ = [
@@ -32,7 +32,7 @@ isWrapped = is_wrapped
 
 def isDispatchTracing() -> bool:
     """Whether a model is being compiled right now."""
-    return isinstance(context.watch, CompilationWatch)
+    return isinstance(context.observer, CompilationObserver)
 
 
 def unwrapModelIfNecessary(model: torch.nn.Module) -> None:

@@ -1,1 +1,1 @@
-"""What the device holds between calls: its copies of the weights, its generators, and numbers in its precision."""
+"""What the device keeps between calls: its copies of the weights, and its random generators."""

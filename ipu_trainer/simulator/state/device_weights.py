@@ -13,6 +13,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Type
 
 import torch
 
+from ipu_trainer.compat.torch_modules import own_tensors
 from ipu_trainer.simulator.enums import CommGroupType
 from ipu_trainer.simulator.errors import createPoptorchError
 from ipu_trainer.simulator.state.wrapped_model import is_wrapped, unwrap
@@ -93,7 +94,8 @@ class DeviceWeights:
         self._device = device
         by_id: Dict[int, Variable] = {}
         for module_name, module in model.named_modules():
-            for home, is_parameter in ((module._parameters, True), (module._buffers, False)):
+            parameters, buffers = own_tensors(module)
+            for home, is_parameter in ((parameters, True), (buffers, False)):
                 for key, tensor in home.items():
                     if tensor is None:
                         continue
@@ -103,7 +105,7 @@ class DeviceWeights:
                         variable = by_id[id(tensor)] = Variable([], [], is_parameter, module, [])
                         self.variables.append(variable)
                     variable.names.append(name)
-                    variable.homes.append((home, key))  # type: ignore[arg-type]
+                    variable.homes.append((home, key))
         for name in groupings:
             if not any(name in variable.names for variable in self.variables):
                 raise createPoptorchError(f"replicaGrouping: the model has no parameter {name}")
@@ -176,16 +178,16 @@ class DeviceWeights:
                     value.copy_(variable.copies[0])
 
     @contextlib.contextmanager
-    def installed(self) -> Iterator[Installed]:
+    def installed(self) -> Iterator[InstalledWeights]:
         """Let the model compute with the device's copies, beginning with replica 0's, until the body ends."""
-        installed = Installed(self.variables)
+        installed = InstalledWeights(self.variables)
         try:
             yield installed
         finally:
             installed.remove()
 
 
-class Installed:
+class InstalledWeights:
     """The device's copies, in place of the program's values."""
 
     def __init__(self, variables: Sequence[Variable]) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Dict, List, Tuple, Type
 
 import torch
 
+from ipu_trainer.compat.torch_operators import without_torch_function
 from ipu_trainer.simulator.errors import createPoptorchError
 
 _MARK = "_is_poptorch_wrapper"
@@ -89,7 +90,7 @@ def _tensor_class(base: Type[Any], parent: Any) -> Type[Any]:
         @classmethod
         def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             _fetch(parent)
-            with torch._C.DisableTorchFunction():
+            with without_torch_function():
                 return func(*args, **(kwargs or {}))
 
         def __reduce_ex__(self, protocol: Any) -> Any:

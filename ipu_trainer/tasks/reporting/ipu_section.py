@@ -14,7 +14,7 @@ from ipu_trainer.planner.memory import predict_memory
 from ipu_trainer.planner.search import Plan
 from ipu_trainer.planner.time import predict_time
 from ipu_trainer.planner.workload import Workload, measure
-from ipu_trainer.simulator.analysis.stages import Stage
+from ipu_trainer.simulator.analysis.stages import StageCost
 from ipu_trainer.simulator.analysis.trace import svg, timeline
 from ipu_trainer.tasks.reporting.finished_run import Run
 from ipu_trainer.tasks.reporting.html_document import Block, Collapsed, Drawing, Preformatted, Text, Tiles
@@ -72,12 +72,12 @@ def ipu_blocks(run: Run, workload_of: Sequence[Any]) -> List[Block]:
     return blocks
 
 
-def pipeline_stages(job: Job, workload: Workload) -> Tuple[List[Stage], Schedule]:
+def pipeline_stages(job: Job, workload: Workload) -> Tuple[List[StageCost], Schedule]:
     """The stages of a job with their FLOPs, and the shortest weight update that fills its pipeline."""
-    stages: List[Stage] = []
+    stages: List[StageCost] = []
     for part, ipu in job.placements(workload):
         if not stages or stages[-1].ipu_id != ipu:
-            stages.append(Stage(len(stages), ipu))
+            stages.append(StageCost(len(stages), ipu))
         stages[-1].blocks.append(part.name)
         stages[-1].forward_flops += part.flops
     count = min(job.accumulation, 2 * len(stages) - 1)

@@ -112,6 +112,27 @@ def usable_samples(samples: int, geometry: BatchGeometry) -> int:
     return samples - rest + used
 
 
+def epoch_warnings(num_samples: int, geometry: BatchGeometry, fills_up: bool) -> List[str]:
+    """What a user should know of an epoch whose samples are not whole host steps.
+
+    Raises ValueError where it has no host step at all.
+    """
+    plan, step = geometry.epoch(num_samples, "pad" if fills_up else "drop"), geometry.samples_per_host_step
+    left_out = num_samples % step - usable_samples(num_samples % step, geometry) if fills_up else plan.samples_dropped
+    warnings = []
+    if num_samples < step:
+        warnings.append(
+            f"{num_samples} samples are fewer than the {step} of one host step ({geometry.describe()}): every epoch is one "
+            "weight update of these"
+        )
+    if left_out:
+        warnings.append(
+            f"{num_samples} samples are not whole host steps of {step} ({geometry.describe()}): {left_out} are left out of "
+            "each epoch, other ones each time when shuffled"
+        )
+    return warnings
+
+
 def usable_rows(given: Mapping[str, Any], geometry: BatchGeometry) -> Dict[str, Any]:
     """The batch without the samples that cannot be trained on exactly."""
     samples = num_samples(given)

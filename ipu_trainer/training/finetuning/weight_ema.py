@@ -9,13 +9,15 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
-from typing import Dict, Iterator, Optional, Union
+from typing import Any, Dict, Iterator, Optional, Union
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import TrainerCallback
 
 from ipu_trainer.atomic import atomic_path
+from ipu_trainer.compat.stock_trainer import StockLoop, StockTrainer
 
 AVERAGE_FILE = "weight_average.safetensors"
 
@@ -90,3 +92,49 @@ def _assign(model: nn.Module, values: Dict[str, torch.Tensor]) -> None:
     with torch.no_grad():
         for name, parameter in _trainable(model).items():
             parameter.copy_(values[name])
+
+
+class AveragesWeights(StockTrainer):
+    """Trainer that keeps a WeightAverage where ema_decay asks for one. It is evaluated, saved in checkpoints, and the result."""
+
+    weight_average: Optional[WeightAverage] = None
+
+    def set_up_average(self) -> None:
+        """After Trainer's own __init__."""
+        if getattr(self.args, "ema_decay", 0.0):
+            self.weight_average = WeightAverage(self.args.ema_decay)
+            self.add_callback(_AverageAfterUpdate(self.weight_average))
+
+    def training_loop(self, loop: StockLoop) -> Any:
+        average = self.weight_average
+        if average is None:
+            return super().training_loop(loop)
+        average.start(self.model, loop.resume_from_checkpoint)
+        output = super().training_loop(loop)
+        if not (self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None):
+            average.copy_to(self.model)
+        return output
+
+    def evaluation_loop(self, *positional: Any, **named: Any) -> Any:
+        if self.weight_average is None or not self.is_in_train:
+            return super().evaluation_loop(*positional, **named)
+        with self.weight_average.applied(self.model):
+            return super().evaluation_loop(*positional, **named)
+
+    def write_model(self, folder: str, state_dict: Optional[Dict[str, Any]] = None) -> None:
+        super().write_model(folder, state_dict)
+        if self.weight_average is not None and self.is_in_train:
+            self.weight_average.save(folder)
+
+    def load_best_model(self) -> None:
+        super().load_best_model()
+        if self.weight_average is not None:
+            self.weight_average.load(self.state.best_model_checkpoint, self.model)
+
+
+class _AverageAfterUpdate(TrainerCallback):  # type: ignore[misc]
+    def __init__(self, average: WeightAverage) -> None:
+        self.average = average
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        self.average.update(model)

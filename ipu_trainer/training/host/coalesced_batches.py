@@ -1,4 +1,4 @@
-"""Passes of several micro-batches (folding.py decides how many): how their samples are collated, and how a step counts them."""
+"""Batches of several micro-batches (coalescing.py decides how many): how their samples are collated, and computed in chunks."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ logger = logging.get_logger(__name__)
 
 
 def by_micro_batches(collator: Callable[[Any], Any], micro_batch: int) -> Callable[[Any], Any]:
-    """The collator for passes of several micro-batches: the given one where it only stacks samples."""
+    """The collator for batches of several micro-batches: the given one where it only stacks samples."""
     stacks = collator in (default_data_collator, default_collate) or isinstance(collator, DefaultDataCollator)
     return collator if stacks else MicroBatches(collator, micro_batch)
 
 
 class MicroBatches:
-    """A collator that makes each micro-batch of a pass by itself, as the literal loop does, and joins them.
+    """A collator that makes each micro-batch of a batch by itself, as the stock loop does, and joins them.
 
     So padding and random numbers are those of single micro-batches. Where they differ in shape (padded to their longest
     sample each), `collator` makes one batch of all samples instead.
@@ -76,47 +76,47 @@ def rows_of(inputs: Any, begin: int, end: int) -> Dict[str, Any]:
     return cut
 
 
-def parts_of(rows: int, micro_batch: int, largest: int) -> List[Tuple[int, int]]:
-    """Begin and end of the parts of a pass of so many samples: at most `largest` whole micro-batches, or a smaller last one."""
+def chunks_of(rows: int, micro_batch: int, largest: int) -> List[Tuple[int, int]]:
+    """Begin and end of the chunks of so many samples: at most `largest` whole micro-batches each, or a smaller last one."""
     whole = rows - rows % micro_batch
     cuts = [*range(0, whole, micro_batch * largest), whole, rows]
     return [(begin, end) for begin, end in zip(cuts, cuts[1:]) if end > begin]
 
 
-def folded_step(trainer: Any, step: Callable[[Any], torch.Tensor], model: nn.Module, inputs: Any) -> torch.Tensor:
-    """The step of a pass, in parts: each counts by what it holds of the update. Out of memory makes parts smaller, for good.
+def coalesced_step(
+    step: Callable[[Any], torch.Tensor], model: nn.Module, inputs: Any, micro_batch: int, factor: int
+) -> Tuple[torch.Tensor, int]:
+    """(loss, factor) of a batch in chunks of `factor` micro-batches; out of memory halves the factor, also for what follows.
 
-    step(part): the stock training_step of some of its samples. A smaller last micro-batch of an epoch is a part of its own, as it
-    may be padded otherwise. Under DistributedDataParallel a pass stays one part: a process that failed could not meet the others.
+    step(chunk): the stock training_step of some samples, whose loss counts by what they hold of the update. A smaller last
+    micro-batch of an epoch is a chunk of its own, as it may be padded otherwise. Under DistributedDataParallel a batch stays one
+    chunk: a process that failed could not meet the others.
     """
-    micro_batch, rows = trainer.batch_geometry.micro_batch, int(find_batch_size(inputs))
+    rows = int(find_batch_size(inputs))
     alone = not hasattr(model, "no_sync")
-    # What earlier passes of the update left is set aside, so that a pass that fails halfway can begin again.
+    # Gradients of earlier batches of the update are set aside, so that a batch that fails halfway can be computed again.
     parameters = [parameter for parameter in model.parameters() if alone and parameter.grad is not None]
     earlier = [parameter.grad for parameter in parameters if parameter.grad is not None]
     for parameter in parameters:
         parameter.grad = None
     while True:
-        parts = parts_of(rows, micro_batch, trainer.largest_part or trainer.folding.factor)
+        chunks = chunks_of(rows, micro_batch, factor)
         try:
-            losses = [step(inputs if len(parts) == 1 else rows_of(inputs, *part)) for part in parts]
+            losses = [step(inputs if len(chunks) == 1 else rows_of(inputs, *chunk)) for chunk in chunks]
             break
         except Exception as error:
-            count = -(-parts[0][1] // micro_batch)
+            count = -(-chunks[0][1] // micro_batch)
             of_memory = isinstance(error, torch.cuda.OutOfMemoryError) or should_reduce_batch_size(error)
             if not alone or count == 1 or not of_memory:
                 raise
-            trainer.largest_part = count // 2
+            factor = count // 2
         gc.collect()
         torch.cuda.empty_cache()
         model.zero_grad(set_to_none=True)
         logger.warning(
-            "out of memory: %d micro-batches at a time instead of %d; the global batch stays %d",
-            trainer.largest_part,
-            count,
-            trainer.batch_geometry.global_batch,
+            "out of memory: %d micro-batches at a time instead of %d; the global batch stays as it is", factor, count
         )
     with torch.no_grad():
         for parameter, gradient in zip(parameters, earlier):
             parameter.grad = gradient if parameter.grad is None else gradient.add_(parameter.grad)
-    return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+    return (losses[0] if len(losses) == 1 else torch.stack(losses).sum()), factor

@@ -54,10 +54,8 @@ def prepared_for_ray(trainer: Any, hp_space: Any, options: Mapping[str, Any]) ->
     check_names(trainer, list(space))
     _check_geometry(trainer, space)
     model, num_gpus = trainer.model, trainer.args._n_gpu
-    if trainer._device_run is not None:
-        trainer._device_run.release()
-    # Of an earlier training: every trial makes its own.
-    trainer._device_run = trainer.optimizer = trainer.lr_scheduler = None
+    trainer.execution.forget_training()
+    trainer.optimizer = trainer.lr_scheduler = None  # of an earlier training: every trial makes its own
     try:
         yield
     finally:  # transformers takes the model away and leaves the GPUs of one trial

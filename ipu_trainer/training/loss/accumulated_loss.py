@@ -20,11 +20,11 @@ import datasets
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
-from transformers import Trainer
 from transformers.trainer_pt_utils import find_batch_size
 from transformers.utils import logging
 
 from ipu_trainer.compat import transformers_versions as compat
+from ipu_trainer.compat.stock_trainer import StockTrainer
 from ipu_trainer.config.batching import BatchGeometry
 from ipu_trainer.training.host.coalesced_batches import shapes_of_rows
 from ipu_trainer.training.loss.loss_reduction import (
@@ -46,14 +46,14 @@ from ipu_trainer.training.state.undisturbed_model import undisturbed
 logger = logging.get_logger(__name__)
 
 
-class AccumulatedLoss(Trainer):  # type: ignore[misc]  # transformers is not typed
+class AccumulatedLoss(StockTrainer):
     """Trainer whose weight updates are those of their samples: see the module."""
 
     loss_is_scaled_for_ga: Optional[bool] = None
     compute_loss: Any
     train_dataset: Any
     data_collator: Any
-    loader_follows_folding: bool
+    loader_follows_coalescing: bool
     _loss_reductions: Dict[Any, LossReduction]
     _update: Optional[UpdateInProgress] = None
 
@@ -79,8 +79,8 @@ class AccumulatedLoss(Trainer):  # type: ignore[misc]  # transformers is not typ
 
     def loss_reduction_ahead(self) -> Optional[LossReduction]:
         """loss_reduction() of the training set before anything is trained; None where only the loop reads it."""
-        if not self._accumulates() or self.loss_is_scaled_for_ga is not None:
-            return self.loss_reduction() if self._accumulates() else None
+        if not self.accumulates or self.loss_is_scaled_for_ga is not None:
+            return self.loss_reduction() if self.accumulates else None
         known = self.loss_reduction()
         samples = None if known is not None else self._some_samples()
         return known if samples is None else self.loss_reduction(samples)
@@ -88,15 +88,12 @@ class AccumulatedLoss(Trainer):  # type: ignore[misc]  # transformers is not typ
     def _some_samples(self) -> Any:
         """A batch from all over the training set; None of a stream, or where a subclass loads it otherwise."""
         dataset: Any = self.train_dataset
-        if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__") or not self.loader_follows_folding:
+        if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__") or not self.loader_follows_coalescing:
             return None
         if not len(dataset):
             return None
         collator = self.data_collator
-        if isinstance(dataset, datasets.Dataset):
-            dataset = self._remove_unused_columns(dataset, description="training")
-        else:
-            collator = self._get_collator_with_removed_columns(collator, description="training")
+        dataset, collator = self.drop_unused_columns(dataset, collator, isinstance(dataset, datasets.Dataset))
         count = min(COMPARED, len(dataset))
         states = generator_states()
         try:
@@ -115,7 +112,7 @@ class AccumulatedLoss(Trainer):  # type: ignore[misc]  # transformers is not typ
                 self.model.eval()
                 return find_loss_reduction(
                     self._computed_loss,
-                    self._prepare_inputs(inputs),
+                    self.prepared_inputs(inputs),
                     self.label_names,
                     is_given_items,
                     compat.loss_shifts_labels(self),
@@ -147,19 +144,26 @@ class AccumulatedLoss(Trainer):  # type: ignore[misc]  # transformers is not typ
         for with_gradients in (False, True):  # some losses ask for gradients themselves
             try:
                 with torch.set_grad_enabled(with_gradients):  # in float32: before 5.0 the usual context would round
-                    loss = self.compute_loss(self._plain_model(), dict(inputs), **given)
+                    loss = self.compute_loss(self.model_on_host(), dict(inputs), **given)
                 break
             except RuntimeError as error:
                 if with_gradients or "grad" not in str(error):
                     raise
         return float(loss.detach().float().mean())
 
-    def _plain_model(self) -> Any:
+    def model_on_host(self) -> Any:
         """The model where it computes outside of a device."""
         return self.model
 
     def _own_loss_function(self) -> Any:
         return getattr(self, "compute_loss_func", None)
+
+    def loss_of_micro_batch(self, model: nn.Module, inputs: Dict[str, Any], num_items: Any) -> torch.Tensor:
+        """The loss that a device computes of one micro-batch. num_items: num_items_in_batch, or None."""
+        with self.compute_loss_context_manager():
+            given = {} if num_items is None else {"num_items_in_batch": num_items}
+            loss: torch.Tensor = self.compute_loss(model, inputs, **given)
+        return loss
 
     # How its micro-batches count ------------------------------------------------------------------------------------
 
@@ -167,7 +171,7 @@ class AccumulatedLoss(Trainer):  # type: ignore[misc]  # transformers is not typ
         """From transformers 4.46 on: the micro-batches of the next update, which are counted before the first is computed."""
         samples, num_items = super().get_batch_samples(*positional, **named)
         self._update = None
-        if samples and self._accumulates():
+        if samples and self.accumulates:
             reduction = self.loss_reduction() or self.loss_reduction(_joined(samples))
             assert reduction is not None
             total: Any = sum(reduction.items(inputs, self.batch_geometry.micro_batch) for inputs in samples)
@@ -176,11 +180,13 @@ class AccumulatedLoss(Trainer):  # type: ignore[misc]  # transformers is not typ
                 num_items = None
         return samples, num_items
 
-    def start_update(self) -> None:
+    def restart_update(self) -> None:
         """Forget what was computed of an update that was not made."""
         self._update = None
 
-    def _accumulates(self) -> bool:
+    @property
+    def accumulates(self) -> bool:
+        """Whether an update has more than one micro-batch."""
         geometry = self.batch_geometry
         return geometry.global_batch > geometry.micro_batch
 
@@ -193,19 +199,20 @@ class AccumulatedLoss(Trainer):  # type: ignore[misc]  # transformers is not typ
             return count
         total = count
         if self.args.world_size > 1:
-            total = self._sum_over_processes(torch.as_tensor(count, device=self.args.device)) / self.args.world_size
+            total = self.sum_over_processes(torch.as_tensor(count, device=self.args.device)) / self.args.world_size
         return total
 
-    def _sum_over_processes(self, counts: torch.Tensor) -> torch.Tensor:
+    def sum_over_processes(self, counts: torch.Tensor) -> torch.Tensor:
+        """Numbers of labels of all processes, float64."""
         if self.args.world_size == 1 or not torch.distributed.is_initialized():
             return counts
         total: torch.Tensor = counts.to(torch.float64, copy=True)
         torch.distributed.all_reduce(total)
         return total
 
-    def _take_up(self, model: nn.Module, inputs: Any) -> Optional[UpdateInProgress]:
+    def update_of(self, model: nn.Module, inputs: Any) -> Optional[UpdateInProgress]:
         """The update that this batch is a part of; None where a micro-batch is all of it."""
-        if not self._accumulates():
+        if not self.accumulates:
             return None
         if self._update is not None and self._update.is_counted:
             return self._update

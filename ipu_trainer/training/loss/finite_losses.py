@@ -8,10 +8,12 @@ loss that was one is logged again, or without any the largest number there is: n
 from __future__ import annotations
 
 import sys
-from typing import Dict, Optional
+from typing import Any, Dict, Optional
 
 import torch
 from transformers.utils import logging
+
+from ipu_trainer.compat.stock_trainer import StockTrainer
 
 logger = logging.get_logger(__name__)
 _WORST = sys.float_info.max
@@ -50,3 +52,21 @@ class FiniteLosses:
                 logs["train_loss"] = float("nan")
             self._steps, self._not_finite = 0, None
             self._last, self._lost_a_window = _WORST, False
+
+
+class LogsFiniteLosses(StockTrainer):
+    """Trainer whose logging_nan_inf_filter logs no 0.0 for a window without any finite loss."""
+
+    _finite_losses: Optional[FiniteLosses] = None
+
+    def note_loss(self, loss: torch.Tensor) -> torch.Tensor:
+        """Count the loss of a training step; returns it."""
+        if self.args.logging_nan_inf_filter:
+            self._finite_losses = self._finite_losses or FiniteLosses()
+            self._finite_losses.add(loss)
+        return loss
+
+    def log(self, logs: Dict[str, float], *positional: Any, **named: Any) -> None:
+        if self._finite_losses is not None:
+            self._finite_losses.correct(logs)
+        super().log(logs, *positional, **named)

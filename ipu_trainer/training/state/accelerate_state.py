@@ -10,6 +10,8 @@ from typing import Any, Dict, List, Tuple
 
 from accelerate.state import AcceleratorState, PartialState
 
+from ipu_trainer.compat.stock_trainer import StockTrainer
+
 
 class OwnAccelerateState:
     """What Accelerate held when this was made; `restore` brings it back, for every object that shares it."""
@@ -28,3 +30,27 @@ class OwnAccelerateState:
         for kind, kept in self._kept:
             kind._shared_state.clear()
             kind._shared_state.update(kept)
+
+
+class KeepsAccelerateState(StockTrainer):
+    """Trainer that computes with its own device and precision, whatever trainers were made after it."""
+
+    _accelerate_state: OwnAccelerateState
+
+    def keep_accelerate_state(self) -> None:
+        self._accelerate_state = OwnAccelerateState()
+
+    def restore_accelerate_state(self) -> None:
+        self._accelerate_state.restore()
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        self.keep_accelerate_state()
+
+    def evaluate(self, *positional: Any, **named: Any) -> Any:
+        self.restore_accelerate_state()
+        return super().evaluate(*positional, **named)
+
+    def predict(self, *positional: Any, **named: Any) -> Any:
+        self.restore_accelerate_state()
+        return super().predict(*positional, **named)

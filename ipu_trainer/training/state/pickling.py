@@ -11,45 +11,46 @@ import copy
 import types
 from typing import Any, Dict
 
-from ipu_trainer.training.state.accelerate_state import OwnAccelerateState
+from ipu_trainer.training.state.accelerate_state import KeepsAccelerateState, OwnAccelerateState
 
 # Attributes that only this process can have; the accelerator is among them where Trainer makes one (not in 4.29).
-_OF_THE_PROCESS = ("accelerator", "gather_function", "_operations", "_foldings", "_loss_reductions")
+_OF_THE_PROCESS = ("accelerator", "gather_function", "_loss_reductions")
 
 
-def state_to_pickle(trainer: Any) -> Dict[str, Any]:
-    """The attributes of a trainer that travel. Its device run lets go of the device, and takes it again when it computes."""
-    if trainer._device_run is not None:
-        trainer._device_run.release()
-    state = {name: value for name, value in vars(trainer).items() if not _is_adapter(value)}
-    state["has_accelerator"] = "accelerator" in state
-    for name in _OF_THE_PROCESS:
-        state.pop(name, None)
-    state["optimizer"] = _plain_optimizer(trainer.optimizer)
-    state["lr_scheduler"] = _plain_scheduler(trainer.lr_scheduler)
-    handler = state["callback_handler"] = copy.copy(trainer.callback_handler)
-    handler.optimizer, handler.lr_scheduler = state["optimizer"], state["lr_scheduler"]
-    handler.train_dataloader = handler.eval_dataloader = None  # a loop makes its own
-    return state
+class PicklesTrainer(KeepsAccelerateState):
+    """Trainer that can be copied and sent to another process. Its execution lets a device go, and takes it when it computes."""
 
+    execution: Any
 
-def rebuild(trainer: Any, state: Dict[str, Any]) -> None:
-    """Give a new object this state, and an accelerator of its own; what this process computes with stays as it is."""
-    has_accelerator = state.pop("has_accelerator")
-    vars(trainer).update(state)
-    if not has_accelerator:
-        return
-    of_process = OwnAccelerateState()
-    trainer._accelerate_state.restore()
-    trainer.create_accelerator_and_postprocess()
-    if of_process.is_set:
-        of_process.restore()
+    def __getstate__(self) -> Dict[str, Any]:
+        self.execution.release()
+        state = {name: value for name, value in vars(self).items() if not _is_adapter(value)}
+        state["has_accelerator"] = "accelerator" in state
+        for name in _OF_THE_PROCESS:
+            state.pop(name, None)
+        state["optimizer"] = _plain_optimizer(self.optimizer)
+        state["lr_scheduler"] = _plain_scheduler(self.lr_scheduler)
+        handler = state["callback_handler"] = copy.copy(self.callback_handler)
+        handler.optimizer, handler.lr_scheduler = state["optimizer"], state["lr_scheduler"]
+        handler.train_dataloader = handler.eval_dataloader = None  # a loop makes its own
+        return state
+
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        """With an accelerator of its own; what this process computes with stays as it is."""
+        has_accelerator = state.pop("has_accelerator")
+        self.__dict__.update(state, _loss_reductions={})
+        if has_accelerator:
+            of_process = OwnAccelerateState()
+            self.restore_accelerate_state()
+            self.create_accelerator_and_postprocess()
+            if of_process.is_set:
+                of_process.restore()
 
 
 def _is_adapter(value: Any) -> bool:
     """A closure over the trainer that this package put on it (compat.adapt_old_overrides)."""
     is_local = isinstance(value, types.FunctionType) and "<locals>" in value.__qualname__
-    return is_local and value.__module__.startswith("ipu_trainer.training.")
+    return is_local and value.__module__.startswith("ipu_trainer.")
 
 
 def _plain_optimizer(optimizer: Any) -> Any:

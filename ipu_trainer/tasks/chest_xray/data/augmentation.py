@@ -148,7 +148,7 @@ def _mix(value: Any) -> Any:
 
 
 def _erase(gray: torch.Tensor, fill: torch.Tensor, random: torch.Tensor, probability: float) -> torch.Tensor:
-    """Fill rectangles of 10 to 35 % of a side: position random[:, :2], sides random[:, 2:4], applied if random[:, 4] < probability."""
+    """Fill rectangles of 10 to 35 % of a side, at random[:, :2] with sides random[:, 2:4], where random[:, 4] < probability."""
     height, width = gray.shape[1:]
     numbers = random[:, :, None, None]
     tall, wide = (0.1 + 0.25 * numbers[:, 2]) * height, (0.1 + 0.25 * numbers[:, 3]) * width

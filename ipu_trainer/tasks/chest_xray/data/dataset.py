@@ -145,7 +145,9 @@ def load_prepared(folder: Union[str, Path]) -> PreparedChestXrays:
         )
     header = read_header(folder / STORE_FILE)
     if header.source_hash != manifest["fingerprint"]:
-        raise PreparedError(f"{folder}: {STORE_FILE} and {MANIFEST} are of different preparations. Prepare the data again.")
+        raise PreparedError(
+            f"{folder}: {STORE_FILE} and {MANIFEST} are of different preparations. Prepare the data again."
+        )
     rows = _read_arrow(folder / "metadata")
     columns: Dict[str, List[Any]] = {
         name: rows.column(name).to_pylist() for name in rows.column_names if name not in ("labels", "pixel_row")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from typing import Any, Dict, NamedTuple, Optional, Tuple
 
 import numpy as np
@@ -11,7 +10,6 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
-from ipu_trainer.config.batching import BatchGeometry
 from ipu_trainer.tasks.chest_xray.data.augmentation import augment, augment_images
 from ipu_trainer.tasks.chest_xray.data.dataset import ChestXrayDataset
 from ipu_trainer.tasks.chest_xray.data.sampler import FindingBatchSampler
@@ -25,7 +23,7 @@ from ipu_trainer.training.trainer import IPUTrainer
 
 
 class _Rewrites(NamedTuple):
-    """What the host computes in fewer operations, exactly; None where the model has no such part."""
+    """Exact shortcuts on the host; None where they do not apply to the model."""
 
     projection: Optional[GrayscaleProjection]
     last_layer: Optional[ClassTokenLayer]
@@ -34,49 +32,49 @@ class _Rewrites(NamedTuple):
 class ChestXrayTrainer(IPUTrainer):
     """IPUTrainer with the task's loss and its batch sampler.
 
-    compute_loss: finding_loss of the logits. get_train_dataloader: whole host steps from FindingBatchSampler, already
-    shared out over the processes. On a GPU batches travel as uint8 gray pixels, and _prepare_inputs augments and normalises
-    them there; a training step reads the gray channel alone (gray_input.py). On the host a training step computes of the last
-    layer what the head reads (class_token.py). Everything else is IPUTrainer's.
+    compute_loss is finding_loss of the logits. get_train_dataloader gives whole host steps from FindingBatchSampler, already
+    divided among the processes. For a GPU, batches stay uint8 pixels until prepare_inputs augments and normalises them there,
+    and a training step computes the patch projection of one channel (grayscale_input.py). On the host, a training step computes
+    the last layer for the class token alone (class_token.py). Everything else is IPUTrainer's.
     """
 
     data_collator: Any
-    loader_follows_folding = True
-    loss_is_scaled_for_ga = False  # means of micro-batches: the ranking loss compares the samples of one
+    loader_follows_coalescing = True
+    loss_is_scaled_for_ga = False  # means over a micro-batch: the ranking loss compares its samples
 
     def __init__(
         self, *positional: Any, finding_loss: FindingLoss, balance: float = 0.0, tail: str = "drop", **named: Any
     ) -> None:
         super().__init__(*positional, **named)
         self.finding_loss = finding_loss
-        self.model_accepts_loss_kwargs = False  # means over samples: nobody counts labels, or waits for the count
+        self.model_accepts_loss_kwargs = False  # means over samples: labels need no count, which would synchronise
         self._collator_on_gpu: Optional[ChestXrayCollator] = None
-        self._change_pictures: Any = augment_images
+        self._augment_images: Any = augment_images
         if not self.backend.has_executors and self.args.device.type == "cuda":
-            self._feed_gpu()
+            self._augment_on_gpu()
         self._balance, self._tail = balance, tail
         self.train_sampler = self._new_sampler()
         self.epoch_plan = self.batch_geometry.epoch(len(self.train_dataset), tail)
         self.add_callback(_SamplerEpoch(self))
 
-    def _feed_gpu(self) -> None:
-        """Leave to the GPU what ChestXrayCollator does, and to the loader the gathering of bytes."""
+    def _augment_on_gpu(self) -> None:
+        """Move the work of ChestXrayCollator to the GPU; the data loader only gathers stored pixels."""
         if isinstance(self.data_collator, ChestXrayCollator):
             self._collator_on_gpu, self.data_collator = self.data_collator, collate_stored
             self._found_rewrites = None
             choice = choose_compile(getattr(self.args, "compile", "off"), self.args.device.type, self.args.n_gpu)
             if choice.name != "off":
-                self._change_pictures = torch.compile(augment_images)
+                self._augment_images = torch.compile(augment_images)
 
-    def _prepare_inputs(self, inputs: Any) -> Any:
+    def prepare_inputs(self, inputs: Any) -> Any:
         collator = self._collator_on_gpu
         if collator is None or "pixels" not in inputs:
-            return super()._prepare_inputs(inputs)
-        # epoch and index stay: numbers of the augmentation are drawn here, and reading them back would wait for the GPU.
+            return super().prepare_inputs(inputs)
+        # epoch and index stay on the CPU, which draws the random numbers: reading them back would synchronise with the GPU.
         device = self.args.device
         pixels = sent(inputs["pixels"], device)
         gray = augment(
-            pixels, inputs["epoch"], inputs["index"], collator.augmentation, collator.seed, self._change_pictures
+            pixels, inputs["epoch"], inputs["index"], collator.augmentation, collator.seed, self._augment_images
         )
         labels = sent(inputs["labels"], device)
         if self.model.training and self._rewrites().projection is not None:
@@ -84,7 +82,7 @@ class ChestXrayTrainer(IPUTrainer):
         return {"pixel_values": collator.normalisation(gray), "labels": labels}
 
     def _rewrites(self) -> _Rewrites:
-        """Those of the current model: a search, or model_init, makes another one."""
+        """The shortcuts of the current model, which a search or model_init replaces."""
         if self._found_rewrites is None or self._found_rewrites[0] is not self.model:
             self._found_rewrites = (self.model, self._find_rewrites())
         return self._found_rewrites[1]
@@ -99,17 +97,17 @@ class ChestXrayTrainer(IPUTrainer):
     _found_rewrites: Optional[Tuple[Any, _Rewrites]] = None
 
     def floating_point_ops(self, inputs: Any) -> int:
-        if "pixels" in inputs:  # the shape is what counts
+        if "pixels" in inputs:  # only the shape matters
             number, height, width = inputs["pixels"].shape
             channels = self._collator_on_gpu.normalisation.num_channels if self._collator_on_gpu else 3
             inputs = {"pixel_values": torch.empty((number, channels, height, width), device="meta")}
         return super().floating_point_ops(inputs)
 
     def _new_sampler(self) -> FindingBatchSampler:
-        """Anew for each loop: a search, or a micro-batch that did not fit, changes seed and geometry."""
+        """One for each training loop: a search, or a micro-batch that did not fit, changes seed and geometry."""
         return FindingBatchSampler(
             self.train_dataset.labels,
-            self._loader_geometry(),
+            self.execution.loader_geometry(),
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             balance=self._balance,
             shuffle=getattr(self.args, "train_sampling_strategy", "random") != "sequential",
@@ -118,34 +116,16 @@ class ChestXrayTrainer(IPUTrainer):
             num_processes=self.args.world_size,
         )
 
-    def _loader_geometry(self) -> BatchGeometry:
-        """What the data loader groups: micro-batches, or on a device whole host steps of each process."""
-        geometry = self.batch_geometry
-        if self.backend.has_executors:
-            processes = self.args.world_size
-            return BatchGeometry(geometry.samples_per_host_step // processes, replicas=processes)
-        # Several GPUs of one process (DataParallel) share out one batch: the micro-batches of all of them.
-        copies = max(1, self.args.n_gpu)
-        folded = 1 if self.folding is None else self.folding.factor
-        replicas, processes = geometry.replicas // copies, int(self.args.world_size)
-        accumulation = geometry.gradient_accumulation * replicas // processes
-        return dataclasses.replace(
-            geometry,
-            micro_batch=geometry.micro_batch * copies * folded,
-            gradient_accumulation=accumulation // folded,
-            replicas=processes,
-        )
-
-    def why_not_foldable(self, *_: Any, **__: Any) -> Optional[str]:
-        return None  # the sampler gives whole updates alone
+    def why_not_coalescable(self, *_: Any, **__: Any) -> Optional[str]:
+        return None  # the sampler gives whole weight updates
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, *_: Any, **__: Any) -> Any:
         labels = inputs["labels"]
         with contextlib.ExitStack() as rewrites:
             last_layer = self._rewrites().last_layer
-            # Evaluation computes what plain Transformers does, bit by bit.
+            # Evaluation is bit-identical to plain Transformers.
             if last_layer is not None and self.model.training:
-                rewrites.enter_context(last_layer.applied())
+                rewrites.enter_context(last_layer.reading_class_token())
             projection = self._rewrites().projection if "gray" in inputs else None
             if projection is not None:
                 rewrites.enter_context(projection.applied())
@@ -186,7 +166,7 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 
 
 class _SamplerEpoch(TrainerCallback):  # type: ignore[misc]
-    """Tells the sampler which epoch begins; the stock loop reaches only samplers of its own making, on some versions."""
+    """Sets the sampler's epoch; on some versions the stock loop does so only for its own samplers."""
 
     def __init__(self, trainer: ChestXrayTrainer) -> None:
         self.trainer = trainer

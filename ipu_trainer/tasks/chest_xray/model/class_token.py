@@ -49,7 +49,7 @@ class ClassTokenLayer:
         return cls(model, layer)
 
     @contextlib.contextmanager
-    def applied(self) -> Iterator[bool]:
+    def reading_class_token(self) -> Iterator[bool]:
         """Inside the block the model computes logits alone; yields False, and changes nothing, where more is asked of it."""
         if not self._only_logits_are_read():
             yield False

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any, Callable, ClassVar, Dict, Iterable, List, Optional, Sequence, Set
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from ipu_trainer.compat.torch_operators import TorchDispatchMode, operator_arguments, operator_name
 from ipu_trainer.simulator.errors import compiler_error
 
 _MISSING = "not implemented for 'Half'"
@@ -90,7 +90,7 @@ def _in_float(func: Any, args: Sequence[Any], kwargs: Dict[str, Any]) -> Any:
 
 
 def _arguments(func: Any, args: Sequence[Any], wide: Sequence[Any], kwargs: Any, wide_kwargs: Any) -> Iterable[Any]:
-    schema = func._schema.arguments
+    schema = operator_arguments(func)
     yield from zip(schema, args, wide)
     for argument in schema:
         if argument.name in kwargs:
@@ -117,7 +117,7 @@ class FloatingPointChecks(TorchDispatchMode):
         kwargs = kwargs or {}
         given = [t for t in _tensors(args, kwargs) if t.is_floating_point()]
         numbers = [a for a in [*args, *kwargs.values()] if isinstance(a, float)]
-        name = func._schema.name.split("::")[-1]
+        name = operator_name(func)
         had_nan = any(bool(t.isnan().any()) for t in given) or any(n != n for n in numbers)
         had_infinity = any(bool(t.isinf().any()) for t in given) or any(abs(n) == float("inf") for n in numbers)
         result = func(*args, **kwargs)

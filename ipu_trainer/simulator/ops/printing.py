@@ -7,19 +7,21 @@ from typing import Any, List
 
 import torch
 
+from ipu_trainer.compat.torch_modules import forward_pre_hooks, own_children
+
 
 def module_repr(m: torch.nn.Module) -> str:
     """The module's repr, with every BeginBlock in front of the module that carries it."""
     lines: List[str] = m.extra_repr().split("\n") if m.extra_repr() else []
     num_extra = len(lines)
-    for name, child in m._modules.items():
+    for name, child in own_children(m).items():
         text = "None" if child is None else module_repr(child)
         lines.append(f"({name}): " + "\n  ".join(text.split("\n")))
-    hooks = "".join(f"{hook!r} " for hook in m._forward_pre_hooks.values())
+    hooks = "".join(f"{hook!r} " for hook in forward_pre_hooks(m).values())
     body = ""
     if lines:
         body = lines[0] if len(lines) == num_extra == 1 else "\n  " + "\n  ".join(lines) + "\n"
-    return f"{hooks}{m._get_name()}({body})"
+    return f"{hooks}{type(m).__name__}({body})"
 
 
 def print(m: Any) -> None:

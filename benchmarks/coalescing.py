@@ -1,12 +1,12 @@
-"""An IPU profile on a CPU or a GPU: IPUTrainer, which folds its micro-batches, against literal Trainer, in turns.
+"""An IPU profile on a CPU or a GPU: IPUTrainer, which coalesces micro-batches, against stock Trainer, in turns.
 
-    python benchmarks/folding.py --accumulation 32 --rounds 3 --output folding.json
-    python benchmarks/folding.py --device cuda --model base --accumulation 128 --updates 6 --rounds 2
+    python benchmarks/coalescing.py --accumulation 32 --rounds 3 --output coalescing.json
+    python benchmarks/coalescing.py --device cuda --model base --accumulation 128 --updates 6 --rounds 2
 
 Both train the same ViT from the same weights on the same samples, micro-batch 1, SGD, for the same number of updates; the
-time of a training is that of its loop after the first update (the first holds the comparison that decides the folding, and a
+time of a training is that of its loop after the first update (the first holds the comparison that decides it, and a
 GPU's compilation). Prints the ratio of times by the clock, the ratio of processor time (what counts on a CPU that others use
-too), and how far apart the weights end. --plain times micro-batches of usual sizes, where there is little or nothing to fold:
+too), and how far apart the weights end. --plain times micro-batches of usual sizes, where there is little or nothing to coalesce:
 IPUTrainer should cost nothing there.
 """
 
@@ -61,13 +61,13 @@ def train(ours, given, micro_batch, accumulation, samples):
             args = IPUTrainingArguments(output_dir=folder, backend="host", **values)
             config = IPUConfig(gradient_accumulation_steps=accumulation)
             trainer = IPUTrainer(model, args, ipu_config=config, train_dataset=samples, callbacks=[clock])
-            told = trainer.decide_folding()
+            decided = trainer.execution.decide_coalescing()
         else:
             args = TrainingArguments(output_dir=folder, gradient_accumulation_steps=accumulation, **values)
-            trainer, told = Trainer(model, args, train_dataset=samples, callbacks=[clock]), None
+            trainer, decided = Trainer(model, args, train_dataset=samples, callbacks=[clock]), None
         trainer.train()
     weights = {name: value.detach().float().cpu() for name, value in model.state_dict().items()}
-    return clock.seconds, weights, told
+    return clock.seconds, weights, decided
 
 
 def compare(given, micro_batch, accumulation):
@@ -76,12 +76,12 @@ def compare(given, micro_batch, accumulation):
         min(count, 256), 3, given.image_size, given.image_size, generator=torch.Generator().manual_seed(0)
     )
     samples = [{"pixel_values": pixels[index % len(pixels)], "labels": index % 2} for index in range(count)]
-    pairs, difference, told = [], 0.0, None
+    pairs, difference, decided = [], 0.0, None
     for number in range(given.rounds):
         both = {}
         for ours in (False, True) if number % 2 == 0 else (True, False):  # who comes first may have it better
             both[ours] = train(ours, given, micro_batch, accumulation, samples)
-        (literal, expected, _), (mine, weights, told) = both[False], both[True]
+        (literal, expected, _), (mine, weights, decided) = both[False], both[True]
         pairs.append((literal, mine))
         difference = max(float((weights[name] - value).abs().max()) for name, value in expected.items())
     ratios, processor = ([literal[kind] / mine[kind] for literal, mine in pairs] for kind in (0, 1))
@@ -89,13 +89,13 @@ def compare(given, micro_batch, accumulation):
     rates = [images / statistics.median(seconds[0] for seconds in side) for side in zip(*pairs)]
     print(
         f"{micro_batch:>4} x {accumulation:<4} literal Trainer {rates[0]:9.1f} images/s, IPUTrainer {rates[1]:9.1f}: "
-        f"{told_of(ratios)} by the clock, {told_of(processor)} of the processor, passes of {told.factor}, weights "
+        f"{told_of(ratios)} by the clock, {told_of(processor)} of the processor, passes of {decided.factor}, weights "
         f"{difference:.1e} apart",
         flush=True,
     )
     return {
         "micro_batch": micro_batch, "accumulation": accumulation, "seconds": pairs, "ratios": ratios,
-        "processor_ratios": processor, "images_per_second": rates, "factor": told.factor, "reason": told.reason,
+        "processor_ratios": processor, "images_per_second": rates, "factor": decided.factor, "reason": decided.reason,
         "largest_weight_difference": difference,
     }  # fmt: skip
 
@@ -118,7 +118,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--plain", action="store_true", help="also 8 x 1, 32 x 1 and 8 x 4")
     parser.add_argument("--only", default="", help="one setting, as in 8x1")
-    parser.add_argument("--output", type=Path, default=Path("folding.json"))
+    parser.add_argument("--output", type=Path, default=Path("coalescing.json"))
     given = parser.parse_args()
     given.image_size = given.image_size or (64 if given.device == "cpu" else 224)
     settings = [(1, given.accumulation)] + ([(8, 1), (32, 1), (8, 4)] if given.plain else [])

@@ -1,4 +1,4 @@
-"""Micro-batches of an update computed as one by the simulator: the weights of single ones, or a refusal that says why."""
+"""Micro-batch coalescing in the simulator: the weights of micro-batches one by one, or an error that says why not."""
 
 import copy
 import subprocess
@@ -10,14 +10,14 @@ from simulated_models import batch, new_model
 
 from ipu_trainer.simulator import identity_loss
 from ipu_trainer.simulator.enums import OutputMode
-from ipu_trainer.simulator.execution.coalesced import apart
+from ipu_trainer.simulator.execution.coalescing import coalescing_enabled, split_outputs
 
 
 @pytest.fixture
-def folded(poptorch):
-    poptorch.fold_micro_batches()
+def coalescing(poptorch):
+    poptorch.coalesce_micro_batches()
     yield poptorch
-    poptorch.fold_micro_batches(False)
+    poptorch.coalesce_micro_batches(False)
 
 
 def options(poptorch, accumulation=4, replicas=1, iterations=1, mode="Sum"):
@@ -31,25 +31,25 @@ def options(poptorch, accumulation=4, replicas=1, iterations=1, mode="Sum"):
 
 
 class Counting(torch.nn.Module):
-    """Notes how many samples each pass has."""
+    """Records how many samples each forward has."""
 
-    def __init__(self, model, passes):
+    def __init__(self, model, sizes):
         super().__init__()
-        self.model, self.passes = model, passes
+        self.model, self.sizes = model, sizes
 
     def forward(self, x, labels=None):
-        self.passes.append(len(x))
+        self.sizes.append(len(x))
         return self.model(x, labels)
 
 
 def trained(poptorch, model, opts, steps=4, samples=16):
-    passes = []
-    wrapped = Counting(model, passes)
+    sizes = []
+    wrapped = Counting(model, sizes)
     executor = poptorch.trainingModel(wrapped, opts, poptorch.optim.AdamW(model.parameters(), lr=0.01))
     outputs = [executor(*batch(samples, seed)) for seed in range(steps)]
     executor.copyWeightsToHost()
     executor.destroy()
-    return [tensor for pair in outputs for tensor in pair], passes
+    return [tensor for pair in outputs for tensor in pair], sizes
 
 
 @pytest.mark.parametrize("accumulation, replicas, iterations", [(4, 1, 1), (2, 2, 1), (4, 2, 2), (8, 1, 2)])
@@ -57,14 +57,14 @@ def trained(poptorch, model, opts, steps=4, samples=16):
 def test_weights_and_outputs_are_those_of_single_micro_batches(poptorch, accumulation, replicas, iterations, reduction):
     results = []
     try:
-        for fold in (False, True):
-            poptorch.fold_micro_batches(fold)
+        for coalesce in (False, True):
+            poptorch.coalesce_micro_batches(coalesce)
             model = new_model(dropout=0.0)
             opts = options(poptorch, accumulation, replicas, iterations)
             opts.Training.accumulationAndReplicationReductionType(getattr(poptorch.ReductionType, reduction))
             results.append((*trained(poptorch, model, opts, samples=32), model))
     finally:
-        poptorch.fold_micro_batches(False)
+        poptorch.coalesce_micro_batches(False)
     (expected, single, one), (found, together, other) = results
     size = 32 // (accumulation * replicas * iterations)
     assert set(single) == {size}
@@ -103,35 +103,37 @@ class Summed(Ranking):
     ],
     ids=["ranking", "sum", "dropout", "batch norm"],
 )
-def test_what_is_not_equal_is_refused_and_leaves_the_weights(folded, make, message):
+def test_what_is_not_equal_is_refused_and_leaves_the_weights(coalescing, make, message):
     model = make()
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError, match=message):
-        trained(folded, model, options(folded))
+        trained(coalescing, model, options(coalescing))
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
 
 
-def test_losses_of_single_micro_batches_cannot_be_had(folded):
+def test_losses_of_single_micro_batches_cannot_be_had(coalescing):
     with pytest.raises(ValueError, match=r"outputMode\(Sum\)"):
-        trained(folded, new_model(dropout=0.0), options(folded, mode="Final"))
+        trained(coalescing, new_model(dropout=0.0), options(coalescing, mode="Final"))
 
 
-def test_half_precision_is_refused(folded):
+def test_half_precision_is_refused(coalescing):
     with pytest.raises(ValueError, match="half precision"):
         model = new_model(dropout=0.0).half()
-        executor = folded.trainingModel(model, options(folded), folded.optim.SGD(model.parameters(), lr=0.1))
+        executor = coalescing.trainingModel(
+            model, options(coalescing), coalescing.optim.SGD(model.parameters(), lr=0.1)
+        )
         x, labels = batch(16)
         executor(x.half(), labels)
 
 
-def test_outputs_are_taken_apart_in_order():
+def test_outputs_are_split_in_order():
     rows = torch.arange(6.0).reshape(6, 1)
-    first, second, third = apart([rows, torch.tensor(2.0)], 3, OutputMode.Sum)
+    first, second, third = split_outputs([rows, torch.tensor(2.0)], 3, OutputMode.Sum)
     assert first[0].tolist() == [[0.0], [1.0]] and third[0].tolist() == [[4.0], [5.0]]
     assert float(first[1] + second[1] + third[1]) == 6.0
     with pytest.raises(ValueError, match="not 4 micro-batches"):
-        apart([rows], 4, OutputMode.All)
+        split_outputs([rows], 4, OutputMode.All)
 
 
 SCRIPT = """
@@ -142,7 +144,7 @@ class Loss(torch.nn.Module):
         super().__init__()
         self.model = model
     def forward(self, x):
-        print("pass of", len(x))
+        print("forward of", len(x))
         return poptorch.identity_loss(self.model(x).square().mean(), reduction="none")
 options = poptorch.Options()
 options.Training.gradientAccumulation(4)
@@ -152,14 +154,23 @@ executor(torch.ones(8, 3)); executor(torch.ones(8, 3))
 """
 
 
-def test_simulate_folds_when_asked_to(tmp_path):
+def test_simulate_coalesces_when_asked_to(tmp_path):
     script = tmp_path / "program.py"
     script.write_text(SCRIPT)
     sizes = []
     for flags in ([], ["--fold"]):
         command = [sys.executable, "-m", "ipu_trainer.cli", "simulate", *flags, str(script)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-        sizes.append([int(line.split()[-1]) for line in done.stdout.splitlines() if line.startswith("pass of")])
-    single, folded = sizes
+        sizes.append([int(line.split()[-1]) for line in done.stdout.splitlines() if line.startswith("forward of")])
+    single, coalesced = sizes
     assert set(single) == {2}
-    assert folded.count(8) == 2 and folded[-1] == 8  # the second update is one pass alone
+    assert coalesced.count(8) == 2 and coalesced[-1] == 8  # the second update is one coalesced batch alone
+
+
+def test_the_old_name_warns_and_works(poptorch):
+    try:
+        with pytest.warns(FutureWarning, match="coalesce_micro_batches"):
+            poptorch.fold_micro_batches()
+        assert coalescing_enabled()
+    finally:
+        poptorch.coalesce_micro_batches(False)

@@ -11,8 +11,8 @@ from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 import torch
 
+from ipu_trainer.simulator.arguments.nested_values import tensors_of, with_tensors
 from ipu_trainer.simulator.errors import createPoptorchError
-from ipu_trainer.simulator.execution.nested_values import tensors_of, with_tensors
 from ipu_trainer.simulator.logs import logger
 from ipu_trainer.simulator.options.options import Options
 

@@ -1,12 +1,13 @@
-"""The micro-batches of an update computed as one, where that changes nothing but the time: an option, off by default.
+"""Micro-batch coalescing: one forward and backward for all micro-batches of a weight update. Off by default.
 
-A device computes micro-batches one by one, and so does the simulator. Folded, a replica's micro-batches of one weight update
-are one pass, which counts as many times as it holds micro-batches. That is equal for losses that are means over samples. The
-first update is computed both ways and compared; what is not equal is refused, since a simulation must not be another program.
+A device computes micro-batches one by one, and so does the simulator. Coalesced, a replica's micro-batches of one update are one
+batch whose mean loss counts once for each of them, which gives equal gradients where the loss is a mean over samples. The first
+update is computed both ways and compared. Where they differ it is refused, since a simulation must not be another program.
 """
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Dict, List, Sequence
 
 import torch
@@ -18,24 +19,30 @@ if TYPE_CHECKING:
 
 # Largest difference of a gradient, relative to its norm, that the order of float32 sums explains.
 _TOLERANCE = 1e-4
-_on = False
+_enabled = False
+
+
+def coalesce_micro_batches(on: bool = True) -> None:
+    """Whether executors made from now on coalesce the micro-batches of an update.
+
+    Their calls raise ValueError where coalesced gradients would differ from those of micro-batches one by one.
+    """
+    global _enabled
+    _enabled = bool(on)
 
 
 def fold_micro_batches(on: bool = True) -> None:
-    """Whether executors made from now on fold the micro-batches of an update.
-
-    Their calls raise ValueError where a pass of all micro-batches would not be equal to them one by one.
-    """
-    global _on
-    _on = bool(on)
+    """Deprecated name of coalesce_micro_batches()."""
+    warnings.warn("fold_micro_batches is called coalesce_micro_batches now.", FutureWarning, stacklevel=2)
+    coalesce_micro_batches(on)
 
 
-def folding() -> bool:
-    """Whether new executors fold."""
-    return _on
+def coalescing_enabled() -> bool:
+    """Whether new executors coalesce."""
+    return _enabled
 
 
-def require_foldable(engine: Engine) -> None:
+def check_coalescible(engine: Engine) -> None:
     """Raise ValueError for what needs micro-batches one by one."""
     compilation = engine.compilation
     reasons = {
@@ -50,16 +57,16 @@ def require_foldable(engine: Engine) -> None:
             raise refusal(reason)
 
 
-def joined(pieces: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Inputs of several micro-batches as one, along dimension 0; a tensor without dimensions is the same for all."""
+def concatenate(pieces: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The inputs of several micro-batches along dimension 0; a tensor without dimensions is the same for all."""
     return torch.cat(list(pieces)) if pieces[0].dim() else pieces[0]
 
 
-def apart(outputs: Sequence[torch.Tensor], count: int, mode: OutputMode) -> List[List[torch.Tensor]]:
-    """The outputs of each of `count` micro-batches, from those of all of them.
+def split_outputs(outputs: Sequence[torch.Tensor], count: int, mode: OutputMode) -> List[List[torch.Tensor]]:
+    """The outputs of each of `count` micro-batches, from those of the coalesced batch.
 
-    A scalar, such as the loss, is known as their mean alone, so each gets the mean and only their sum is exact. Raises
-    ValueError if single ones are asked for.
+    Of a scalar, such as the loss, only the mean is known: each micro-batch gets the mean, and only their sum is exact. Raises
+    ValueError for an output mode that returns scalars of single micro-batches.
     """
     split: List[Sequence[torch.Tensor]] = []
     for output in outputs:
@@ -74,14 +81,14 @@ def apart(outputs: Sequence[torch.Tensor], count: int, mode: OutputMode) -> List
     return [list(values) for values in zip(*split)] if split else [[] for _ in range(count)]
 
 
-def require_equal(one_by_one: Dict[int, torch.Tensor], together: Dict[int, torch.Tensor]) -> None:
+def check_equal(one_by_one: Dict[int, torch.Tensor], coalesced: Dict[int, torch.Tensor]) -> None:
     """Raise ValueError unless two sets of gradients are equal up to rounding, parameter by parameter."""
-    if one_by_one.keys() != together.keys():
+    if one_by_one.keys() != coalesced.keys():
         raise refusal("other weights get gradients")
     whole = float(sum(float(value.norm()) ** 2 for value in one_by_one.values())) ** 0.5
     for key, value in one_by_one.items():
         norm = max(float(value.norm()), 1e-3 * whole)
-        difference = float((together[key] - value).norm())
+        difference = float((coalesced[key] - value).norm())
         if not difference <= _TOLERANCE * norm:
             raise refusal(
                 f"a gradient of the first update differs by {difference / norm if norm else float('inf'):.1e} of its norm "
@@ -90,8 +97,8 @@ def require_equal(one_by_one: Dict[int, torch.Tensor], together: Dict[int, torch
 
 
 def refusal(reason: str) -> ValueError:
-    """What to raise where folding is not equal."""
+    """The error for a program whose micro-batches cannot be coalesced."""
     return ValueError(
-        f"micro-batches cannot be folded: {reason}. Leave folding off (simulate without --fold, "
-        "fold_micro_batches(False)), or change the program."
+        f"micro-batches cannot be coalesced: {reason}. Turn coalescing off (simulate without --coalesce, "
+        "coalesce_micro_batches(False)), or change the program."
     )

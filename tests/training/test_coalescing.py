@@ -1,4 +1,4 @@
-"""Folded micro-batches: the updates of single ones in fewer passes, and apart where that is not the same."""
+"""Coalesced micro-batches: the updates of single ones in fewer passes, and one by one where that is not the same."""
 
 import json
 import math
@@ -24,8 +24,8 @@ from transformers import (
 from ipu_trainer import IPUConfig, IPUTrainer, IPUTrainingArguments
 from ipu_trainer.compat import transformers_versions as compat
 from ipu_trainer.tasks.chest_xray.model.losses import FindingLoss
-from ipu_trainer.training.host import coalescing as folding
-from ipu_trainer.training.host.coalesced_batches import MicroBatches, parts_of
+from ipu_trainer.training.host import coalescing
+from ipu_trainer.training.host.coalesced_batches import MicroBatches, chunks_of
 from ipu_trainer.training.host.coalescing import divisors_down, largest_that_fits, why_not_by_size
 
 RANDOM = torch.Generator().manual_seed(0)
@@ -88,12 +88,12 @@ class WithOwnStatistics(nn.Module):
 
 
 def trainer_of(
-    folder, model, data, fold, micro_batch=2, accumulation=8, trainer_class=IPUTrainer, config=None, **changes
+    folder, model, data, coalesce, micro_batch=2, accumulation=8, trainer_class=IPUTrainer, config=None, **changes
 ):
     values = {
         "output_dir": str(folder), "num_train_epochs": 2, "per_device_train_batch_size": micro_batch,
         "learning_rate": 1e-2, "report_to": [], "disable_tqdm": True, "save_strategy": "no", "use_cpu": True,
-        "dataloader_pin_memory": False, "backend": "host", "logging_steps": 1, "fold": fold, "optim": "sgd",
+        "dataloader_pin_memory": False, "backend": "host", "logging_steps": 1, "host_micro_batch_size": "auto" if coalesce else "micro_batch", "optim": "sgd",
         "save_safetensors": True,
     }  # fmt: skip
     args = IPUTrainingArguments(**compat.training_defaults(**{**values, **changes}))
@@ -106,17 +106,21 @@ def losses(trainer):
 
 
 class Counting(IPUTrainer):
+    """Keeps the sizes of its passes, those of the comparison before the first update apart."""
+
+    @property
+    def in_loop(self):
+        coalescing = self.execution.coalescing
+        return coalescing is not None and coalescing.reason != "compared"
+
     def training_step(self, model, inputs, *more, **named):
-        if self.state.epoch is not None and self.is_in_train and getattr(self, "in_loop", False):
+        if self.in_loop:
             self.passes.append(len(inputs["labels"]))
         return super().training_step(model, inputs, *more, **named)
 
-    def _stock_loop(self, *given):
-        self.passes, self.in_loop = [], True
-        try:
-            return super()._stock_loop(*given)
-        finally:
-            self.in_loop = False
+    def training_loop(self, loop):
+        self.passes = []
+        return super().training_loop(loop)
 
 
 CASES = {"vit": (vit_without_dropout, IMAGES)}
@@ -126,7 +130,7 @@ CASES["bert"] = (bert, SENTENCES)
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("config", [(2, 8, 1), (1, 4, 2)])
-def test_folded_updates_are_those_of_single_micro_batches(tmp_path, name, config):
+def test_coalesced_updates_are_those_of_single_micro_batches(tmp_path, name, config):
     make, data = CASES[name]
     micro_batch, accumulation, replicas = config
     ipu = IPUConfig(gradient_accumulation_steps=accumulation, replication_factor=replicas)
@@ -147,11 +151,18 @@ def test_folded_updates_are_those_of_single_micro_batches(tmp_path, name, config
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_an_epochs_last_update_counts_each_sample_alike(tmp_path, monkeypatch, largest, drop_last):
     """64 samples are four updates of 14, and one of 8: in passes of 7 micro-batches that is 7 and 1."""
-    monkeypatch.setattr(folding, "largest_that_fits", lambda *_: largest * 2)
+    monkeypatch.setattr(coalescing, "largest_that_fits", lambda *_: largest * 2)
     results = []
-    for fold in (False, True):
+    for coalesce in (False, True):
         trainer = trainer_of(
-            tmp_path / str(fold), vit_without_dropout(), IMAGES, fold, 1, 14, Counting, dataloader_drop_last=drop_last
+            tmp_path / str(coalesce),
+            vit_without_dropout(),
+            IMAGES,
+            coalesce,
+            1,
+            14,
+            Counting,
+            dataloader_drop_last=drop_last,
         )
         trainer.train()
         results.append(trainer)
@@ -167,12 +178,12 @@ def test_an_epochs_last_update_counts_each_sample_alike(tmp_path, monkeypatch, l
     "make, reason",
     [(WithBatchNorm, "batch statistics are those of a micro-batch"), (WithOwnStatistics, "they are not equal")],
 )
-def test_what_compares_samples_is_computed_literally(tmp_path, make, reason):
+def test_what_compares_samples_is_computed_one_by_one(tmp_path, make, reason):
     trainer = trainer_of(tmp_path, make(), IMAGES, True, trainer_class=Counting)
     trainer.loss_is_scaled_for_ga = False  # micro-batches are averaged as they are
     table = trainer.batch_table()
     assert "loss: a mean over micro-batches" in table
-    assert "folded: 1 micro-batches" in table and reason in table
+    assert "coalesced: 1 micro-batches" in table and reason in table
     before = {name: value.clone() for name, value in make().state_dict().items()}
     for name, value in trainer.model.state_dict().items():  # looking changed nothing, running means neither
         assert torch.equal(value, before[name])
@@ -180,7 +191,7 @@ def test_what_compares_samples_is_computed_literally(tmp_path, make, reason):
     assert set(trainer.passes) == {2}
 
 
-def test_a_loss_that_sums_over_samples_is_folded(tmp_path):
+def test_a_loss_that_sums_over_samples_is_coalesced(tmp_path):
     class Sums(Counting):
         def compute_loss(self, model, inputs, return_outputs=False, **_):
             outputs = model(**inputs)
@@ -189,14 +200,14 @@ def test_a_loss_that_sums_over_samples_is_folded(tmp_path):
 
     trainer = trainer_of(tmp_path, vit(), IMAGES, True, trainer_class=Sums)
     assert "loss: a sum over samples" in trainer.batch_table()
-    assert trainer.decide_folding().factor == 8
+    assert trainer.execution.decide_coalescing().factor == 8
 
 
-def test_a_mean_over_different_numbers_of_labels_is_folded(tmp_path):
+def test_a_mean_over_different_numbers_of_labels_is_coalesced(tmp_path):
     """BERT's masked loss takes num_items_in_batch and returns a mean all the same."""
     trainer = trainer_of(tmp_path, bert(BertForMaskedLM), texts(), True)
     assert "loss: a mean over the entries of labels" in trainer.batch_table()
-    assert trainer.decide_folding().factor == 8
+    assert trainer.execution.decide_coalescing().factor == 8
 
 
 class InOrder(IPUTrainer):
@@ -220,23 +231,23 @@ def test_verifying_looks_at_the_whole_first_update(tmp_path):
     data[19]["pixel_values"] = data[19]["pixel_values"] + 10
     decided = {
         verify: trainer_of(
-            tmp_path, ComparesBright(), data, True, accumulation=16, trainer_class=InOrder, verify_folding=verify
-        ).decide_folding()
+            tmp_path, ComparesBright(), data, True, accumulation=16, trainer_class=InOrder, verify=verify
+        ).execution.decide_coalescing()
         for verify in (False, True)
     }
     assert decided[False].factor == 16
     assert "gradients of 8 differ" in decided[False].reason
     assert decided[True].factor == 1
     assert "not equal: gradients of 16 differ" in decided[True].reason
-    plain = trainer_of(tmp_path, vit_without_dropout(), data, True, accumulation=16, verify_folding=True)
-    assert plain.decide_folding().factor == 16
-    assert "equal: gradients of 16 differ" in plain.decide_folding().reason
+    plain = trainer_of(tmp_path, vit_without_dropout(), data, True, accumulation=16, verify=True)
+    assert plain.execution.decide_coalescing().factor == 16
+    assert "equal: gradients of 16 differ" in plain.execution.decide_coalescing().reason
 
 
-def test_verifying_is_refused_where_nothing_is_folded(tmp_path):
-    for values in ({"fold": False}, {"backend": "simulated"}):
-        with pytest.raises(ValueError, match="verify_folding checks what the host folds"):
-            IPUTrainingArguments(str(tmp_path), report_to=[], verify_folding=True, **values)
+def test_verifying_is_refused_where_nothing_is_coalesced(tmp_path):
+    for values in ({"host_micro_batch_size": "micro_batch"}, {"backend": "simulated"}):
+        with pytest.raises(ValueError, match="verify compares micro-batches that the host computes together"):
+            IPUTrainingArguments(str(tmp_path), report_to=[], verify=True, **values)
 
 
 class Stream(IterableDataset):
@@ -244,38 +255,42 @@ class Stream(IterableDataset):
         return iter(IMAGES)
 
 
-def test_rules_that_keep_micro_batches_apart_are_told(tmp_path):
+def test_rules_that_keep_micro_batches_apart_are_reported(tmp_path):
     class OwnLoader(IPUTrainer):
         def get_train_dataloader(self):
             return super().get_train_dataloader()
 
     def reason(**given):
         data, trainer_class = given.pop("data", IMAGES), given.pop("trainer_class", IPUTrainer)
-        return trainer_of(tmp_path, vit(), data, True, trainer_class=trainer_class, **given).decide_folding().reason
+        return (
+            trainer_of(tmp_path, vit(), data, True, trainer_class=trainer_class, **given)
+            .execution.decide_coalescing()
+            .reason
+        )
 
     assert "stream" in reason(data=Stream(), max_steps=2)
     assert "get_train_dataloader" in reason(trainer_class=OwnLoader)
     assert "one micro-batch makes an update" in reason(accumulation=1)
     assert "fewer than" in reason(data=IMAGES[:6], accumulation=4)
-    assert trainer_of(tmp_path, vit(), IMAGES, False).decide_folding().reason == "not asked for"
+    assert trainer_of(tmp_path, vit(), IMAGES, False).execution.decide_coalescing().reason == "asked for"
     if hasattr(IPUTrainingArguments, "group_by_length"):
         assert "group_by_length" in reason(group_by_length=True)
 
 
 def test_looking_ahead_draws_no_random_number_and_keeps_dropout(tmp_path):
-    """A folded run with dropout shuffles as a literal one, and resumes to the same weights."""
+    """A coalesced run with dropout shuffles as one of single micro-batches, and resumes to the same weights."""
     trainer = trainer_of(tmp_path, vit(), IMAGES, True)
     state = torch.get_rng_state()
     rates = [part.p for part in trainer.model.modules() if isinstance(part, nn.Dropout)]
-    decided = trainer.decide_folding()
+    decided = trainer.execution.decide_coalescing()
     assert decided.factor == 8
     assert torch.equal(torch.get_rng_state(), state)
     assert [part.p for part in trainer.model.modules() if isinstance(part, nn.Dropout)] == rates
     assert all(parameter.grad is None for parameter in trainer.model.parameters())
-    assert trainer.folding is None and trainer.args.gradient_accumulation_steps == 1
+    assert trainer.execution.coalescing is None and trainer.args.gradient_accumulation_steps == 1
 
 
-def test_an_interrupted_folded_run_resumes_to_the_same_weights(tmp_path):
+def test_an_interrupted_coalesced_run_resumes_to_the_same_weights(tmp_path):
     whole = trainer_of(tmp_path / "whole", vit(), IMAGES, True, save_strategy="steps", save_steps=3)
     whole.train()
     saved = tmp_path / "whole" / "checkpoint-3"
@@ -290,7 +305,7 @@ def test_an_interrupted_folded_run_resumes_to_the_same_weights(tmp_path):
 def test_out_of_memory_makes_passes_smaller_and_keeps_the_global_batch(tmp_path):
     class Small(Counting):
         def training_step(self, model, inputs, *more, **named):
-            if getattr(self, "in_loop", False) and len(inputs["labels"]) > 5:
+            if self.in_loop and len(inputs["labels"]) > 5:
                 raise torch.cuda.OutOfMemoryError("a small GPU")
             return super().training_step(model, inputs, *more, **named)
 
@@ -305,7 +320,7 @@ def test_out_of_memory_makes_passes_smaller_and_keeps_the_global_batch(tmp_path)
 
     class Tiny(Small):
         def training_step(self, model, inputs, *more, **named):
-            if getattr(self, "in_loop", False):
+            if self.in_loop:
                 raise torch.cuda.OutOfMemoryError("no GPU at all")
             return super().training_step(model, inputs, *more, **named)
 
@@ -313,13 +328,13 @@ def test_out_of_memory_makes_passes_smaller_and_keeps_the_global_batch(tmp_path)
         trainer_of(tmp_path / "tiny", vit(), IMAGES, True, trainer_class=Tiny).train()
 
 
-class OneAtATime(IPUTrainer):
+class OneAtATime(Counting):
     """Memory ends at `room` micro-batches from the update `begins` on, halfway through the backward pass."""
 
     room, begins = 1000, 0
 
     def compute_loss(self, model, inputs, *more, **named):
-        if not getattr(self, "in_loop", False):
+        if not self.in_loop:
             return super().compute_loss(model, inputs, *more, **named)
         count = len(inputs["labels"]) // 2
         self.computed.append(count)
@@ -333,28 +348,28 @@ class OneAtATime(IPUTrainer):
         self.hook.remove()
         raise torch.cuda.OutOfMemoryError("a small GPU")
 
-    def _stock_loop(self, *given):
-        self.computed, self.in_loop = [], True
-        return super()._stock_loop(*given)
+    def training_loop(self, *given):
+        self.computed = []
+        return super().training_loop(*given)
 
 
 @pytest.mark.parametrize("passes", [1, 2])
 def test_memory_that_ends_later_makes_passes_smaller_where_they_are(tmp_path, monkeypatch, passes):
     """A pass that failed halfway leaves nothing behind, neither of itself nor of the update's earlier passes."""
-    monkeypatch.setattr(folding, "largest_that_fits", lambda *_: 8 // passes)
+    monkeypatch.setattr(coalescing, "largest_that_fits", lambda *_: 8 // passes)
 
     class Later(OneAtATime):
         room, begins = 2, 3
 
-    folded = trainer_of(tmp_path / "b", vit_without_dropout(), IMAGES, True, trainer_class=Later)
-    folded.train()
-    assert folded.computed[: 3 * passes] == [8 // passes] * 3 * passes
-    assert set(folded.computed[-8:]) == {2}
+    together = trainer_of(tmp_path / "b", vit_without_dropout(), IMAGES, True, trainer_class=Later)
+    together.train()
+    assert together.computed[: 3 * passes] == [8 // passes] * 3 * passes
+    assert set(together.computed[-8:]) == {2}
     apart = trainer_of(tmp_path / "a", vit_without_dropout(), IMAGES, False)
     apart.train()
-    assert folded.state.global_step == apart.state.global_step
-    assert losses(folded) == pytest.approx(losses(apart), abs=1e-4)
-    for value, other in zip(apart.model.state_dict().values(), folded.model.state_dict().values()):
+    assert together.state.global_step == apart.state.global_step
+    assert losses(together) == pytest.approx(losses(apart), abs=1e-4)
+    for value, other in zip(apart.model.state_dict().values(), together.model.state_dict().values()):
         torch.testing.assert_close(other, value, rtol=0, atol=2e-6)
 
 
@@ -370,8 +385,8 @@ def test_one_micro_batch_that_does_not_fit_is_told_as_it_is(tmp_path):
 def test_a_smaller_last_micro_batch_counts_as_a_whole_one_as_in_the_literal_loop(tmp_path):
     """64 samples in micro-batches of 3: five updates of 4, then one micro-batch of 3 and one of a single sample."""
     results = []
-    for fold in (False, True):
-        trainer = trainer_of(tmp_path / str(fold), vit_without_dropout(), IMAGES, fold, 3, 4, Counting)
+    for coalesce in (False, True):
+        trainer = trainer_of(tmp_path / str(coalesce), vit_without_dropout(), IMAGES, coalesce, 3, 4, Counting)
         trainer.train()
         results.append(trainer)
     apart, together = results
@@ -395,8 +410,8 @@ class Brighter:
 
 def test_a_collator_sees_micro_batches_and_draws_as_for_them(tmp_path):
     results = []
-    for fold in (False, True):
-        trainer = trainer_of(tmp_path / str(fold), vit_without_dropout(), IMAGES, fold, trainer_class=Counting)
+    for coalesce in (False, True):
+        trainer = trainer_of(tmp_path / str(coalesce), vit_without_dropout(), IMAGES, coalesce, trainer_class=Counting)
         trainer.data_collator = Brighter()
         trainer.train()
         results.append(trainer)
@@ -436,9 +451,9 @@ class WithMovingAverage(nn.Module):
         return {"loss": nn.functional.cross_entropy(self.linear(hidden), labels)}
 
 
-def test_a_model_that_keeps_statistics_in_a_buffer_is_computed_literally(tmp_path):
+def test_a_model_that_keeps_statistics_in_a_buffer_is_computed_one_by_one(tmp_path):
     trainer = trainer_of(tmp_path, WithMovingAverage(), IMAGES, True)
-    decided = trainer.decide_folding()
+    decided = trainer.execution.decide_coalescing()
     assert decided.factor == 1 and "changes a buffer of the model (average)" in decided.reason
     assert not trainer.model.average.any()
 
@@ -453,7 +468,7 @@ def test_the_ranking_loss_compares_samples_and_cross_entropy_does_not(tmp_path, 
 
     labels = (torch.rand(64, 2, generator=torch.Generator().manual_seed(1)) < 0.5).float()
     data = [{"pixel_values": pixels, "labels": row} for pixels, row in zip(PIXELS, labels)]
-    decided = trainer_of(tmp_path, vit(), data, True, trainer_class=Findings).decide_folding()
+    decided = trainer_of(tmp_path, vit(), data, True, trainer_class=Findings).execution.decide_coalescing()
     assert decided.factor == factor, decided.reason
 
 
@@ -475,7 +490,7 @@ def test_a_weighted_cross_entropy_is_refused_or_averaged_by_micro_batches(tmp_pa
         trainer.train()
     assert trainer.state.global_step == 0
     trainer.loss_is_scaled_for_ga = False
-    decided = trainer.decide_folding()
+    decided = trainer.execution.decide_coalescing()
     assert decided.factor == 1 and "not equal" in decided.reason
 
 
@@ -485,13 +500,13 @@ TWO_PROCESSES = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import torch
-from test_folding import SHARED_OUT, Counting, trainer_of
+from test_coalescing import SHARED_OUT, Counting, trainer_of
 from ipu_trainer import IPUConfig
 torch.set_num_threads(1)
 config = IPUConfig(gradient_accumulation_steps=4, replication_factor=2)
 found = {}
 for name, (make, data) in SHARED_OUT.items():
-    trainer = trainer_of(sys.argv[2], make(), data, sys.argv[3] == "fold", 2, config=config, trainer_class=Counting)
+    trainer = trainer_of(sys.argv[2], make(), data, sys.argv[3] == "together", 2, config=config, trainer_class=Counting)
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     found[name] = trainer.passes, losses, trainer.model.state_dict()
@@ -504,15 +519,15 @@ if trainer.is_world_process_zero():
     not hasattr(Trainer, "create_accelerator_and_postprocess"),
     reason="this transformers shuffles differently per process",
 )
-def test_two_processes_fold_their_shares_and_update_as_the_literal_loop(tmp_path):
+def test_two_processes_coalesce_their_shares_and_update_as_the_loop_of_single_micro_batches(tmp_path):
     script = tmp_path / "run.py"
     script.write_text(TWO_PROCESSES)
     results = []
-    for processes, fold in ((1, "apart"), (2, "fold")):
+    for processes, how in ((1, "apart"), (2, "together")):
         out = tmp_path / f"{processes}.pt"
         done = subprocess.run(
             [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", str(script),
-             os.path.dirname(__file__), str(tmp_path / "out"), fold, str(out)],
+             os.path.dirname(__file__), str(tmp_path / "out"), how, str(out)],
             capture_output=True, text=True, timeout=300,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
@@ -526,8 +541,8 @@ def test_two_processes_fold_their_shares_and_update_as_the_literal_loop(tmp_path
 
 
 @given(st.integers(1, 500), st.integers(1, 9), st.integers(1, 40))
-def test_parts_of_a_pass_are_its_samples_in_order_and_no_larger_than_allowed(rows, micro_batch, largest):
-    parts = parts_of(rows, micro_batch, largest)
+def test_chunks_of_a_pass_are_its_samples_in_order_and_no_larger_than_allowed(rows, micro_batch, largest):
+    parts = chunks_of(rows, micro_batch, largest)
     assert [place for begin, end in parts for place in range(begin, end)] == list(range(rows))
     assert all(end - begin <= micro_batch * largest for begin, end in parts)
     assert all((end - begin) % micro_batch == 0 for begin, end in parts[:-1])
@@ -546,42 +561,116 @@ def test_factors_divide_the_accumulation_and_fall(accumulation, largest):
 
 
 @given(st.integers(0, 10**12), st.integers(0, 10**9))
-def test_memory_bounds_the_passes(free, one):
-    count = largest_that_fits(free, one)
+def test_memory_bounds_the_passes(budget, one):
+    count = largest_that_fits(budget, one)
     assert count >= 1
-    assert count == 1 or count * max(one, 1) <= free
+    assert count == 1 or count * max(one, 1) <= budget
 
 
 @given(st.integers(1, 400), st.integers(1, 6), st.integers(1, 12), st.booleans())
-def test_folded_epochs_have_the_samples_and_updates_of_literal_ones(samples, micro_batch, accumulation, drop_last):
+def test_coalesced_epochs_have_the_samples_and_updates_of_single_micro_batches(
+    samples, micro_batch, accumulation, drop_last
+):
     for factor in divisors_down(accumulation, accumulation):
         if why_not_by_size(samples, micro_batch, accumulation, factor, drop_last, 1, True):
             continue
-        literal_drops = drop_last
-        folded_drops = drop_last and samples % micro_batch > 0
-        literal = samples // micro_batch if literal_drops else math.ceil(samples / micro_batch)
-        passes = samples // (micro_batch * factor) if folded_drops else math.ceil(samples / (micro_batch * factor))
+        apart_drops = drop_last
+        together_drops = drop_last and samples % micro_batch > 0
+        literal = samples // micro_batch if apart_drops else math.ceil(samples / micro_batch)
+        passes = samples // (micro_batch * factor) if together_drops else math.ceil(samples / (micro_batch * factor))
         seen_literally = min(samples, literal * micro_batch)
         assert seen_literally == min(samples, passes * micro_batch * factor)
         assert math.ceil(literal / accumulation) == math.ceil(passes / (accumulation // factor))
 
 
-def test_a_run_that_begins_anew_with_smaller_passes_keeps_the_optimizer_that_was_given(tmp_path, monkeypatch):
-    from ipu_trainer.training.host import host_loop
+def test_a_run_that_restarts_with_smaller_passes_keeps_the_optimizer_that_was_given(tmp_path, monkeypatch):
+    from ipu_trainer.training.host import host_execution
 
-    real = host_loop.folded_step
+    real = host_execution.coalesced_step
 
-    def small(trainer, step, model, inputs, *more):
-        if getattr(trainer, "in_loop", False) and len(inputs["labels"]) > 4:
+    def small(step, model, inputs, *more):
+        if trainer.in_loop and len(inputs["labels"]) > 4:
             raise torch.cuda.OutOfMemoryError("a small GPU")
-        return real(trainer, step, model, inputs, *more)
+        return real(step, model, inputs, *more)
 
-    monkeypatch.setattr(host_loop, "folded_step", small)
+    monkeypatch.setattr(host_execution, "coalesced_step", small)
     trainer = trainer_of(tmp_path, vit_without_dropout(), IMAGES, True, trainer_class=Counting)
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    still = torch.optim.SGD(trainer.model.parameters(), lr=0.0)  # one that was made anew would move the weights
+    still = torch.optim.SGD(trainer.model.parameters(), lr=0.0)  # one that was made again would move the weights
     trainer.optimizer, trainer.lr_scheduler = still, torch.optim.lr_scheduler.LambdaLR(still, lambda _: 1.0)
     trainer.train()
     assert trainer.passes[:2] == [16, 8] and trainer.passes[-1] == 4 and trainer.state.global_step == 8
     for name, value in trainer.model.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+def test_the_factor_does_not_depend_on_free_memory_and_is_kept_in_checkpoints(tmp_path, monkeypatch):
+    trainer = trainer_of(tmp_path / "a", vit_without_dropout(), IMAGES, True, save_strategy="steps", save_steps=3)
+    trainer.train()
+    held = json.loads((tmp_path / "a" / "checkpoint-3" / "coalescing.json").read_text())
+    assert held == {"micro_batch": 2, "factor": 8, "chunk": 8}
+    # A machine that would decide otherwise goes on as the run began.
+    monkeypatch.setattr(coalescing, "largest_that_fits", lambda *_: 2)
+    again = trainer_of(tmp_path / "b", vit_without_dropout(), IMAGES, True, trainer_class=Counting)
+    assert again.execution.decide_coalescing().factor == 2
+    again.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-3"))
+    assert set(again.passes) == {16}
+    for value, other in zip(trainer.model.state_dict().values(), again.model.state_dict().values()):
+        assert torch.equal(value, other)
+
+
+def test_a_checkpoint_of_another_accumulation_is_decided_again(tmp_path):
+    trainer_of(tmp_path / "a", vit_without_dropout(), IMAGES, True, save_strategy="steps", save_steps=3).train()
+    checkpoint = str(tmp_path / "a" / "checkpoint-3")
+    assert coalescing.read_coalescing(checkpoint, 2, 16).factor == 8
+    assert coalescing.read_coalescing(checkpoint, 2, 4) is None
+    assert coalescing.read_coalescing(checkpoint, 1, 8) is None
+    assert coalescing.read_coalescing(str(tmp_path), 2, 8) is None
+
+
+@pytest.mark.parametrize("size, passes", [("4", {4}), ("16", {16}), ("2", {2}), ("auto", {16}), ("micro_batch", {2})])
+def test_a_host_micro_batch_size_is_the_samples_of_a_pass(tmp_path, size, passes):
+    trainer = trainer_of(
+        tmp_path, vit_without_dropout(), IMAGES, True, trainer_class=Counting, host_micro_batch_size=size, max_steps=2
+    )
+    trainer.train()
+    assert set(trainer.passes) == passes
+
+
+@pytest.mark.parametrize(
+    "size, model, message",
+    [
+        (
+            "3",
+            vit,
+            "does not divide an update of 8 micro-batches of 2 samples in each process. Use one of 2, 4, 8, 16, or auto",
+        ),
+        ("1", vit, "does not divide an update"),
+        ("many", vit, "must be auto, micro_batch"),
+        ("0", vit, "must be auto, micro_batch"),
+        ("8", WithBatchNorm, "computes 4 micro-batches of 2 together, which is not possible here: batch statistics"),
+        ("8", WithOwnStatistics, "together they are not equal"),
+    ],
+)
+def test_a_host_micro_batch_size_that_cannot_be_is_refused(tmp_path, size, model, message):
+    with pytest.raises(ValueError, match=message):
+        trainer = trainer_of(tmp_path, model(), IMAGES, True, host_micro_batch_size=size)
+        trainer.loss_is_scaled_for_ga = False
+        trainer.train()
+
+
+def test_old_names_keep_working_with_a_hint(tmp_path):
+    with pytest.warns(FutureWarning, match="host_micro_batch_size=auto"):
+        args = IPUTrainingArguments(str(tmp_path), report_to=[], fold=False)
+    assert args.host_micro_batch_size == "micro_batch"
+    with pytest.warns(FutureWarning, match="verify_folding is an old name"):
+        assert IPUTrainingArguments(str(tmp_path), report_to=[], verify_folding=True).verify
+    with pytest.warns(FutureWarning, match="it gained no time"):
+        IPUTrainingArguments(str(tmp_path), report_to=[], fuse_projections=True)
+
+
+@given(st.integers(0, 10**12), st.integers(0, 10**10))
+def test_the_activation_budget_is_a_share_of_the_whole_gpu(gpu_bytes, parameter_bytes):
+    budget = coalescing.activation_budget_bytes(gpu_bytes, parameter_bytes)
+    assert 0 <= budget <= 0.6 * max(0, gpu_bytes - 3 * parameter_bytes) + 1
+    assert coalescing.activation_budget_bytes(None, parameter_bytes) == 2 << 30

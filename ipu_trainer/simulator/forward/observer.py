@@ -7,18 +7,18 @@ at several times the cost, and sees operators where losses are functions.
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, FrozenSet, List, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
 import torch
-from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from ipu_trainer.compat import torch_workarounds as torch_faults
-from ipu_trainer.simulator.analysis.placement_log import PlacementLog
+from ipu_trainer.compat.torch_operators import functions_named
+from ipu_trainer.compat.torch_workarounds import ensure_contiguous_gradient
 from ipu_trainer.simulator.errors import compiler_error
-from ipu_trainer.simulator.execution import readiness
-from ipu_trainer.simulator.execution.context import context
-from ipu_trainer.simulator.state import mixed_types
+from ipu_trainer.simulator.forward import readiness
+from ipu_trainer.simulator.forward.context import context
+from ipu_trainer.simulator.forward.placement_log import PlacementLog
+from ipu_trainer.simulator.numerics import mixed_types
 
 _LOSS_NAMES = (
     "nll_loss",
@@ -46,16 +46,10 @@ _LOSS_NAMES = (
 )
 
 
-def _loss_functions() -> FrozenSet[Callable[..., Any]]:
-    homes = (functional, torch, getattr(torch._C, "_nn", None))
-    found = [getattr(home, name, None) for home in homes for name in _LOSS_NAMES]
-    return frozenset(function for function in found if function is not None)
+LOSS_FUNCTIONS = functions_named(*_LOSS_NAMES)
 
 
-LOSS_FUNCTIONS = _loss_functions()
-
-
-class Watch(TorchFunctionMode):
+class ForwardObserver(TorchFunctionMode):
     """Notes the losses that forward computes, in order, and runs what the model sends to device "ipu" where we are."""
 
     def __init__(self, device: torch.device, mixed: bool = False) -> None:
@@ -65,7 +59,7 @@ class Watch(TorchFunctionMode):
         self._device = device
         self._mixed = mixed
 
-    def note_loss(self, loss: torch.Tensor) -> None:
+    def record_loss(self, loss: torch.Tensor) -> None:
         """`loss` is a loss, whatever computed it."""
         self.losses.append(loss)
 
@@ -79,13 +73,13 @@ class Watch(TorchFunctionMode):
         if len(args) > 1 and (type(args[1]) is str or type(args[1]) is torch.device) and _is_ipu(args[1]):
             args = (args[0], self._device, *args[2:])
         result = mixed_types.call(func, args, kwargs) if self._mixed else func(*args, **kwargs)
-        torch_faults.mend(func, result)
+        ensure_contiguous_gradient(func, result)
         if func in LOSS_FUNCTIONS:
-            self.note_loss(result)
+            self.record_loss(result)
         return result
 
 
-class CompilationWatch(Watch):
+class CompilationObserver(ForwardObserver):
     """Also checks what only the first, compiling run can tell.
 
     variables: the model's parameters and buffers, as it holds them.
@@ -151,7 +145,7 @@ class CompilationWatch(Watch):
         finding = readiness.inspect_call(func, args, kwargs, result)
         if finding is not None and finding not in self.findings:
             self.findings.append(finding)
-        self._note_constant(name, args, kwargs, result)
+        self._mark_constant(name, args, kwargs, result)
         if isinstance(result, torch.Tensor) and name != "__get__":
             self.saw_half = self.saw_half or result.dtype == torch.float16
             if self._placement is not None and context.blocks is not None and context.blocks.active is not None:
@@ -164,7 +158,7 @@ class CompilationWatch(Watch):
             self.used_inputs.update(id(a) for a in args if isinstance(a, torch.Tensor) and id(a) in self._input_ids)
         return result
 
-    def _note_constant(self, name: str, args: Sequence[Any], kwargs: Dict[str, Any], result: Any) -> None:
+    def _mark_constant(self, name: str, args: Sequence[Any], kwargs: Dict[str, Any], result: Any) -> None:
         """Mark what is computed from no tensor, or from constants alone: the compiler has its values."""
         given = [*args, *kwargs.values()]
         given += [item for value in given if isinstance(value, (list, tuple)) for item in value]

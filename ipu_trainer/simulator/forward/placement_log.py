@@ -12,7 +12,7 @@ from typing import Any, Dict, Iterator, List
 
 import torch
 
-from ipu_trainer.simulator.execution.blocks import ExecutedBlock
+from ipu_trainer.simulator.forward.blocks import ExecutedBlock
 from ipu_trainer.simulator.logs import logger
 
 

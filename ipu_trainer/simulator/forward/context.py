@@ -11,14 +11,14 @@ import threading
 from typing import TYPE_CHECKING, Iterator, Optional
 
 if TYPE_CHECKING:
-    from ipu_trainer.simulator.execution.blocks import BlockTracker
-    from ipu_trainer.simulator.execution.operator_watch import Watch
+    from ipu_trainer.simulator.forward.blocks import BlockTracker
+    from ipu_trainer.simulator.forward.observer import ForwardObserver
 
 
 class _Context(threading.local):
     on_ipu: bool = False
     training: bool = False
-    watch: Optional[Watch] = None
+    observer: Optional[ForwardObserver] = None
     blocks: Optional[BlockTracker] = None
 
 
@@ -31,23 +31,23 @@ def isRunningOnIpu() -> bool:
 
 
 @contextlib.contextmanager
-def on_ipu(watch: Watch, training: bool, blocks: Optional[BlockTracker] = None) -> Iterator[None]:
+def on_ipu(observer: ForwardObserver, training: bool, blocks: Optional[BlockTracker] = None) -> Iterator[None]:
     """Run the body as if on the device, watched. Restores what was there before, also after an error."""
-    before = (context.on_ipu, context.training, context.watch, context.blocks)
-    context.on_ipu, context.training, context.watch, context.blocks = True, training, watch, blocks
+    before = (context.on_ipu, context.training, context.observer, context.blocks)
+    context.on_ipu, context.training, context.observer, context.blocks = True, training, observer, blocks
     try:
-        with watch:
+        with observer:
             yield
     finally:
-        context.on_ipu, context.training, context.watch, context.blocks = before
+        context.on_ipu, context.training, context.observer, context.blocks = before
 
 
 @contextlib.contextmanager
 def on_host() -> Iterator[None]:
     """Run the body as if outside the model, such as a CPU operator in the middle of one."""
-    before = (context.on_ipu, context.training, context.watch, context.blocks)
-    context.on_ipu, context.training, context.watch, context.blocks = False, False, None, None
+    before = (context.on_ipu, context.training, context.observer, context.blocks)
+    context.on_ipu, context.training, context.observer, context.blocks = False, False, None, None
     try:
         yield
     finally:
-        context.on_ipu, context.training, context.watch, context.blocks = before
+        context.on_ipu, context.training, context.observer, context.blocks = before

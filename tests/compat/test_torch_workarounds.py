@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ipu_trainer.compat import torch_workarounds as torch_faults
-from ipu_trainer.compat.torch_workarounds import mended
+from ipu_trainer.compat import torch_workarounds
+from ipu_trainer.compat.torch_workarounds import contiguous_gelu_gradients
 
 
 class Holder(nn.Module):
@@ -30,7 +30,7 @@ def test_the_gradient_is_that_of_double_precision(model):
     for _ in range(5):
         torch.full((1 << 20,), float("nan"))
         given = x.clone().requires_grad_()
-        with mended(model):
+        with contiguous_gelu_gradients(model):
             result = model(given)
         (result.transpose(1, 2) * weights).sum().backward()
         torch.testing.assert_close(given.grad.double(), expected.grad, rtol=1e-5, atol=1e-6)
@@ -38,7 +38,7 @@ def test_the_gradient_is_that_of_double_precision(model):
 
 def test_nothing_is_left_behind():
     model, gelu = Holder(), functional.gelu
-    with mended(model):
-        assert (functional.gelu is not gelu) == torch_faults.GELU_WANTS_CONTIGUOUS
+    with contiguous_gelu_gradients(model):
+        assert (functional.gelu is not gelu) == torch_workarounds.GELU_NEEDS_CONTIGUOUS_GRADIENT
     assert functional.gelu is gelu
     assert model.act is gelu

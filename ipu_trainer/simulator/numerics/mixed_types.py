@@ -7,26 +7,23 @@ arrive in the types of the weights. Source: PopTorch user guide, "Float 16 opera
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, FrozenSet, List, Sequence
+from typing import Any, Callable, Dict, List, Sequence
 
 import torch
-from torch.nn import functional
+
+from ipu_trainer.compat.torch_operators import functions_named
 
 _FLOATS = (torch.float16, torch.float32)
 
 
-def _found(*names: str) -> FrozenSet[Callable[..., Any]]:
-    homes = (functional, torch, torch.Tensor, getattr(torch._C, "_nn", None))
-    found = [getattr(home, name, None) for name in names for home in homes]
-    return frozenset(function for function in found if function is not None)
-
-
-_PRODUCTS = _found(
-    "linear", "matmul", "__matmul__", "mm", "bmm", "addmm", "baddbmm", "bilinear", "conv1d", "conv2d", "conv3d"
-) | _found("conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "einsum", "prelu")
-_NORMS = _found("layer_norm", "group_norm", "batch_norm", "instance_norm")
-_LOSSES = _found("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "kl_div", "binary_cross_entropy") | _found(
-    "binary_cross_entropy_with_logits", "cross_entropy", "nll_loss", "soft_margin_loss", "cosine_embedding_loss"
+_PRODUCTS = functions_named(
+    *("linear", "bilinear", "matmul", "__matmul__", "mm", "bmm", "addmm", "baddbmm", "einsum", "prelu"),
+    *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+)
+_NORMS = functions_named("layer_norm", "group_norm", "batch_norm", "instance_norm")
+_LOSSES = functions_named(
+    *("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "kl_div", "cross_entropy", "nll_loss"),
+    *("binary_cross_entropy", "binary_cross_entropy_with_logits", "soft_margin_loss", "cosine_embedding_loss"),
 )
 
 

@@ -1,9 +1,9 @@
-"""IPU readiness: what a model does while it is compiled that an IPU cannot do, with the line that did it.
+"""IPU readiness: what a model does during compilation that an IPU cannot do, with the line of code.
 
-A graph for the IPU has fixed shapes and no values: it is built once, before any data is seen. Reading a value into
-Python, or making a tensor whose size depends on values, works in eager PyTorch and fails there. The simulator runs
-such a model anyway, so that it can be looked at, and reports every place. What cannot be predicted (whether the model
-fits, whether the compiler has every operator, how long it takes) is not guessed.
+A graph for the IPU has fixed shapes and no values: it is built once, before there is data. Reading a value into Python,
+or making a tensor whose size depends on values, works in eager PyTorch and fails there. The simulator runs such a model
+all the same and reports every place. It does not guess whether the model fits, whether the compiler has every operator,
+or how long it takes.
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ SUPPORTED_DTYPES = frozenset(
         torch.bool,
     )
 )
-_PACKAGE = os.path.dirname(os.path.abspath(__file__))
-_WATCHERS = (os.path.abspath(__file__), os.path.join(_PACKAGE, "watch.py"))
+_HERE = os.path.dirname(os.path.abspath(__file__))
+_OBSERVERS = (os.path.abspath(__file__), os.path.join(_HERE, "observer.py"))
+_SIMULATOR = os.path.dirname(_HERE)
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__))
 
 
@@ -67,16 +68,16 @@ class Finding:
 
 
 def inspect_call(function: Any, args: Sequence[Any], kwargs: Dict[str, Any], result: Any) -> Optional[Finding]:
-    """What is wrong with this call of a torch function, if anything."""
+    """What the device cannot do of this call of a torch function; None if it can."""
     name = getattr(function, "__name__", "")
-    kind, detail = _judge(name, args, kwargs)
+    kind, detail = _classify(name, args, kwargs)
     if not kind and isinstance(result, torch.Tensor) and result.dtype not in SUPPORTED_DTYPES:
         kind, detail = "dtype", f"{name} makes a tensor of {result.dtype}, which the device does not have"
     caller = _caller() if kind else None
     return None if caller is None else Finding(kind, detail, *caller)
 
 
-def _judge(name: str, args: Sequence[Any], kwargs: Dict[str, Any]) -> Tuple[str, str]:
+def _classify(name: str, args: Sequence[Any], kwargs: Dict[str, Any]) -> Tuple[str, str]:
     if name in _READS_A_VALUE:
         return "value read", f"{name} {_READS_A_VALUE[name]}; the graph is built before there are values"
     if name == "where" and len(args) + len(kwargs) == 1:
@@ -98,13 +99,13 @@ def _has_mask(index: Any) -> bool:
 
 
 def _caller() -> Optional[Tuple[str, int]]:
-    """The model's own line: the innermost outside torch. None if poptorch's own operators did it: they may."""
+    """The innermost line outside of torch, which is the model's. None inside the simulator: its operators may do it."""
     frame: Any = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename in _WATCHERS:
+    while frame is not None and frame.f_code.co_filename in _OBSERVERS:
         frame = frame.f_back
     while frame is not None:
         file = frame.f_code.co_filename
-        if file.startswith(_PACKAGE + os.sep):
+        if file.startswith(_SIMULATOR + os.sep):
             return None
         if not file.startswith(_TORCH + os.sep):
             return file, frame.f_lineno

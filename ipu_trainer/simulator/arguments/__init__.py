@@ -1,0 +1,1 @@
+"""A call's arguments and results: nested values and their tensors, bound to forward's signature, split into micro-batches."""

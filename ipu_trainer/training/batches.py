@@ -1,0 +1,59 @@
+"""A trainer's IPUConfig, and how it groups samples: from its arguments, that configuration and the processes that run it."""
+
+from __future__ import annotations
+
+from typing import Any, Optional, Union
+
+from ipu_trainer.config.batching import BatchGeometry
+from ipu_trainer.config.ipu_config import IPUConfig
+from ipu_trainer.config.profiles import load_profile
+from ipu_trainer.errors import UserError
+from ipu_trainer.training.arguments import agreed_ipu_config
+
+
+def num_model_copies(args: Any) -> int:
+    """Model copies that compute side by side: processes, or GPUs of one process under DataParallel."""
+    return int(args.world_size) * max(1, int(args.n_gpu))
+
+
+def batch_geometry(config: IPUConfig, args: Any, micro_batch: Optional[int] = None) -> BatchGeometry:
+    """The geometry of a training. micro_batch: a smaller one than the arguments', accumulated more often.
+
+    With one replica in the IPUConfig and several processes each process is a replica, as for Trainer.
+    """
+    accumulation = args.gradient_accumulation_steps
+    if accumulation == 1:
+        accumulation = config.gradient_accumulation_steps
+    replicas = config.replication_factor if config.replication_factor > 1 else num_model_copies(args)
+    given = args.per_device_train_batch_size
+    if micro_batch is not None:
+        return BatchGeometry(micro_batch, accumulation * given // micro_batch, replicas, config.device_iterations)
+    return BatchGeometry(given, accumulation, replicas, config.device_iterations)
+
+
+def smaller_micro_batch(args: Any, accumulation: int, batch_size: Optional[int]) -> Optional[int]:
+    """The micro-batch after auto_find_batch_size asks for batches of batch_size; None while the given one fits.
+
+    The largest that fits and divides the micro-batches of an update, so that the global batch stays.
+    """
+    given = args.per_device_train_batch_size
+    wanted = given if batch_size is None else int(batch_size) // max(1, args.n_gpu)
+    if not args.auto_find_batch_size or wanted >= given:
+        return None
+    return max(size for size in range(1, max(wanted, 1) + 1) if given * accumulation % size == 0)
+
+
+def ipu_config_of(given: Union[IPUConfig, str, None], args: Any) -> IPUConfig:
+    """The IPUConfig of a trainer, with the overrides of its arguments."""
+    given = agreed_ipu_config(given, args)
+    if isinstance(given, str):
+        given = load_profile(given).config
+    elif given is not None and not isinstance(given, IPUConfig):
+        raise UserError(
+            f"ipu_config is a {type(given).__name__}. Give an IPUConfig, a profile's name such as 'vit_base_pod4', or the path "
+            "of an ipu_config.json."
+        )
+    # No output mode was chosen: "sum" makes the logged loss the mean over all micro-batches.
+    config = given or IPUConfig(output_mode="sum")
+    overrides = getattr(args, "ipu_config_overrides", None)
+    return config.updated_from_string(overrides) if overrides else config

@@ -1,0 +1,108 @@
+"""What the decision about coalescing (coalescing.py) needs to know of a trainer: rules, memory, and gradients of its data."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import itertools
+from typing import Any, Callable, List, Tuple
+
+import torch
+from torch import nn
+from torch.utils.data import IterableDataset
+from transformers import Trainer
+
+from ipu_trainer.training.execution import changed
+from ipu_trainer.training.host.coalesced_batches import rows_of
+from ipu_trainer.training.host.coalescing import Comparison, Obstacle, activation_budget_bytes
+from ipu_trainer.training.host.gradient_comparison import Measured, compare_gradients, gradients_of
+from ipu_trainer.training.state.generators import generator_states, restore_generators
+
+
+def obstacles(trainer: Any, accumulation: int) -> List[Obstacle]:
+    """The rules that keep micro-batches of this trainer apart, in the order in which they are named."""
+    args = trainer.args
+    dataset, optimizer = trainer.train_dataset, str(getattr(args.optim, "value", args.optim))
+    by_length = "group_by_length" if getattr(args, "group_by_length", False) else None
+    strategy = by_length or getattr(args, "train_sampling_strategy", "random")
+    is_sharded = getattr(trainer, "is_deepspeed_enabled", False) or getattr(trainer, "is_fsdp_enabled", False)
+    is_stream = dataset is None or isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__")
+    counts_alone = getattr(trainer, "model_accepts_loss_kwargs", False) and not getattr(
+        args, "average_tokens_across_devices", True
+    )
+    norms = (name for name, part in trainer.model.named_modules() if isinstance(part, nn.modules.batchnorm._BatchNorm))
+    norm, place = next(norms, None), next(trainer.model.parameters()).device
+    # Processes that share a CPU call it cpu:0, cpu:1, ...
+    is_placed = place.type == args.device.type and (place.type == "cpu" or args.device.index in (None, place.index))
+    return [
+        Obstacle(accumulation == 1, "one micro-batch makes an update"),
+        Obstacle(args.n_gpu > 1, f"{args.n_gpu} GPUs of one process share each batch; start one process a GPU (torchrun)"),
+        Obstacle(is_sharded, "DeepSpeed and FSDP own the model"),
+        Obstacle(is_stream, "a stream is read once, so its first micro-batches cannot be compared before"),
+        Obstacle(strategy in ("group_by_length", "batch_rebalance"), f"{strategy} orders samples by the size of a pass"),
+        Obstacle(
+            "lomo" in optimizer or "layerwise" in optimizer, f"{optimizer} updates weights within each backward pass"
+        ),
+        Obstacle(
+            args.world_size > 1 and counts_alone,
+            "each process divides by its own number of labels (average_tokens_across_devices is off)",
+        ),
+        Obstacle(
+            not trainer.loader_follows_coalescing, f"{type(trainer).__name__} has its own get_train_dataloader"
+        ),
+        Obstacle(norm is not None, f"batch statistics are those of a micro-batch ({norm})"),
+        Obstacle(not is_placed, f"the model is not on {args.device}"),
+    ]  # fmt: skip
+
+
+def budget_bytes(trainer: Any) -> int:
+    """Bytes that activations may take on the device where the trainer's model is."""
+    parameters = sum(p.numel() * p.element_size() for p in trainer.model.parameters() if p.requires_grad)
+    is_gpu = trainer.args.device.type == "cuda"
+    whole = torch.cuda.get_device_properties(trainer.args.device).total_memory if is_gpu else None
+    return activation_budget_bytes(whole, int(parameters))
+
+
+def compare_first_micro_batches(
+    trainer: Any, compute_together: Callable[[int], None], micro_batch: int, count: int, factor: int
+) -> Comparison:
+    """The first `count` micro-batches of the training set, one by one and in passes of `factor`.
+
+    compute_together(factor): lets the trainer's loader and training_step take such passes.
+    """
+    args = trainer.args
+    quiet = {"dataloader_num_workers": 0, "gradient_accumulation_steps": count}
+    if getattr(args, "dataloader_persistent_workers", False):
+        quiet["dataloader_persistent_workers"] = False
+    counters = ("train_batch_size", "current_gradient_accumulation_steps", "_data_wait_seconds")
+    of_trainer = {name: getattr(trainer, name) for name in counters if hasattr(trainer, name)}
+
+    def measure(count: int, factor: int) -> Measured:
+        states, passes = generator_states(), count // factor
+        try:
+            compute_together(factor)
+            trainer.train_batch_size = micro_batch * factor
+            batches = iter(trainer.get_train_dataloader())
+            counted: Tuple[Any, ...] = ()
+            if hasattr(Trainer, "get_batch_samples"):  # from transformers 4.46 on
+                samples, *counted = trainer.get_batch_samples(batches, passes, args.device)  # type: ignore[assignment]
+            else:
+                samples = list(itertools.islice(batches, passes))
+                trainer.restart_update()
+            if len(samples) < passes:
+                raise ValueError(f"the data holds fewer than {count} micro-batches")
+            if factor > 1 and len(trainer.train_dataset) % micro_batch:
+                rows_of(samples[0], 0, 1)  # an epoch's last micro-batch is smaller, so its pass will be split
+            trainer.current_gradient_accumulation_steps = args.gradient_accumulation_steps = passes
+            step = functools.partial(trainer.training_step, trainer.model)
+            return gradients_of(trainer.model, samples, lambda inputs: step(inputs, *counted))
+        finally:
+            restore_generators(states)
+
+    with changed(trainer, **of_trainer), changed(args, **quiet):
+        found = compare_gradients(trainer.model, args, measure, count, factor)
+    trainer.restart_update()
+    if args.device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+    return found

@@ -1,0 +1,46 @@
+"""How long a training waits for its data."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Optional
+
+from transformers import Trainer
+from transformers.utils import logging
+
+from ipu_trainer.compat.stock_trainer import StockLoop, StockTrainer
+
+logger = logging.get_logger(__name__)
+# Above this share of a training's time a warning says that the data loader limits it.
+_LOADER_BOUND = 0.5
+
+
+class TracksDataWait(StockTrainer):
+    """Trainer that measures how long get_batch_samples waits for batches (from transformers 4.46 on, whose loop calls it)."""
+
+    data_wait_share = 0.0  # of the last training
+    _data_wait_seconds = 0.0
+
+    @property
+    def data_wait_seconds(self) -> Optional[float]:
+        """Seconds that this training has waited for batches so far; None before transformers 4.46."""
+        return self._data_wait_seconds if hasattr(Trainer, "get_batch_samples") else None
+
+    def get_batch_samples(self, *positional: Any, **named: Any) -> Any:
+        begin = time.perf_counter()
+        both = super().get_batch_samples(*positional, **named)
+        self._data_wait_seconds += time.perf_counter() - begin
+        return both
+
+    def training_loop(self, loop: StockLoop) -> Any:
+        self._data_wait_seconds, begin = 0.0, time.perf_counter()
+        output = super().training_loop(loop)
+        self.data_wait_share = self._data_wait_seconds / (time.perf_counter() - begin)
+        if self.data_wait_share > _LOADER_BOUND:
+            logger.warning(
+                "%.0f %% of the training went by waiting for data. More dataloader_num_workers (now %d), or data that is "
+                "prepared beforehand, would make it faster.",
+                100 * self.data_wait_share,
+                self.args.dataloader_num_workers,
+            )
+        return output
