@@ -10,30 +10,24 @@ every pixel. No value is clipped, and a dark image stays darker than others, whi
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import io
 import struct
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional, Tuple
+from typing import Any, Optional, Tuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ipu_trainer.errors import UserError
 
-try:
-    from kornia_rs import io as _kornia_io
-
-    _decode_png = getattr(_kornia_io, "decode_image_png_u8", None)
-except ImportError:
-    try:
-        import kornia_rs as _kornia
-
-        _decode_png = getattr(_kornia, "decode_image_png_u8", None)
-    except ImportError:
-        _decode_png = None
-
+_decode_png: Any = None
+for _module in ("kornia_rs.io", "kornia_rs"):  # newer releases have it in kornia_rs.io
+    with contextlib.suppress(ImportError):
+        _decode_png = _decode_png or getattr(importlib.import_module(_module), "decode_image_png_u8", None)
 DECODER = "Pillow" if _decode_png is None else "kornia_rs and Pillow"
 RESAMPLES = {
     "nearest": Image.Resampling.NEAREST,

@@ -7,11 +7,9 @@ or file that cannot be used becomes a Rejection with its place and reason. Only 
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 import sys
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Collection, Dict, Iterator, List, Optional, Sequence, Set, Tuple
@@ -148,21 +146,18 @@ def read_label_table(
 
 def _read_records(csv_path: Path, known: Collection[str]) -> Iterator[Tuple[int, Dict[str, str]]]:
     """(line number, cells by the names in _COLUMNS) of one row at a time, because a table may have a hundred thousand."""
-    try:
-        with open_text(csv_path) as text:
-            reader = table_rows(text)
-            header = next(reader, None)
-            if not header:
-                raise UserError(f"{csv_path} is empty. Give NIH's Data_Entry_2017_v2020.csv or a table like it.")
-            columns = _match_columns(csv_path, header)
-            labels = None if "labels" in columns else LabelColumns.find(csv_path, header, set(columns.values()), known)
-            for cells in reader:
-                if cells and any(cell.strip() for cell in cells):
-                    cells += [""] * (len(header) - len(cells))
-                    record = {name: cells[position] for name, position in columns.items()}
-                    yield reader.line_num, record if labels is None else {**record, **labels.read(cells)}
-    except (UnicodeError, OSError, EOFError, zlib.error, csv.Error) as error:
-        raise UserError(f"{csv_path} cannot be read as CSV, plain or in gzip: {error}") from error
+    with open_text(csv_path) as text:
+        reader = table_rows(text)
+        header = next(reader, None)
+        if not header:
+            raise UserError(f"{csv_path} is empty. Give NIH's Data_Entry_2017_v2020.csv or a table like it.")
+        columns = _match_columns(csv_path, header)
+        labels = None if "labels" in columns else LabelColumns.find(csv_path, header, set(columns.values()), known)
+        for cells in reader:
+            if cells and any(cell.strip() for cell in cells):
+                cells += [""] * (len(header) - len(cells))
+                record = {name: cells[position] for name, position in columns.items()}
+                yield reader.line_num, record if labels is None else {**record, **labels.read(cells)}
 
 
 def _match_columns(csv_path: Path, header: Sequence[str]) -> Dict[str, int]:

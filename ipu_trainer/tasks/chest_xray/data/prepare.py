@@ -62,7 +62,6 @@ FORMAT_VERSION = 1
 MANIFEST = "prepared.json"
 _CHUNK = 16  # images of a task
 _TASKS_AHEAD = 8  # for each worker
-_ROWS_AT_ONCE = 1000  # of the metadata
 
 
 @dataclass(frozen=True)
@@ -306,38 +305,41 @@ def _decoded(
         for start in range(0, len(wanted), _CHUNK):
             yield [(row, rows[row].path) for row in wanted[start : start + _CHUNK]]
 
-    context = (str(writer.partial), len(rows), settings.size, settings.resample, str(settings.images), scale)
-    for chunk in _run(tasks(), context, min(settings.workers or os.cpu_count() or 1, num_tasks)):
+    decode = _Decoder(writer.partial, len(rows), settings.size, settings.resample, settings.images, scale)
+    for chunk in _run(tasks(), decode, min(settings.workers or os.cpu_count() or 1, num_tasks)):
         yield from chunk
 
 
-def _run(tasks: Iterator[List[Tuple[int, str]]], context: Tuple[Any, ...], num_workers: int) -> Iterator[_Result]:
+def _run(
+    tasks: Iterator[List[Tuple[int, str]]], decode: Callable[[Sequence[Tuple[int, str]]], _Result], num_workers: int
+) -> Iterator[_Result]:
     """Results in the order of the tasks. Only a few tasks for each worker are submitted ahead."""
     if num_workers == 1:
-        decode = _Decoder(*context)
-        for task in tasks:
-            yield decode(task)
+        yield from map(decode, tasks)
         return
-    with ProcessPoolExecutor(num_workers, initializer=_start_worker, initargs=context) as pool:
+    with ProcessPoolExecutor(num_workers) as pool:
         ahead: Deque[Future[_Result]] = collections.deque()
         for task in tasks:
-            ahead.append(pool.submit(_work, task))
+            ahead.append(pool.submit(decode, task))
             if len(ahead) >= _TASKS_AHEAD * num_workers:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
 
 
+@dataclass(frozen=True)
 class _Decoder:
-    """scale: the range of the data set; without it, each image is scaled by its own range."""
+    """Decodes a task into the store. scale: the range of the data set; without it, each image is scaled by its own range."""
 
-    def __init__(
-        self, partial: str, num_rows: int, size: int, resample: str, images: str, scale: Optional[ValueRange]
-    ) -> None:
-        self.size, self.resample, self.images, self.scale = size, resample, Path(images), scale
-        self.pixels = writable_rows(Path(partial), num_rows, size)
+    partial: Path
+    num_rows: int
+    size: int
+    resample: str
+    images: Path
+    scale: Optional[ValueRange]
 
     def __call__(self, task: Sequence[Tuple[int, str]]) -> _Result:
+        pixels = writable_rows(self.partial, self.num_rows, self.size)
         results: _Result = []
         for row, path in task:
             try:
@@ -345,25 +347,12 @@ class _Decoder:
                 image = image_files.open_image(content)
                 image_range = image_files.value_range(image)
                 gray = image_files.to_grayscale(image, self.scale or image_range)
-                self.pixels[row] = image_files.resize(gray, self.size, self.resample)
+                pixels[row] = image_files.resize(gray, self.size, self.resample)
             except (image_files.ImageError, OSError) as error:
                 results.append((row, b"", str(error), None))
             else:
                 results.append((row, file_digest(content), None, image_range))
         return results
-
-
-_worker: Optional[Callable[[Sequence[Tuple[int, str]]], _Result]] = None
-
-
-def _start_worker(*context: Any) -> None:
-    global _worker
-    _worker = _Decoder(*context)
-
-
-def _work(task: Sequence[Tuple[int, str]]) -> _Result:
-    assert _worker is not None
-    return _worker(task)
 
 
 # Splits and outputs ---------------------------------------------------------------------------------------------
@@ -414,7 +403,6 @@ def _write_arrow(
     folder: Path, rows: Sequence[Row], pixel_rows: np.ndarray, splits: Sequence[str], findings: Sequence[str]
 ) -> None:
     import datasets
-    from datasets.arrow_writer import ArrowWriter
 
     features = datasets.Features(
         {
@@ -429,34 +417,28 @@ def _write_arrow(
             "pixel_row": datasets.Value("int64"),
         }
     )
-    temporary, table = (folder.with_name(folder.name + ending) for ending in (".partial", ".rows.partial"))
+    columns = {
+        "file_name": [row.path for row in rows],
+        "labels": n_hot([row.findings for row in rows], findings),
+        "patient_id": [row.patient_id for row in rows],
+        "age": [row.age for row in rows],
+        "sex": [row.sex for row in rows],
+        "view": [row.view for row in rows],
+        "follow_up": [row.follow_up for row in rows],
+        "split": list(splits),
+        "pixel_row": pixel_rows,
+    }
+    temporary = folder.with_name(folder.name + ".partial")
     for stale in (temporary, folder):
         if stale.exists():
             shutil.rmtree(stale)
-    with ArrowWriter(path=str(table), features=features) as arrow:
-        for begin in range(0, len(rows), _ROWS_AT_ONCE):
-            some = slice(begin, begin + _ROWS_AT_ONCE)
-            columns = {
-                "file_name": [row.path for row in rows[some]],
-                "labels": n_hot([row.findings for row in rows[some]], findings),
-                "patient_id": [row.patient_id for row in rows[some]],
-                "age": [row.age for row in rows[some]],
-                "sex": [row.sex for row in rows[some]],
-                "view": [row.view for row in rows[some]],
-                "follow_up": [row.follow_up for row in rows[some]],
-                "split": splits[some],
-                "pixel_row": pixel_rows[some],
-            }
-            arrow.write_batch(columns)
-        arrow.finalize()
     shown = datasets.utils.logging.is_progress_bar_enabled()
     datasets.utils.logging.disable_progress_bar()
     try:
-        datasets.Dataset.from_file(str(table)).save_to_disk(str(temporary))
+        datasets.Dataset.from_dict(columns, features=features).save_to_disk(str(temporary))
     finally:
         if shown:
             datasets.utils.logging.enable_progress_bar()
-    table.unlink()
     os.replace(temporary, folder)
 
 

@@ -90,16 +90,6 @@ class ChestXrayCollator:
         return {"pixel_values": self.normalisation(gray), "labels": batch["labels"]}
 
 
-class ImagesOnlyCollator:
-    """ChestXrayCollator without the labels, for a data set whose findings are not those of the model's outputs."""
-
-    def __init__(self, collator: ChestXrayCollator) -> None:
-        self.collator = collator
-
-    def __call__(self, samples: Any) -> Dict[str, torch.Tensor]:
-        return {"pixel_values": self.collator(samples)["pixel_values"]}
-
-
 def collate_stored(
     samples: Union[Mapping[str, torch.Tensor], Sequence[Mapping[str, torch.Tensor]]],
 ) -> Dict[str, torch.Tensor]:

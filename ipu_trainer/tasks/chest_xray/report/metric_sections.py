@@ -18,13 +18,12 @@ from ipu_trainer.tasks.chest_xray.evaluation.radiologist_labels import (
     matching,
     scores,
 )
-from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import Evaluation
+from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import Evaluation, number_or_nan
 from ipu_trainer.tasks.chest_xray.report.finding_figures import (
     auroc_forest,
     auroc_point,
     calibration,
     finding_card,
-    number_or_nan,
 )
 from ipu_trainer.tasks.reporting.drawing import forest, to_svg
 from ipu_trainer.tasks.reporting.html_document import (
