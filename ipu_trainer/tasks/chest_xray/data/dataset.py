@@ -50,10 +50,6 @@ class ChestXrayDataset(Dataset):  # type: ignore[type-arg]  # Dataset is not gen
         self._pixels: Optional[np.ndarray] = None
 
     @property
-    def pathologies(self) -> List[str]:
-        return pathologies(self.findings)
-
-    @property
     def patient_ids(self) -> List[str]:
         return list(self.table["patient_id"])
 
