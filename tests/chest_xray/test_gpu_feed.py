@@ -98,7 +98,7 @@ def test_training_on_bytes_ends_in_the_same_weights_and_evaluation(prepared, pha
     assert fed.state.total_flos == plain.state.total_flos > 0
 
 
-def test_bytes_reach_the_model_once_and_pictures_are_made_there(prepared, phantoms, tmp_path):
+def test_bytes_reach_the_model_once_and_are_augmented_there(prepared, phantoms, tmp_path):
     trainer, job = trained(prepared, phantoms, tmp_path, True)
     batch = collate_stored([job.train_set[(0, 1)], job.train_set[(0, 2)]])
     assert batch["pixels"].dtype == torch.uint8
@@ -125,13 +125,13 @@ def test_images_are_gathered_into_pinned_memory_while_a_gpu_is_in_use(prepared, 
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_a_gpu_makes_the_pictures_that_a_cpu_makes(prepared, phantoms, tmp_path):
+def test_a_gpu_augments_as_a_cpu_does(prepared, phantoms, tmp_path):
     trainer, job = trained(prepared, phantoms, tmp_path, False, use_cpu=False)
     batch = collate_stored([job.train_set[(3, index)] for index in range(8)])
     expected = trainer._collator_on_gpu(batch)["pixel_values"]
     collator = trainer._collator_on_gpu
-    assert trainer._change_pictures is not augment_images  # compiled
-    for compute in (augment_images, trainer._change_pictures):
+    assert trainer._augment_images is not augment_images  # compiled
+    for compute in (augment_images, trainer._augment_images):
         given = (batch["pixels"].cuda(), batch["epoch"], batch["index"], collator.augmentation, collator.seed)
         on_gpu = collator.normalisation(augment(*given, compute)).cpu()
         # Rotation samples between pixels: the two round its grid differently.

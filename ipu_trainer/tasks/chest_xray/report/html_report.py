@@ -111,7 +111,9 @@ def notice(*evaluations: Evaluation) -> str:
             "The split is by image: patients are in training and evaluation, so the numbers are too optimistic."
         )
     if any(evaluation.seen_in_training == "training" for evaluation in evaluations):
-        sentences.append("The model was trained on some of the evaluated images, so the numbers are too optimistic.")
+        sentences.append(
+            "The model was trained on some or all of the evaluated images, so the numbers are too optimistic."
+        )
     return " ".join(sentences)
 
 
