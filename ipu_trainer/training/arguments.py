@@ -21,9 +21,9 @@ from ipu_trainer.config.ipu_config import IPUConfig
 from ipu_trainer.config.profiles import load_profile
 from ipu_trainer.errors import UserError
 from ipu_trainer.pipelining.pipeline import PIPELININGS
-from ipu_trainer.training.acceleration.choices import COMPILES, choose_kernels
+from ipu_trainer.training.acceleration.choices import COMPILES, choose_fused_kernels
 from ipu_trainer.training.acceleration.precision import settle_precision
-from ipu_trainer.training.host.coalescing import AUTO, ONE_BY_ONE, check_requested
+from ipu_trainer.training.coalescing import AUTO, ONE_BY_ONE, check_requested
 
 
 @show_renamed
@@ -93,14 +93,14 @@ class IPUTrainingArguments(TrainingArguments, metaclass=TakesRenamed):
     gpu_kernels: str = field(
         default="auto",
         metadata={
-            "help": "With compile=layers and bf16 on an H100: own kernels for the sums with norms, attention and gelu of ViT's "
-            "layers. on, off, or auto: where they were made for the GPU and the model."
+            "help": "With compile=layers and bf16 on an H100: fused kernels for residual add + LayerNorm, attention and gelu of "
+            "ViT's layers. on, off, or auto: where they fit the GPU and the model."
         },
     )
     bf16_residual: bool = field(
         default=False,
         metadata={
-            "help": "With bf16 on a GPU: what layers hand on is in bfloat16 too, which autocast keeps in float32. Faster, and "
+            "help": "With bf16 on a GPU: the residual stream is bfloat16 too, which autocast keeps in float32. Faster, and "
             "rounded after each layer (docs/performance.md)."
         },
     )
@@ -162,7 +162,7 @@ class IPUTrainingArguments(TrainingArguments, metaclass=TakesRenamed):
                 f"bf16_residual is for bf16 on a GPU, and this run has backend {self.backend}, bf16={self.bf16}, device "
                 f"{self.device}. Leave it off."
             )
-        choose_kernels(self.gpu_kernels, self)
+        choose_fused_kernels(self.gpu_kernels, self)
         for name, low, high in (
             ("layer_decay", 0.0, 1.0),
             ("head_learning_rate_factor", 0.0, float("inf")),

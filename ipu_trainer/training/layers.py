@@ -1,10 +1,13 @@
-"""A model's layers seen from outside: the repeated ones, which learning rates and stochastic depth go by, and plain linear ones."""
+"""A model's repeated layers, their depths, and its plain linear layers."""
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Tuple
+from types import MethodType
+from typing import Any, Callable, Dict, List, Tuple
 
 from torch import nn
+
+from ipu_trainer.compat.torch_acceleration import has_hooks
 
 
 def layer_stacks(model: nn.Module) -> List[Tuple[str, nn.ModuleList]]:
@@ -21,20 +24,24 @@ def layer_stacks(model: nn.Module) -> List[Tuple[str, nn.ModuleList]]:
     return stacks
 
 
-def has_hooks(module: nn.Module, apart_from: Tuple[type, ...] = ()) -> bool:
-    """Whether somebody looks at what a module is given or gives, forwards or backwards."""
-    kinds = (
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
-    )
-    return any(not isinstance(hook, apart_from) for hooks in kinds for hook in hooks.values())
+def bind_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
+    """Replace the module's forward; `del module.__dict__["forward"]` undoes it.
+
+    As a bound method: deepcopy rebinds it to the copy's weights, and unpickling, by its name, restores the class's forward.
+    """
+    forward.__name__ = "forward"
+    module.__dict__["forward"] = MethodType(forward, module)
 
 
 def is_plain_linear(module: Any) -> bool:
-    """Exactly nn.Linear (adapters and quantised layers compute something else), as its class computes it, looked at by nobody."""
+    """Exactly nn.Linear with its class's forward and without hooks (adapters and quantised layers compute something else)."""
     return type(module) is nn.Linear and "forward" not in module.__dict__ and not has_hooks(module)
+
+
+def has_plain_projections(attention: Any) -> bool:
+    """Whether an attention module has query, key and value projections that are plain linear layers of one input width."""
+    found: List[Any] = [getattr(attention, name, None) for name in ("q_proj", "k_proj", "v_proj")]
+    return all(map(is_plain_linear, found)) and len({(one.in_features, one.bias is None) for one in found}) == 1
 
 
 def parameter_depths(model: nn.Module) -> Tuple[Dict[str, int], int]:

@@ -1,4 +1,4 @@
-"""Where Trainer's logs go while it trains: tensorboard, trackio, wandb, mlflow and the others of --report_to."""
+"""Experiment trackers: tensorboard, trackio, wandb, mlflow and the others of --report_to."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ipu_trainer.errors import UserError
 
 # Name of a reporter -> package to install, where they differ.
 _PACKAGES = {"comet_ml": "comet-ml", "azure_ml": "azureml-mlflow", "flyte": "flytekit"}
-# transformers does not look whether these are there.
+# transformers does not check whether these are installed.
 _UNCHECKED = ("flyte",)
 
 
@@ -42,8 +42,8 @@ def check_reporters(report_to: Any) -> None:
 
 
 def experiment_tracker_hint(report_to: Sequence[str], output_dir: str) -> str:
-    """How to watch the run, in one line."""
+    """How to follow the run in its trackers, in one line."""
     if not report_to:
         return "none (--report_to tensorboard, trackio, wandb or mlflow, where its package is installed)"
-    told = [f"tensorboard --logdir {output_dir}/runs" if name == "tensorboard" else name for name in report_to]
-    return ", ".join(told)
+    hints = [f"tensorboard --logdir {output_dir}/runs" if name == "tensorboard" else name for name in report_to]
+    return ", ".join(hints)

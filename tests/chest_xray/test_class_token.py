@@ -11,7 +11,6 @@ from ipu_trainer.compat import transformers_versions as compat
 from ipu_trainer.tasks.chest_xray.model.class_token import ClassTokenLayer
 from ipu_trainer.tasks.chest_xray.train import prepare
 from ipu_trainer.tasks.recipe.recipe import seeded_model
-from ipu_trainer.training.acceleration.compiled_layers import fused_projections
 from ipu_trainer.training.finetuning.stochastic_depth import add_drop_path
 
 CONFIG = {
@@ -126,19 +125,6 @@ def test_who_reads_more_than_logits_gets_it():
     with last.reading_class_token() as used:
         assert model(**INPUTS).hidden_states[-1].shape == (3, 17, 16)
     assert not used
-
-
-@known_layer
-def test_it_goes_with_fused_projections():
-    model = vit()
-    _, loss, gradients = loss_and_gradients(model, False)
-    with fused_projections(model) as count:
-        assert count == 3
-        used, fused_loss, fused = loss_and_gradients(model, True)
-    assert used
-    torch.testing.assert_close(fused_loss, loss, rtol=0, atol=1e-13)
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(fused[name], gradient, rtol=0, atol=1e-12, msg=name)
 
 
 @known_layer

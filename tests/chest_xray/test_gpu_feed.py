@@ -21,7 +21,7 @@ from ipu_trainer.tasks.chest_xray.model.grayscale_input import GrayscaleProjecti
 from ipu_trainer.tasks.chest_xray.model.inputs import Normalisation, collate_stored
 from ipu_trainer.tasks.chest_xray.train import prepare
 from ipu_trainer.tasks.recipe.recipe import seeded_model
-from ipu_trainer.training.acceleration.input_pipeline import sent
+from ipu_trainer.training.acceleration.input_pipeline import copy_to_device
 
 NORMALISATION = Normalisation((0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
 
@@ -145,7 +145,7 @@ def test_what_is_sent_beside_a_gpus_work_arrives_before_it_is_read():
     busy, sums = torch.randn(4096, 4096, device=device), []
     for batch in batches:
         busy = (busy @ busy).clamp(-1, 1)
-        there = sent(batch, device)
+        there = copy_to_device(batch, device)
         sums.append(there.sum(dtype=torch.int64))
         del there  # its memory may hold another batch soon
     assert torch.stack(sums).tolist() == [number << 22 for number in range(40)]
@@ -154,7 +154,7 @@ def test_what_is_sent_beside_a_gpus_work_arrives_before_it_is_read():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize(
     "more",
-    [(), ("--fuse_projections", "true"), ("--compile", "off"), ("--bf16_residual", "true"), ("--gpu_kernels", "off")],
+    [(), ("--compile", "off"), ("--bf16_residual", "true"), ("--gpu_kernels", "off")],
 )
 def test_no_step_waits_for_the_gpu(prepared, phantoms, tmp_path, more):
     words = [

@@ -24,9 +24,9 @@ from transformers import (
 from ipu_trainer import IPUConfig, IPUTrainer, IPUTrainingArguments
 from ipu_trainer.compat import transformers_versions as compat
 from ipu_trainer.tasks.chest_xray.model.losses import FindingLoss
-from ipu_trainer.training.host import coalescing
+from ipu_trainer.training import coalescing
+from ipu_trainer.training.coalescing import divisors_down, largest_that_fits, why_not_by_size
 from ipu_trainer.training.host.coalesced_batches import MicroBatches, chunks_of
-from ipu_trainer.training.host.coalescing import divisors_down, largest_that_fits, why_not_by_size
 
 RANDOM = torch.Generator().manual_seed(0)
 PIXELS = torch.randn(64, 3, 16, 16, generator=RANDOM)

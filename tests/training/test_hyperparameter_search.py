@@ -261,7 +261,7 @@ def test_two_processes_on_one_study_make_its_trials_and_no_more(tmp_path):
 @pytest.mark.parametrize("said", [0, 1])
 def test_a_trial_that_another_process_has_just_begun_is_left_alone(tmp_path, monkeypatch, said):
     """It has not said yet, for some milliseconds, which process it is of, or has said half of it."""
-    from ipu_trainer.training.hyperparameter_search.optuna_search import _Trials
+    from ipu_trainer.training.hyperparameter_search.optuna_search import _TrialRunner
 
     storage = f"sqlite:///{tmp_path}/s.db"
     study = optuna.create_study(study_name="s", storage=storage)
@@ -277,7 +277,7 @@ def test_a_trial_that_another_process_has_just_begun_is_left_alone(tmp_path, mon
                 raise KeyboardInterrupt  # the moment at which the other process looks
 
     with pytest.raises(KeyboardInterrupt):
-        _Trials.run(type("Of", (), {"trainer": None})(), Half())
+        _TrialRunner.run(type("Of", (), {"trainer": None})(), Half())
     searcher(tmp_path).hyperparameter_search(rates, n_trials=3, study_name="s", storage=storage)
     states = [item.state.name for item in study.trials]
     assert states == ["RUNNING", "COMPLETE", "COMPLETE"] and begun.number == 0
@@ -285,9 +285,9 @@ def test_a_trial_that_another_process_has_just_begun_is_left_alone(tmp_path, mon
 
 def test_a_trial_beyond_the_total_is_given_up_before_work(tmp_path, monkeypatch):
     """Two processes may begin the last one at the same moment: the larger number has nothing to do."""
-    from ipu_trainer.training.hyperparameter_search.optuna_search import _Trials
+    from ipu_trainer.training.hyperparameter_search.optuna_search import _TrialRunner
 
-    monkeypatch.setattr(_Trials, "stop_at_the_last", lambda *_: None)
+    monkeypatch.setattr(_TrialRunner, "stop_after_last", lambda *_: None)
     storage, made = f"sqlite:///{tmp_path}/s.db", []
     study = optuna.create_study(study_name="s", storage=storage)
     study.ask()

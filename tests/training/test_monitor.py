@@ -35,9 +35,11 @@ def trainer_with(folder, config=None, **changes):
 
 def test_rates_count_steps_after_the_first_and_leave_evaluation_and_saving_out():
     clock = SimpleNamespace(now=0.0, waited=0.0)
-    monitor = Monitor(
-        lambda: 8, tokens_per_sample=10, scale=lambda: 4.0, waited=lambda: clock.waited, clock=lambda: clock.now
-    )
+    trainer = type("", (), {"data_wait_seconds": property(lambda _: clock.waited)})()
+    trainer.backend, trainer.batch_geometry = SimpleNamespace(has_executors=False), SimpleNamespace(global_batch=8)
+    scaler = SimpleNamespace(is_enabled=lambda: True, get_scale=lambda: 4.0)
+    trainer.accelerator = SimpleNamespace(scaler=scaler)
+    monitor = Monitor(trainer, tokens_per_sample=10, clock=lambda: clock.now)
     state, args = TrainerState(), SimpleNamespace(device=torch.device("cpu"))
 
     def happens(event, seconds, **more):

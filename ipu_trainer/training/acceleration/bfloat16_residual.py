@@ -1,7 +1,7 @@
-"""The hidden states between layers in bfloat16, which autocast keeps in float32.
+"""The residual stream in bfloat16, which autocast keeps in float32.
 
-Autocast computes matrix products in bfloat16, yet what layers add to comes from embeddings in float32 and stays so. Between
-products a GPU is bound by memory, and half the bytes are less to wait for. Each layer's sum is then rounded to eight bits.
+Autocast computes matrix products in bfloat16, yet the residual stream starts as float32 embeddings and stays float32. Between
+products a GPU is bound by memory bandwidth, so half the bytes take less time. Each residual sum is then rounded to eight bits.
 """
 
 from __future__ import annotations
@@ -17,11 +17,15 @@ from ipu_trainer.training.layers import layer_stacks
 
 @contextlib.contextmanager
 def bfloat16_residual_stream(model: nn.Module) -> Iterator[int]:
-    """Inside the block, training under autocast, the first layer of each stack reads bfloat16; yields how many stacks.
+    """Inside the block, while training under autocast, the first layer of each stack reads bfloat16; yields how many stacks.
 
-    Evaluation in between computes as it does afterwards.
+    Evaluation is not affected. Raises ValueError for a model without repeated layers.
     """
     firsts = [layers[0] for _, layers in layer_stacks(model)]
+    if not firsts:
+        raise ValueError(
+            f"bf16_residual: {type(model).__name__} has no repeated layers (a ModuleList of one class). Leave it off."
+        )
     handles = [layer.register_forward_pre_hook(_hidden_in_bfloat16, with_kwargs=True) for layer in firsts]
     try:
         yield len(firsts)

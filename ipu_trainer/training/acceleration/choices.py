@@ -1,4 +1,4 @@
-"""What makes a run fast: chosen from what is asked and from what computes, and told with the reason."""
+"""Which accelerations a run uses: decided from the arguments, the hardware and the installed releases, each with its reason."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any, Optional
 import torch
 from torch import nn
 
+from ipu_trainer.compat.torch_acceleration import COMPILED_CALL, has_cudnn_attention
 from ipu_trainer.errors import UserError
-from ipu_trainer.training.acceleration.fused_kernels.rewrite import modules_with_kernels
 
 COMPILES = ("auto", "layers", "model", "off")
 KERNELS = ("auto", "on", "off")
@@ -24,40 +24,55 @@ class Choice:
     reason: str
 
 
+def fused_kernels_package() -> Any:
+    """The optional package fused_kernels, which nothing else imports; None where its folder is missing."""
+    try:
+        from ipu_trainer.training.acceleration import fused_kernels
+    except ImportError:
+        return None
+    return fused_kernels
+
+
 def choose_compile(requested: str, device_type: str, num_gpus: int = 1) -> Choice:
     """ "layers", "model" or "off" for `--compile requested`. Raises ValueError for layers where they cannot be compiled."""
     if requested not in COMPILES:
         raise UserError(f"compile {requested!r} is not one of {', '.join(COMPILES)}.")
+    if requested in ("model", "off"):
+        return Choice(requested, "asked for")
     missing = None
     if not hasattr(nn.Module, "compile"):
         missing = f"torch {torch.__version__} compiles no modules in place (2.2 does)"
     elif num_gpus > 1:
         missing = f"{num_gpus} GPUs of one process copy the model for each batch; start one process a GPU (torchrun)"
-    if requested == "layers" and missing:
-        raise UserError(f"compile=layers: {missing}. Use --compile off.")
-    if requested != "auto":
-        return Choice(requested, "asked for")
+    elif (requested == "layers" or device_type == "cuda") and not COMPILED_CALL.is_known():
+        missing = f"torch {torch.__version__} is newer than those that it was tried with"
+    if requested == "layers":
+        if missing:
+            raise UserError(f"compile=layers: {missing}. Use --compile off.")
+        return Choice("layers", "asked for")
     if device_type != "cuda":
         return Choice("off", "it pays on a GPU")
-    return Choice("off", missing) if missing else Choice("layers", "a GPU computes")
+    return Choice("off", missing) if missing else Choice("layers", "on a GPU")
 
 
-def choose_kernels(requested: str, args: Any) -> Choice:
-    """ "on" or "off" for `--gpu_kernels requested` (kernels/) of these training arguments.
+def choose_fused_kernels(requested: str, args: Any) -> Choice:
+    """ "on" or "off" for `--gpu_kernels requested` with these training arguments.
 
-    Raises ValueError for "on" where it cannot be.
+    Raises ValueError for "on" where the kernels cannot be used.
     """
     if requested not in KERNELS:
         raise UserError(f"gpu_kernels {requested!r} is not one of {', '.join(KERNELS)}.")
     if requested == "off":
         return Choice("off", "asked for")
-    missing = _why_no_kernels(args)
+    missing = _why_no_fused_kernels(args)
     if requested == "on" and missing:
         raise UserError(f"gpu_kernels=on: {missing}. Leave it at auto.")
-    return Choice("off", missing) if missing else Choice("on", "made for this GPU")
+    return Choice("off", missing) if missing else Choice("on", "tuned for this GPU")
 
 
-def _why_no_kernels(args: Any) -> Optional[str]:
+def _why_no_fused_kernels(args: Any) -> Optional[str]:
+    if fused_kernels_package() is None:
+        return "the package ipu_trainer.training.acceleration.fused_kernels is not installed"
     if args.device.type != "cuda":
         return "they are for a GPU"
     compiled = choose_compile(args.compile, args.device.type, args.n_gpu).name
@@ -66,9 +81,9 @@ def _why_no_kernels(args: Any) -> Optional[str]:
     if not args.bf16:
         return "they are for bf16"
     if args.deepspeed or args.fsdp:
-        return "they read a layer's weights, and DeepSpeed and FSDP keep those in parts"
-    if not hasattr(torch.library, "triton_op") or not hasattr(torch.ops.aten, "_scaled_dot_product_cudnn_attention"):
-        return f"torch {torch.__version__} has no operations made of Triton kernels, or no attention of cuDNN (2.6 has both)"
+        return "they read a layer's weights, which DeepSpeed and FSDP shard"
+    if not hasattr(torch.library, "triton_op") or not has_cudnn_attention():
+        return f"torch {torch.__version__} has no Triton operators, or no cuDNN attention (2.6 has both)"
     enabled: bool = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
     cudnn: Optional[int] = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
     if not enabled or (cudnn or 0) < _CUDNN_WITH_ATTENTION:
@@ -83,14 +98,15 @@ def _why_no_kernels(args: Any) -> Optional[str]:
 
 
 def describe_acceleration(args: Any, has_executors: bool, model: nn.Module) -> str:
-    """One line for a run's beginning: what is compiled and in which arithmetic the float32 products are, with reasons."""
+    """One line for a run's start: what is compiled, fused kernels and TF32, each with the reason."""
     if has_executors:
         return "compiled by poptorch"
     choice = choose_compile(args.compile, args.device.type, args.n_gpu)
-    told = f"compile {choice.name} ({choice.reason})"
+    description = f"compile {choice.name} ({choice.reason})"
     if args.device.type == "cuda":
-        if modules_with_kernels(model):
-            kernels = choose_kernels(args.gpu_kernels, args)
-            told += f", kernels for ViT {kernels.name} ({kernels.reason})"
-        told += ", TF32 " + ("on (--tf32 false for float32 products)" if args.tf32 else "off")
-    return told
+        package = fused_kernels_package()
+        if package is not None and package.supported_modules(model):
+            kernels = choose_fused_kernels(args.gpu_kernels, args)
+            description += f", fused kernels {kernels.name} ({kernels.reason})"
+        description += ", TF32 " + ("on (--tf32 false for float32 products)" if args.tf32 else "off")
+    return description

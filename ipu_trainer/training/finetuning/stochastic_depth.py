@@ -1,6 +1,6 @@
-"""Stochastic depth: layers that are left out for some samples while training.
+"""Stochastic depth (drop path): layers that are skipped for some samples while training.
 
-Stochastic depth: Huang et al., "Deep networks with stochastic depth", ECCV 2016, rates growing linearly with depth.
+Huang et al., "Deep networks with stochastic depth", ECCV 2016, rates growing linearly with depth.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from typing import Any, List, Optional, Tuple, Union
 import torch
 from torch import nn
 
-from ipu_trainer.training.acceleration.fused_kernels.rounding import exact_dtype
-from ipu_trainer.training.layers import has_hooks, layer_stacks, parameter_depths
+from ipu_trainer.compat.torch_acceleration import forward_hooks, has_global_hooks, has_hooks
+from ipu_trainer.training.layers import layer_stacks, parameter_depths
 
 
 def add_drop_path(model: nn.Module, rate: float) -> List[torch.utils.hooks.RemovableHandle]:
     """Skip layer i of L for a sample with probability rate x i / (L - 1) while training; the rest is scaled up.
 
-    Returns the hooks, to take it off again; nothing is added to the model's parameters or state.
+    Returns the hooks, whose remove() undoes it. The model's parameters and state do not change.
     """
     if not 0.0 <= rate < 1.0:
         raise ValueError(f"drop_path {rate} must be at least 0 (off) and below 1. ViT-S takes 0.1.")
@@ -26,50 +26,43 @@ def add_drop_path(model: nn.Module, rate: float) -> List[torch.utils.hooks.Remov
         parameter_depths(model)  # refuses a model without layers
         for _, layers in layer_stacks(model):
             for position, layer in enumerate(layers):
-                share = rate * position / (len(layers) - 1)
-                if share:
-                    handles.append(layer.register_forward_hook(SkippedSamples(share)))
+                layer_rate = rate * position / (len(layers) - 1)
+                if layer_rate:
+                    handles.append(layer.register_forward_hook(DropPath(layer_rate)))
     return handles
 
 
-class SkippedSamples:
-    """Forward hook: while training, a layer's change of a sample is left out with probability `rate`."""
+class DropPath:
+    """Forward hook: while training, a layer is skipped for a sample with probability `rate`."""
 
     def __init__(self, rate: float) -> None:
         self.rate = rate
 
     def __call__(self, module: nn.Module, inputs: Tuple[Any, ...], output: Any) -> Any:
-        return mixed(inputs[0], output, kept_samples(inputs[0], self.rate)) if module.training else None
+        return apply_drop_path(inputs[0], output, drop_path_mask(inputs[0], self.rate)) if module.training else None
 
 
-def kept_samples(hidden: torch.Tensor, rate: Union[float, torch.Tensor]) -> torch.Tensor:
-    """(batch,): how much a layer's change counts, 0 for a share `rate` of the samples and 1 / (1 - rate) for the others."""
+def drop_path_mask(hidden: torch.Tensor, rate: Union[float, torch.Tensor]) -> torch.Tensor:
+    """(batch,): the factor of a layer's change, 0 with probability `rate` and 1 / (1 - rate) otherwise."""
     kept = torch.rand(hidden.shape[0], device=hidden.device) >= rate
-    return kept.to(exact_dtype(hidden.dtype)) / (1.0 - rate)
+    return kept.to(torch.promote_types(hidden.dtype, torch.float32)) / (1.0 - rate)
 
 
-def mixed(before: torch.Tensor, output: Any, kept: torch.Tensor) -> Any:
-    """A layer's output where `kept` counts of its change of `before`, its input."""
+def apply_drop_path(before: torch.Tensor, output: Any, mask: torch.Tensor) -> Any:
+    """A layer's output, its change of its input `before` multiplied by `mask`."""
     after = output[0] if isinstance(output, tuple) else output
-    if before.shape != after.shape:  # a layer computed for its first tokens alone
+    if before.shape != after.shape:  # a layer that computes only its first tokens
         before = before[:, : after.shape[1]]
-    result = before + (after - before) * kept.to(after.dtype).view(-1, *[1] * (after.dim() - 1))
+    result = before + (after - before) * mask.to(after.dtype).view(-1, *[1] * (after.dim() - 1))
     return (result, *output[1:]) if isinstance(output, tuple) else result
 
 
-def skipped_share(layer: nn.Module) -> Optional[float]:
-    """The rate of the layer's own hook, None if it has none."""
-    rates = [hook.rate for hook in layer._forward_hooks.values() if isinstance(hook, SkippedSamples)]
+def drop_path_rate(layer: nn.Module) -> Optional[float]:
+    """The rate of the layer's DropPath hook, None if it has none."""
+    rates = [hook.rate for hook in forward_hooks(layer) if isinstance(hook, DropPath)]
     return rates[0] if rates else None
 
 
-def has_only_skipping(layer: nn.Module) -> bool:
-    """Nobody looks at the layer, apart from one hook of stochastic depth."""
-    of_all = nn.modules.module
-    return len(layer._forward_hooks) <= 1 and not (
-        has_hooks(layer, apart_from=(SkippedSamples,))
-        or of_all._global_forward_hooks
-        or of_all._global_forward_pre_hooks
-        or of_all._global_backward_hooks
-        or of_all._global_backward_pre_hooks
-    )
+def has_only_drop_path(layer: nn.Module) -> bool:
+    """Whether no hook but one DropPath is called with the layer."""
+    return len(forward_hooks(layer)) <= 1 and not (has_hooks(layer, apart_from=(DropPath,)) or has_global_hooks())

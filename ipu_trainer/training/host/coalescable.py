@@ -7,7 +7,7 @@ from typing import Any, Optional
 from transformers import Trainer
 
 from ipu_trainer.compat.stock_trainer import StockTrainer
-from ipu_trainer.training.host.coalescing import why_not_by_size
+from ipu_trainer.training.coalescing import why_not_by_size
 
 
 class Coalescable(StockTrainer):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, List, Tuple
 
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
@@ -14,6 +13,7 @@ from transformers import DefaultDataCollator, default_data_collator
 from transformers.trainer_pt_utils import find_batch_size
 from transformers.utils import logging
 
+from ipu_trainer.training.batch_rows import rows_of, shapes_of_rows
 from ipu_trainer.training.state.generators import generator_states, restore_generators
 
 logger = logging.get_logger(__name__)
@@ -50,30 +50,6 @@ class MicroBatches:
                 return {name: torch.cat([batch[name] for batch in batches]) for name in first}
         restore_generators(states)
         return self.collator(samples)
-
-
-def shapes_of_rows(batch: Any, rows: int) -> Optional[Tuple[Any, ...]]:
-    """Names, types and shapes of one sample in a batch of so many; None if it is not made of tensors of that many rows."""
-    if not isinstance(batch, Mapping):
-        return None
-    if not all(torch.is_tensor(value) and value.dim() and len(value) == rows for value in batch.values()):
-        return None
-    return tuple((name, value.dtype, value.shape[1:]) for name, value in batch.items())
-
-
-def rows_of(inputs: Any, begin: int, end: int) -> Dict[str, Any]:
-    """Samples begin to end of a batch. Raises ValueError if something in it is not one row a sample."""
-    rows = find_batch_size(inputs)
-    cut: Dict[str, Any] = {}
-    for name, value in inputs.items():
-        has_rows = isinstance(value, (list, tuple)) or (torch.is_tensor(value) and value.dim())
-        if has_rows and len(value) == rows:
-            cut[name] = value[begin:end]
-        elif value is None or isinstance(value, (bool, int, float, str)):
-            cut[name] = value
-        else:
-            raise ValueError(f"{name} of a batch of {rows} samples has no row for each of them.")
-    return cut
 
 
 def chunks_of(rows: int, micro_batch: int, largest: int) -> List[Tuple[int, int]]:

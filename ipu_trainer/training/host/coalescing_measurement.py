@@ -12,9 +12,9 @@ from torch import nn
 from torch.utils.data import IterableDataset
 from transformers import Trainer
 
+from ipu_trainer.training.batch_rows import rows_of
+from ipu_trainer.training.coalescing import Comparison, Obstacle, activation_budget_bytes
 from ipu_trainer.training.execution import changed
-from ipu_trainer.training.host.coalesced_batches import rows_of
-from ipu_trainer.training.host.coalescing import Comparison, Obstacle, activation_budget_bytes
 from ipu_trainer.training.host.gradient_comparison import Measured, compare_gradients, gradients_of
 from ipu_trainer.training.state.generators import generator_states, restore_generators
 

@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, Iterator, List, Tuple
 import torch
 from torch import nn
 
-from ipu_trainer.training.host.coalescing import Comparison, relative_difference
+from ipu_trainer.training.coalescing import Comparison, relative_difference
 from ipu_trainer.training.state.undisturbed_model import undisturbed
 
 # Gradients by parameter, and bytes that autograd keeps for the backward pass of the first batch.

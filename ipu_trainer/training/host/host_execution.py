@@ -14,11 +14,9 @@ from transformers.utils import logging
 from ipu_trainer.compat.stock_trainer import StockLoop
 from ipu_trainer.compat.torch_workarounds import contiguous_gelu_gradients
 from ipu_trainer.config.batching import BatchGeometry
-from ipu_trainer.training.acceleration.accelerated_layers import accelerated_layers, host_sync_skipped
+from ipu_trainer.training.acceleration.accelerated_training import accelerated, loss_only_step
 from ipu_trainer.training.batches import num_model_copies
-from ipu_trainer.training.execution import Execution, Stock, changed
-from ipu_trainer.training.host.coalesced_batches import by_micro_batches, coalesced_step
-from ipu_trainer.training.host.coalescing import (
+from ipu_trainer.training.coalescing import (
     AUTO,
     ONE_BY_ONE,
     Coalescing,
@@ -27,6 +25,8 @@ from ipu_trainer.training.host.coalescing import (
     read_coalescing,
     write_coalescing,
 )
+from ipu_trainer.training.execution import Execution, Stock, changed
+from ipu_trainer.training.host.coalesced_batches import by_micro_batches, coalesced_step
 from ipu_trainer.training.host.coalescing_measurement import budget_bytes, compare_first_micro_batches, obstacles
 from ipu_trainer.training.host.gradient_comparison import least_of_processes
 from ipu_trainer.training.state.generators import generator_states, restore_generators
@@ -67,7 +67,7 @@ class HostExecution(Execution):
         states, given = generator_states(), (trainer.optimizer, trainer.lr_scheduler)
         while True:
             try:
-                with self._coalesced(geometry, coalescing), accelerated_layers(trainer.model, trainer.args):
+                with self._coalesced(geometry, coalescing), accelerated(trainer.model, trainer.args):
                     trainer.restart_update()
                     return stock(loop)
             except torch.cuda.OutOfMemoryError:
@@ -109,7 +109,7 @@ class HostExecution(Execution):
                 loss: torch.Tensor = stock(chunk)
             return loss
 
-        with contiguous_gelu_gradients(model), host_sync_skipped(trainer, model, inputs):
+        with contiguous_gelu_gradients(model), loss_only_step(trainer, model, inputs):
             if self.coalescing is None or self.coalescing.factor == 1:
                 loss = step(inputs)
             else:

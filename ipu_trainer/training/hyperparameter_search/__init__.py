@@ -1,1 +1,1 @@
-"""Hyper-parameter searches over one trainer, with optuna and with Ray Tune."""
+"""Hyper-parameter search with optuna, Ray Tune or wandb: checks before work, and trials of one trainer on any backend."""

@@ -1,8 +1,8 @@
 """Hyper-parameter search: trials of one trainer, on any of its backends, in an optuna study that survives a kill.
 
-What differs from the search of transformers: every trial starts from the arguments as given, a trial that fails is a failed
-trial, a named study in a storage resumes, and `micro_batch` and `replication_factor` can be searched at a fixed global
-batch. Ray runs as transformers has it, checked before work (ray_search.py); so does wandb.
+Unlike transformers' own search: every trial starts from the given arguments, an error fails one trial and not the study, a named
+study in a storage resumes, and `micro_batch` and `replication_factor` can be searched at a fixed global batch. Ray and wandb run
+transformers' own search (ray_search.py).
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ GEOMETRY = ("micro_batch", "replication_factor")
 
 
 class SearchError(ValueError):
-    """The search was set up wrongly: it ends the study, where any other error ends one trial."""
+    """A wrong setup of the search, which ends the study. Any other error ends one trial."""
 
 
-class _FailedTrial(Exception):
+class _TrialFailed(Exception):
     pass
 
 
@@ -51,20 +51,15 @@ def search_backend(name: Any) -> str:
     """The backend's name, optuna for None. Raises ValueError for one that this transformers does not have."""
     chosen = str(getattr(name, "value", name or "optuna"))
     known = [item.value for item in HPSearchBackend]
-    if chosen == "sigopt" and chosen not in known:
-        raise ValueError(
-            "backend='sigopt': SigOpt is a dead service, which transformers 5 removed. Use one of "
-            + ", ".join(known)
-            + "."
-        )
     if chosen not in known:
-        raise ValueError(f"backend={chosen!r} is not one of {', '.join(known)}.")
+        hint = ": SigOpt is a dead service, which transformers 5 removed. It" if chosen == "sigopt" else ""
+        raise ValueError(f"backend={chosen!r}{hint} is not one of {', '.join(known)}.")
     return chosen
 
 
 def check_search(trainer: Any, n_trials: int, direction: Optional[Direction], compute_objective: Any) -> List[str]:
-    """The directions, one for each objective. Raises ValueError, before any work, for what cannot be searched."""
-    direction = _only_direction(trainer, compute_objective) if direction is None else direction
+    """The directions, one for each objective. Raises ValueError, before any work, for an invalid search."""
+    direction = _default_direction(trainer, compute_objective) if direction is None else direction
     if trainer.model_init is None:
         raise ValueError("A search makes a model for each trial: give the trainer model_init= instead of model=.")
     if not isinstance(n_trials, int) or n_trials < 1:
@@ -81,19 +76,18 @@ def check_search(trainer: Any, n_trials: int, direction: Optional[Direction], co
     return directions
 
 
-def _only_direction(trainer: Any, compute_objective: Any) -> str:
-    """ "minimize" where the objective is the evaluation's loss. Raises ValueError for any other."""
+def _default_direction(trainer: Any, compute_objective: Any) -> str:
+    """ "minimize" where the objective is the evaluation loss. Raises ValueError for any other."""
     objective = compute_objective or default_compute_objective
-    # Numbers that a sum or a product with another metric would not give back.
+    # Values whose sum or product is not one of them.
     metrics = {"eval_loss": 0.734375}
     if trainer.compute_metrics is not None or isinstance(trainer.eval_dataset, dict):
         metrics["eval_metric"] = 0.171875
     try:
-        is_the_loss = objective(dict(metrics)) == metrics["eval_loss"]
-    except (LookupError, TypeError, AttributeError):  # it asks for another metric
-        is_the_loss = False
-    if is_the_loss:
-        return "minimize"
+        if objective(dict(metrics)) == metrics["eval_loss"]:
+            return "minimize"
+    except (LookupError, TypeError, AttributeError):  # it reads another metric
+        pass
     raise ValueError(_no_direction(compute_objective))
 
 
@@ -106,7 +100,7 @@ def _no_direction(compute_objective: Any) -> str:
 
 
 def the_loss(compute_objective: Any, metrics: Dict[str, float]) -> float:
-    """The objective where no direction was given. Raises SearchError if an evaluation makes it anything but its loss."""
+    """The objective where no direction was given. Raises SearchError if it is not the evaluation loss."""
     value = (compute_objective or default_compute_objective)(metrics)
     loss = metrics.get("eval_loss")
     if loss is None or (value != loss and loss == loss):
@@ -115,7 +109,7 @@ def the_loss(compute_objective: Any, metrics: Dict[str, float]) -> float:
 
 
 def check_names(trainer: Any, names: Sequence[str]) -> None:
-    """Raises SearchError for names in hp_space that neither the training arguments nor model_init(trial) can take."""
+    """Raises SearchError for names in hp_space that neither the training arguments nor model_init(trial) read."""
     unknown = [name for name in names if name not in GEOMETRY and not takes(trainer.args, name)]
     for name in unknown:
         near = difflib.get_close_matches(name, [*vars(trainer.args), *GEOMETRY], 1, 0.88)
@@ -130,7 +124,7 @@ def check_names(trainer: Any, names: Sequence[str]) -> None:
 
 
 def why_not_geometry(geometry: BatchGeometry, micro_batch: int, replicas: int) -> Optional[str]:
-    """Why these do not make up the global batch; None if they do."""
+    """Why this micro-batch and number of replicas do not divide the global batch; None if they do."""
     if micro_batch > 0 and replicas > 0 and geometry.global_batch % (micro_batch * replicas) == 0:
         return None
     return f"micro-batch {micro_batch} x {replicas} replicas x accumulation is not the global batch {geometry.global_batch}"
@@ -139,7 +133,7 @@ def why_not_geometry(geometry: BatchGeometry, micro_batch: int, replicas: int) -
 def set_geometry(
     trainer: Any, geometry: BatchGeometry, config: IPUConfig, micro_batch: int, replicas: Optional[int]
 ) -> None:
-    """Let the trainer's global batch be that of `geometry`, of such micro-batches. replicas: None keeps the configuration's."""
+    """Set micro-batch, accumulation and replicas at the global batch of `geometry`. replicas: None keeps the configuration's."""
     accumulation = geometry.global_batch // (micro_batch * (replicas or geometry.replicas))
     trainer.args.per_device_train_batch_size, trainer.args.gradient_accumulation_steps = micro_batch, accumulation
     changes = {} if replicas is None else {"replication_factor": replicas}
@@ -147,7 +141,7 @@ def set_geometry(
 
 
 def open_storage(storage: Any) -> Any:
-    """What optuna takes as storage: a URL or object as it is; PATH.db or .sqlite3 is SQLite, PATH.journal or .log a journal."""
+    """A storage for optuna. A URL or object is returned as it is; PATH.db or .sqlite3 is SQLite, PATH.journal or .log a journal."""
     if not isinstance(storage, (str, os.PathLike)) or "://" in str(storage):
         return storage
     path = Path(storage)
@@ -156,7 +150,7 @@ def open_storage(storage: Any) -> Any:
             f"storage {path}: name it .db for SQLite or .journal for a journal file, or give a database URL."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix in (".db", ".sqlite", ".sqlite3"):
+    if path.suffix not in (".journal", ".log"):
         return f"sqlite:///{path}"
     from optuna import storages
 
@@ -165,8 +159,8 @@ def open_storage(storage: Any) -> Any:
     return storages.JournalStorage(file_backend(str(path)))
 
 
-def _with_tables(url: str) -> Any:
-    """The database behind url. Of processes that make its tables at the same moment all but one fail, and look again."""
+def _open_database(url: str) -> Any:
+    """The database behind url. Of processes that create its tables at the same moment all but one fail, and retry."""
     from optuna.exceptions import StorageInternalError
     from optuna.storages import RDBStorage
     from sqlalchemy.exc import SQLAlchemyError
@@ -175,7 +169,7 @@ def _with_tables(url: str) -> Any:
         try:
             return RDBStorage(url)
         except (SQLAlchemyError, StorageInternalError):
-            time.sleep(0.2 * (attempt + random.SystemRandom().random()))  # the program's generator is not asked
+            time.sleep(0.2 * (attempt + random.SystemRandom().random()))  # does not touch the seeded generator
     return RDBStorage(url)
 
 
@@ -192,8 +186,8 @@ def search_with_optuna(
     """Run trials until the study has n_trials; the BestRun, or those on the Pareto front for several directions.
 
     options go to optuna.create_study (study_name, storage, sampler, pruner) and Study.optimize (timeout, gc_after_trial,
-    callbacks). Trials that a killed process left behind are marked as failed and do not count. Several processes may work on one
-    study: n_trials is the total of all of them, and each returns the best of what is finished when there is no trial left to begin.
+    callbacks). Trials that a killed process left behind are marked as failed and do not count. Several processes may share a
+    study: n_trials is the total of all of them, and each returns the best finished trial once there is none left to start.
     """
     import optuna
 
@@ -207,23 +201,23 @@ def search_with_optuna(
         raise ValueError(f"{', '.join(unknown)}: no option of optuna's, which are {', '.join(sorted(known))}.")
     optimize = {name: options.pop(name) for name in ("timeout", "gc_after_trial", "callbacks") if name in options}
     storage = open_storage(options.get("storage"))
-    options["storage"] = _with_tables(storage) if isinstance(storage, str) else storage
+    options["storage"] = _open_database(storage) if isinstance(storage, str) else storage
     options.setdefault("load_if_exists", options.get("study_name") is not None)
     sampler = options.pop("sampler", None)
     study = optuna.create_study(directions=directions, **options)
     if [item.name.lower() for item in study.directions] != directions:
         stored = [item.name.lower() for item in study.directions]
         raise ValueError(f"study {study.study_name!r} has directions {stored}, not {directions}. Give it another name.")
-    _bury_the_dead(study)
+    fail_stale_trials(study)
     study.sampler = sampler or study.sampler
-    trials = _Trials(trainer, directions, hp_space, compute_objective, hp_name, is_feasible)
+    trials = _TrialRunner(trainer, directions, hp_space, compute_objective, hp_name, is_feasible)
     if options.get("study_name"):
         trials.arguments["output_dir"] = str(Path(trainer.args.output_dir) / options["study_name"])
     trials.n_trials, trials.draws_by_number = n_trials, sampler is None
-    optimize["callbacks"] = [*(optimize.get("callbacks") or ()), trials.stop_at_the_last]
+    optimize["callbacks"] = [*(optimize.get("callbacks") or ()), trials.stop_after_last]
     try:
-        if _begun(study) < n_trials:
-            study.optimize(trials.run, n_trials=n_trials, catch=(_FailedTrial,), **optimize)
+        if _num_started(study) < n_trials:
+            study.optimize(trials.run, n_trials=n_trials, catch=(_TrialFailed,), **optimize)
     finally:
         trials.close()
     best = study.best_trials if any(item.state.name == "COMPLETE" for item in study.trials) else []
@@ -239,10 +233,10 @@ def search_with_optuna(
     return BestRun(str(study.best_trial.number), study.best_value, study.best_params, None)
 
 
-def _begun(study: Any, before: Optional[int] = None) -> int:
-    """How many trials count towards the total: finished ones and those that run, here or in other processes.
+def _num_started(study: Any, before: Optional[int] = None) -> int:
+    """How many trials count towards the total: finished and running ones, in all processes.
 
-    before: of those with a smaller number alone.
+    before: only trials with a smaller number.
     """
     return sum(
         item.state.name in ("COMPLETE", "PRUNED", "RUNNING")
@@ -252,19 +246,19 @@ def _begun(study: Any, before: Optional[int] = None) -> int:
     )
 
 
-def _bury_the_dead(study: Any) -> None:
-    """Mark as failed what a process of this machine that is no more left running."""
+def fail_stale_trials(study: Any) -> None:
+    """Mark running trials as failed whose process, on this machine, no longer exists."""
     import optuna
 
     for item in study.trials:
         if item.state.name != "RUNNING":
             continue
         host, pid = item.user_attrs.get("host"), int(item.user_attrs.get("pid", 0))
-        # Another process may have begun it just now, and not yet said which one it is.
+        # Another process may have started it just now, and not yet recorded its own id.
         is_new = host is None and datetime.now() - item.datetime_start < timedelta(minutes=1)
         if is_new or host not in (None, platform.node()) or (pid not in (0, os.getpid()) and _is_alive(pid)):
             logger.warning(
-                "trial %d runs in process %s on %s and counts. If that is no more: study.tell(%d, state=TrialState.FAIL)",
+                "trial %d runs in process %s on %s and counts. If that process is dead: study.tell(%d, state=TrialState.FAIL)",
                 item.number,
                 pid,
                 host,
@@ -284,8 +278,8 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-class _Trials:
-    """The trainer, with its arguments as they were given, to begin each trial with."""
+class _TrialRunner:
+    """Runs trials of one trainer, each starting from the arguments as given."""
 
     n_trials = 0  # of the whole study
     draws_by_number = True
@@ -301,20 +295,21 @@ class _Trials:
         trainer.hp_search_backend = HPSearchBackend.OPTUNA
         trainer.hp_name = name
         trainer.hp_space = lambda trial: {}  # set here, before the trainer asks
-        trainer.compute_objective = objective or default_compute_objective
-        trainer._report_to_hp_search = self.report
+        self.objective = objective or default_compute_objective
+        trainer.compute_objective = self.checked_objective
 
     def run(self, trial: Any) -> Any:
         import optuna
 
         trainer = self.trainer
-        # The machine last: with it the trial says whose it is, and may be taken for one that a dead process left.
+        # The host last: once it is there, fail_stale_trials() of another process judges the trial by its pid.
         trial.set_user_attr("pid", os.getpid())
         trial.set_user_attr("host", platform.node())
-        if _begun(trial.study, trial.number) >= self.n_trials:  # another process began the last one at the same time
+        # Another process may have started the last trial at the same time.
+        if _num_started(trial.study, trial.number) >= self.n_trials:
             trial.study.stop()
-            raise _FailedTrial("there are enough")
-        if self.draws_by_number:  # neither a resumed study nor another process may draw the same values once more
+            raise _TrialFailed("the study is complete")
+        if self.draws_by_number:  # else a resumed study or another process would draw the same values again
             trial.study.sampler = optuna.samplers.TPESampler(seed=self.given["seed"] + trial.number)
         self._restore(self.arguments)
         try:
@@ -322,11 +317,11 @@ class _Trials:
             trainer.objective = None
             trainer.train(trial=trial)
             if trainer.objective is None:
-                trainer.objective = self._objective(trainer.evaluate())
+                trainer.objective = trainer.compute_objective(trainer.evaluate())
             return trainer.objective
         except (optuna.TrialPruned, SearchError):
             raise
-        except Exception as error:  # whatever it is, out of memory too: this trial's end and not the study's
+        except Exception as error:  # out of memory too: it ends this trial, not the study
             message = f"{type(error).__name__}: {error}"
         trial.set_user_attr("error", message[:1000])
         logger.warning("trial %d failed: %s", trial.number, message)
@@ -334,28 +329,16 @@ class _Trials:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        raise _FailedTrial(message)
+        raise _TrialFailed(message)
 
-    def stop_at_the_last(self, study: Any, _: Any) -> None:
-        """What optuna calls after each trial."""
-        if _begun(study) >= self.n_trials:
+    def stop_after_last(self, study: Any, _: Any) -> None:
+        """Optuna's callback after each trial."""
+        if _num_started(study) >= self.n_trials:
             study.stop()
 
-    def report(self, trial: Any, step: int, metrics: Dict[str, float]) -> None:
-        """What the training loop calls after each evaluation; ends a trial that the pruner gives up."""
-        import optuna
-
-        if trial is None:
-            return
-        self.trainer.objective = self._objective(metrics)
-        if len(self.directions) == 1:
-            trial.report(self.trainer.objective, step)
-            if trial.should_prune():
-                self.trainer.callback_handler.on_train_end(self.trainer.args, self.trainer.state, self.trainer.control)
-                raise optuna.TrialPruned()
-
-    def _objective(self, metrics: Dict[str, float]) -> Any:
-        value = self.trainer.compute_objective(dict(metrics))
+    def checked_objective(self, metrics: Dict[str, float]) -> Any:
+        """One number, or one for each direction. Raises SearchError for another count."""
+        value = self.objective(dict(metrics))
         count = len(value) if isinstance(value, (tuple, list)) else 1
         if count != len(self.directions):
             raise SearchError(
@@ -368,7 +351,7 @@ class _Trials:
         args = self.trainer.args
         micro_batch, replicas = values.pop("micro_batch", None), values.pop("replication_factor", None)
         for name, value in values.items():
-            if not takes(args, name):  # model_init(trial) has it
+            if not takes(args, name):  # model_init(trial) reads it
                 continue
             old: Any = self.given.get(name)
             cast = old is not None and type(old) in (int, float, str)
@@ -376,22 +359,20 @@ class _Trials:
         if micro_batch is not None or replicas is not None:
             micro = int(micro_batch or args.per_device_train_batch_size)
             copies = int(replicas or self.geometry.replicas)
-            wrong = why_not_geometry(self.geometry, micro, copies)
-            if wrong:
-                self._skip(trial, wrong)
+            self._skip_if(trial, why_not_geometry(self.geometry, micro, copies))
             set_geometry(self.trainer, self.geometry, self.config, micro, None if replicas is None else copies)
             wanted = values.get("gradient_accumulation_steps", args.gradient_accumulation_steps)
             if wanted != args.gradient_accumulation_steps:
-                self._skip(
-                    trial, f"accumulation {wanted} is not the {args.gradient_accumulation_steps} of the global batch"
-                )
-        reason = self.feasible(self.trainer.ipu_config, args.per_device_train_batch_size) if self.feasible else None
-        if reason:
-            self._skip(trial, reason)
+                rest = f"the {args.gradient_accumulation_steps} of the global batch"
+                self._skip_if(trial, f"accumulation {wanted} is not {rest}")
+        if self.feasible:
+            self._skip_if(trial, self.feasible(self.trainer.ipu_config, args.per_device_train_batch_size))
 
-    def _skip(self, trial: Any, reason: str) -> None:
+    def _skip_if(self, trial: Any, reason: Optional[str]) -> None:
         import optuna
 
+        if not reason:
+            return
         trial.set_user_attr("infeasible", reason)
         raise optuna.TrialPruned(reason)
 
@@ -402,5 +383,4 @@ class _Trials:
 
     def close(self) -> None:
         self._restore(self.given)
-        self.trainer.hp_search_backend = None
-        del self.trainer._report_to_hp_search
+        self.trainer.hp_search_backend, self.trainer.compute_objective = None, self.objective

@@ -1,7 +1,7 @@
-"""Hyper-parameter search with Ray Tune: transformers' own, refused before work where its trials could not be right.
+"""Hyper-parameter search with Ray Tune: transformers' own, with checks before work.
 
-Each trial is a pickled copy of the trainer in a process of its own, on any machine of Ray's cluster. A trial there cannot be
-skipped, so `micro_batch` and `replication_factor` are choices that all make up the global batch.
+Each trial is a pickled copy of the trainer in a process of its own, on any machine of Ray's cluster. Ray cannot skip a trial,
+so all choices of `micro_batch` and `replication_factor` must divide the global batch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ipu_trainer.training.hyperparameter_search.optuna_search import (
     why_not_geometry,
 )
 
-# Option of an optuna study -> what does it in Ray Tune.
+# Option of an optuna study -> its counterpart in Ray Tune.
 _OF_OPTUNA = {
     "study_name": "name= and storage_path= name an experiment",
     "storage": "storage_path= names the folder of the results",
@@ -36,7 +36,7 @@ _OF_OPTUNA = {
 
 
 def check_directions_of_stock(directions: Sequence[str], backend: str) -> None:
-    """Raises ValueError for several directions, which transformers hands to optuna alone."""
+    """Raises ValueError for several directions, which transformers supports with optuna only."""
     if len(directions) > 1:
         raise ValueError(
             f"{len(directions)} directions are for backend='optuna': {backend} searches one objective. Give one direction."
@@ -45,31 +45,32 @@ def check_directions_of_stock(directions: Sequence[str], backend: str) -> None:
 
 @contextlib.contextmanager
 def prepared_for_ray(trainer: Any, hp_space: Any, options: Mapping[str, Any]) -> Iterator[None]:
-    """Inside the block the trainer is what trials begin with; after it, its model and GPUs are what they were.
+    """Inside the block the trainer is as every trial starts from it; after it, its model and arguments are restored.
 
-    Raises ValueError before any work.
+    Raises ValueError, before any work, for an invalid search.
     """
     _check_options(trainer, options)
     space = (hp_space or default_hp_space_ray)(None)
     check_names(trainer, list(space))
     _check_geometry(trainer, space)
-    model, num_gpus = trainer.model, trainer.args._n_gpu
+    model, arguments = trainer.model, dict(vars(trainer.args))
     trainer.execution.forget_training()
     trainer.optimizer = trainer.lr_scheduler = None  # of an earlier training: every trial makes its own
     try:
         yield
-    finally:  # transformers takes the model away and leaves the GPUs of one trial
-        trainer.model, trainer.args._n_gpu, trainer.hp_search_backend = model, num_gpus, None
+    finally:  # transformers removes the model, and leaves the number of GPUs of one trial
+        trainer.model, trainer.hp_search_backend = model, None
+        vars(trainer.args).update(arguments)
 
 
 def arguments_of_trial(trainer: Any, trial: Dict[str, Any]) -> Dict[str, Any]:
-    """What of a trial's values transformers sets on the arguments; the geometry is set here, the rest is model_init(trial)'s."""
+    """A trial's values that transformers sets on the arguments. Sets the batch geometry; model_init(trial) reads the rest."""
     if "micro_batch" in trial or "replication_factor" in trial:
         micro_batch = int(trial.get("micro_batch", trainer.args.per_device_train_batch_size))
         replicas = trial.get("replication_factor")
         copies = None if replicas is None else int(replicas)
         wrong = why_not_geometry(trainer.batch_geometry, micro_batch, copies or trainer.batch_geometry.replicas)
-        if wrong:  # of a wandb sweep, whose values nobody sees before
+        if wrong:  # of a wandb sweep, whose values cannot be checked before
             raise ValueError(f"{wrong}. Give values that all make it up.")
         set_geometry(trainer, trainer.batch_geometry, trainer.ipu_config, micro_batch, copies)
     is_ray = trainer.hp_search_backend == HPSearchBackend.RAY

@@ -26,7 +26,7 @@ from transformers.utils import logging
 from ipu_trainer.compat import transformers_versions as compat
 from ipu_trainer.compat.stock_trainer import StockTrainer
 from ipu_trainer.config.batching import BatchGeometry
-from ipu_trainer.training.host.coalesced_batches import shapes_of_rows
+from ipu_trainer.training.batch_rows import shapes_of_rows
 from ipu_trainer.training.loss.loss_reduction import (
     COMPARED,
     MEAN,

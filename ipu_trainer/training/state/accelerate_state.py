@@ -1,35 +1,32 @@
-"""The device and precision of one trainer, whatever trainers were made after it.
+"""The device and precision of one trainer, whatever trainers are made after it.
 
-Accelerate keeps them once for a whole program, and each new TrainingArguments begins anew: a trainer in bfloat16 then computes
-in float32 as soon as another one is made, and a model on the GPU is moved to the CPU by a simulated run beside it.
+Accelerate keeps them once for a whole program, and each new TrainingArguments resets them: a trainer in bfloat16 then computes
+in float32 as soon as another one is made, and a simulated run moves a model on the GPU to the CPU.
 """
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
-from accelerate.state import AcceleratorState, PartialState
-
+from ipu_trainer.compat.accelerate_internals import shared_states
 from ipu_trainer.compat.stock_trainer import StockTrainer
 
 
 class OwnAccelerateState:
-    """What Accelerate held when this was made; `restore` brings it back, for every object that shares it."""
+    """Accelerate's state when this was made; `restore` sets it again, for every object that shares it."""
 
     def __init__(self) -> None:
-        self._kept: List[Tuple[Any, Dict[str, Any]]] = [
-            (kind, dict(kind._shared_state)) for kind in (PartialState, AcceleratorState)
-        ]
+        self._saved = [dict(state) for state in shared_states()]
 
     @property
     def is_set(self) -> bool:
         """Whether Accelerate was in use when this was made."""
-        return any(kept for _, kept in self._kept)
+        return any(self._saved)
 
     def restore(self) -> None:
-        for kind, kept in self._kept:
-            kind._shared_state.clear()
-            kind._shared_state.update(kept)
+        for state, saved in zip(shared_states(), self._saved):
+            state.clear()
+            state.update(saved)
 
 
 class KeepsAccelerateState(StockTrainer):

@@ -48,7 +48,7 @@ class PicklesTrainer(KeepsAccelerateState):
 
 
 def _is_adapter(value: Any) -> bool:
-    """A closure over the trainer that this package put on it (compat.adapt_old_overrides)."""
+    """A closure over the trainer that this package put on it (adapt_old_overrides)."""
     is_local = isinstance(value, types.FunctionType) and "<locals>" in value.__qualname__
     return is_local and value.__module__.startswith("ipu_trainer.")
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as functional
 
 from ipu_trainer.errors import UserError
-from ipu_trainer.training.acceleration.input_pipeline import sent
+from ipu_trainer.training.acceleration.input_pipeline import copy_to_device
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def augment(
     if augmentation == NO_AUGMENTATION or bool((epoch < 0).all()):
         return pixels.to(torch.float32) / 255.0
     # One host-to-device copy for all numbers: a copy of each would take as long.
-    numbers = sent(torch.from_numpy(_drawn_changes(epoch, index, augmentation, seed)), pixels.device)
+    numbers = copy_to_device(torch.from_numpy(_drawn_changes(epoch, index, augmentation, seed)), pixels.device)
     return (compute or augment_images)(pixels, numbers, augmentation)
 
 

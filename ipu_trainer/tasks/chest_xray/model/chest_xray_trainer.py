@@ -18,7 +18,7 @@ from ipu_trainer.tasks.chest_xray.model.grayscale_input import GrayscaleProjecti
 from ipu_trainer.tasks.chest_xray.model.inputs import ChestXrayCollator, collate_stored
 from ipu_trainer.tasks.chest_xray.model.losses import FindingLoss
 from ipu_trainer.training.acceleration.choices import choose_compile
-from ipu_trainer.training.acceleration.input_pipeline import sent
+from ipu_trainer.training.acceleration.input_pipeline import copy_to_device
 from ipu_trainer.training.trainer import IPUTrainer
 
 
@@ -72,11 +72,11 @@ class ChestXrayTrainer(IPUTrainer):
             return super().prepare_inputs(inputs)
         # epoch and index stay on the CPU, which draws the random numbers: reading them back would synchronise with the GPU.
         device = self.args.device
-        pixels = sent(inputs["pixels"], device)
+        pixels = copy_to_device(inputs["pixels"], device)
         gray = augment(
             pixels, inputs["epoch"], inputs["index"], collator.augmentation, collator.seed, self._augment_images
         )
-        labels = sent(inputs["labels"], device)
+        labels = copy_to_device(inputs["labels"], device)
         if self.model.training and self._rewrites().projection is not None:
             return {"gray": gray, "labels": labels}
         return {"pixel_values": collator.normalisation(gray), "labels": labels}

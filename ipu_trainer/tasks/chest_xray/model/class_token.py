@@ -15,11 +15,11 @@ from torch import nn
 from torch.nn import functional
 from transformers import ViTForImageClassification
 
-from ipu_trainer.training.acceleration.compiled_layers import projections_of
-from ipu_trainer.training.acceleration.fused_kernels.rounding import exact_dtype
+from ipu_trainer.compat.torch_acceleration import has_hooks
+from ipu_trainer.compat.transformers_training import attention_implementation
 from ipu_trainer.training.acceleration.padded_lm_head import ALIGNED
-from ipu_trainer.training.finetuning.stochastic_depth import SkippedSamples, mixed
-from ipu_trainer.training.layers import has_hooks, layer_stacks
+from ipu_trainer.training.finetuning.stochastic_depth import DropPath, apply_drop_path
+from ipu_trainer.training.layers import has_plain_projections, layer_stacks
 
 _PARTS = ("attention", "layernorm_before", "layernorm_after", "mlp", "dropout")
 _ATTENTION_PARTS = ("q_proj", "k_proj", "v_proj", "o_proj", "head_dim", "scaling", "attention_dropout")
@@ -55,6 +55,7 @@ class ClassTokenLayer:
             yield False
             return
         before = self.layer.__dict__.get("forward")
+        self._add_and_normalise: Any = getattr(before, "add_and_normalise", None)
         self.layer.forward = self._forward  # type: ignore[method-assign, assignment]
         try:
             yield True
@@ -67,48 +68,44 @@ class ClassTokenLayer:
         config = self.model.config
         if getattr(config, "output_hidden_states", False) or getattr(config, "output_attentions", False):
             return False
-        if getattr(config, "_attn_implementation", None) not in ("sdpa", "eager"):
+        if attention_implementation(config) not in ("sdpa", "eager"):
             return False
         if getattr(self.layer, "gradient_checkpointing", False):  # backward calls forward again, after the block
             return False
         # Nobody may look at the layer or at what follows it, apart from our own skipping of samples.
         norm = getattr(self.model.vit, "layernorm", None)
         read = [*self.layer.modules(), *([] if norm is None else [norm])]
-        looked_at = any(has_hooks(module, apart_from=(SkippedSamples,)) for module in read)
+        looked_at = any(has_hooks(module, apart_from=(DropPath,)) for module in read)
         forward = self.layer.__dict__.get("forward")
-        return (forward is None or getattr(forward, "joins_layers", False)) and not looked_at
+        return (forward is None or hasattr(forward, "add_and_normalise")) and not looked_at
 
     def _forward(
         self,
         hidden: Any,
         attention_mask: Optional[torch.Tensor] = None,
-        kept: Optional[torch.Tensor] = None,
-        hands_on: bool = False,
+        drop_mask: Optional[torch.Tensor] = None,
+        defers: bool = False,
         **named: Any,
     ) -> Any:
-        """(micro_batch, 1, width) of (micro_batch, tokens, width), summed or not. Arguments are those of kernels/forwards.py."""
+        """(micro_batch, 1, width) of (micro_batch, tokens, width), with or without a deferred residual add (compiled_layers.py)."""
         layer: Any = self.layer
         if attention_mask is not None:
             plain = type(layer).forward(layer, hidden, attention_mask, **named)
-            return plain if kept is None else mixed(hidden, plain, kept)
+            return plain if drop_mask is None else apply_drop_path(hidden, plain, drop_mask)
         if isinstance(hidden, tuple):
-            from ipu_trainer.training.acceleration.fused_kernels.forwards import (
-                summed_and_normalised,  # needs a newer torch than the rest
-            )
-
-            hidden, normalised = summed_and_normalised(hidden, layer.layernorm_before)
+            hidden, normalised = self._add_and_normalise(hidden, layer.layernorm_before)
         else:
             normalised = layer.layernorm_before(hidden)
         before = hidden[:, :1]
         read = self._read_directly(normalised) if self._keys_are_products() else self._read_keys(normalised)
         token = layer.dropout(layer.attention.o_proj(read)) + before
         token = layer.dropout(layer.mlp(layer.layernorm_after(token))) + token
-        return token if kept is None else mixed(before, token, kept)
+        return token if drop_mask is None else apply_drop_path(before, token, drop_mask)
 
     def _keys_are_products(self) -> bool:
         """Whether keys and values are plain products with the tokens, and none of what they give is dropped."""
         attention: Any = self.layer.attention
-        return projections_of(attention) is not None and not attention.attention_dropout
+        return has_plain_projections(attention) and not attention.attention_dropout
 
     def _read_directly(self, normalised: torch.Tensor) -> torch.Tensor:
         """What the class token reads, (micro_batch, 1, heads * head_dim), of (micro_batch, tokens, width)."""
@@ -125,7 +122,11 @@ class ClassTokenLayer:
         if attention.k_proj.bias is not None:  # the same for all tokens: softmax does not see it, its gradient is 0
             shift = (query * attention.k_proj.bias.view(-1, attention.head_dim)).sum(-1)
             scores = scores + functional.pad(shift, (0, missing)).unsqueeze(1)
-        shares = (scores * attention.scaling).softmax(1, dtype=exact_dtype(scores.dtype)).to(scores.dtype)
+        shares = (
+            (scores * attention.scaling)
+            .softmax(1, dtype=torch.promote_types(scores.dtype, torch.float32))
+            .to(scores.dtype)
+        )
         read: torch.Tensor = normalised.transpose(1, 2) @ shares  # (micro_batch, width, heads and the missing)
         read = torch.einsum("bwh,hdw->bhd", read[..., :heads], weights[1]).flatten(1)
         if attention.v_proj.bias is not None:  # shares sum to 1
@@ -135,7 +136,6 @@ class ClassTokenLayer:
     def _read_keys(self, normalised: torch.Tensor) -> torch.Tensor:
         """The same by keys and values of all tokens."""
         attention: Any = self.layer.attention
-        # Fused projections keep what the last product left over: that of one token, in this order.
         key, value = self._heads(attention.k_proj(normalised)), self._heads(attention.v_proj(normalised))
         query = self._heads(attention.q_proj(normalised[:, :1]))
         dropout = attention.attention_dropout if self.layer.training else 0.0

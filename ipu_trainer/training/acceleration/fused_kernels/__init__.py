@@ -1,5 +1,9 @@
-"""Kernels of this project for what a GPU's libraries do slowly in a ViT, and where they are put in (rewrite.py).
+"""Fused kernels for what a GPU's libraries do slowly in a ViT: an optional package, imported by acceleration/choices.py alone.
 
-Each is an operation with two implementations: plain torch on a CPU, which says what is computed, and Triton on a GPU. A compiler
-looks into them, so these kernels are launched as its own are.
+fused_layers() is the hook that puts them in. Each operator has two implementations: plain torch on a CPU, which defines what is
+computed, and Triton on a GPU. torch.compile traces into them (`triton_op`), so it launches the kernels like its own.
 """
+
+from ipu_trainer.training.acceleration.fused_kernels.vit_layers import fused_layers, supported_modules
+
+__all__ = ["fused_layers", "supported_modules"]

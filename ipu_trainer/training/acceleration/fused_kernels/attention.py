@@ -1,7 +1,7 @@
-"""Attention over few tokens, whose queries, keys and values lie beside each other in memory, and so do their gradients.
+"""Attention over few tokens with packed queries, keys and values, and a packed gradient.
 
-The three projections of a layer's input are then one matrix product, and so are the two of its backward pass: nothing is
-split, joined or added up in between. The library's attention leaves three gradients in three places instead.
+The three projections of a layer's input are then one GEMM, and so is each of its two backward GEMMs: nothing is
+split, concatenated or added up in between. The library's attention returns three separate gradients instead.
 """
 
 from typing import Any, Optional, Tuple
@@ -9,8 +9,8 @@ from typing import Any, Optional, Tuple
 import torch
 from torch.library import triton_op
 
-from ipu_trainer.training.acceleration.fused_kernels.operations import NAMESPACE, operations
-from ipu_trainer.training.acceleration.fused_kernels.rounding import exact, exact_dtype
+from ipu_trainer.compat.torch_acceleration import cudnn_attention
+from ipu_trainer.training.acceleration.fused_kernels.operations import NAMESPACE, operations, upcast
 
 # What the kernel was tuned for: one program holds all queries of a head (ViT: 197 tokens, heads of 64).
 HEAD_DIM = 64
@@ -24,11 +24,12 @@ def packed_attention(
 
     packed: (batch, tokens, 3, heads, head_dim), queries, keys and values along the third. Returns (batch, tokens, heads,
     head_dim).
-    query_bias, key_bias: (heads * head_dim,), what `packed` holds of them as constants. Their gradients are made here, so that the
-    queries' third is summed alone: softmax does not see what a key's bias adds to all scores of a query, so that has gradient 0.
+    query_bias, key_bias: (heads * head_dim,), which `packed` already includes, detached. Their gradients are computed here: the
+    queries' is the sum of their part of the gradient, and the keys' is 0, for softmax does not change when a key's bias shifts all
+    scores of a query.
     """
-    read: torch.Tensor = operations.packed_attention(packed, query_bias, key_bias, scale)[0]
-    return read
+    output: torch.Tensor = operations.packed_attention(packed, query_bias, key_bias, scale)[0]
+    return output
 
 
 def has_kernel_for(device_type: str, dtype: torch.dtype, tokens: int, head_dim: int) -> bool:
@@ -42,7 +43,7 @@ def _heads_first(packed: torch.Tensor) -> Tuple[torch.Tensor, ...]:
     return tuple(packed[:, :, part].transpose(1, 2) for part in range(3))
 
 
-# On a GPU this is cuDNN's kernel: a compiler has none of ours to launch, so it does not look in.
+# On a GPU this is cuDNN's kernel and no Triton kernel, so the compiler has nothing to trace into.
 @torch.library.custom_op(
     f"{NAMESPACE}::packed_attention",
     mutates_args=(),
@@ -52,8 +53,8 @@ def _heads_first(packed: torch.Tensor) -> Tuple[torch.Tensor, ...]:
 def _forward(
     packed: torch.Tensor, query_bias: Optional[torch.Tensor], key_bias: Optional[torch.Tensor], scale: float
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """What is read, (batch, tokens, heads, head_dim), and log-sum-exps of the scores, (batch, heads, tokens)."""
-    query, key, value = _heads_first(exact(packed))
+    """The output, (batch, tokens, heads, head_dim), and log-sum-exps of the scores, (batch, heads, tokens)."""
+    query, key, value = _heads_first(upcast(packed))
     scores = query @ key.transpose(-1, -2) * scale
     return (scores.softmax(-1) @ value).transpose(1, 2).contiguous().to(packed.dtype), scores.logsumexp(-1)
 
@@ -63,9 +64,9 @@ def _forward_on_gpu(
     packed: torch.Tensor, query_bias: Optional[torch.Tensor], key_bias: Optional[torch.Tensor], scale: float
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     query, key, value = _heads_first(packed)
-    # cuDNN's is the fastest of torch's for these shapes (docs/performance.md).
-    read, log_sums, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(query, key, value, None, True, scale=scale)
-    return read.transpose(1, 2).contiguous(), log_sums.reshape(query.shape[:3])
+    # cuDNN's is the fastest of torch's for these shapes (docs/experiments.md).
+    output, log_sums = cudnn_attention(query, key, value, scale)
+    return output.transpose(1, 2).contiguous(), log_sums.reshape(query.shape[:3])
 
 
 @_forward.register_fake
@@ -73,7 +74,7 @@ def _shapes(
     packed: torch.Tensor, query_bias: Optional[torch.Tensor], key_bias: Optional[torch.Tensor], scale: float
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     batch, tokens, _, heads, head_dim = packed.shape
-    log_sums = packed.new_empty(batch, heads, tokens, dtype=exact_dtype(packed.dtype))
+    log_sums = packed.new_empty(batch, heads, tokens, dtype=torch.promote_types(packed.dtype, torch.float32))
     return packed.new_empty(batch, tokens, heads, head_dim), log_sums
 
 
@@ -86,32 +87,32 @@ def _backward(
         from ipu_trainer.training.acceleration.fused_kernels import triton_kernels
 
         return triton_kernels.packed_attention_backward(gradient, packed, read, log_sums, scale)
-    query, key, value = _heads_first(exact(packed))
-    gradient, read = exact(gradient).transpose(1, 2), exact(read).transpose(1, 2)
+    query, key, value = _heads_first(upcast(packed))
+    gradient, read = upcast(gradient).transpose(1, 2), upcast(read).transpose(1, 2)
     weights = torch.exp(query @ key.transpose(-1, -2) * scale - log_sums.unsqueeze(-1))
-    of_weights = gradient @ value.transpose(-1, -2)
-    of_scores = weights * (of_weights - (gradient * read).sum(-1, keepdim=True)) * scale
-    parts = (of_scores @ key, of_scores.transpose(-1, -2) @ query, weights.transpose(-1, -2) @ gradient)
+    grad_weights = gradient @ value.transpose(-1, -2)
+    grad_scores = weights * (grad_weights - (gradient * read).sum(-1, keepdim=True)) * scale
+    parts = (grad_scores @ key, grad_scores.transpose(-1, -2) @ query, weights.transpose(-1, -2) @ gradient)
     result = torch.stack([part.transpose(1, 2) for part in parts], dim=2)
     return result.to(packed.dtype, copy=True), result[:, :, 0].sum(1).flatten(1)
 
 
-def _keep(ctx: Any, inputs: Tuple[Any, ...], output: Tuple[torch.Tensor, torch.Tensor]) -> None:
+def _save_for_backward(ctx: Any, inputs: Tuple[Any, ...], output: Tuple[torch.Tensor, torch.Tensor]) -> None:
     packed, *biases, ctx.scale = inputs
     ctx.bias_dtypes = [None if bias is None else bias.dtype for bias in biases]
     ctx.save_for_backward(packed, *output)
 
 
-def _pull_back(ctx: Any, gradient: torch.Tensor, _: Any) -> Tuple[Optional[torch.Tensor], ...]:
+def _differentiate(ctx: Any, gradient: torch.Tensor, _: Any) -> Tuple[Optional[torch.Tensor], ...]:
     packed, read, log_sums = ctx.saved_tensors
     result, sums = operations.packed_attention_backward(gradient, packed, read, log_sums, ctx.scale)
-    of_query, of_key = ctx.bias_dtypes
+    query_dtype, key_dtype = ctx.bias_dtypes
     return (
         result,
-        None if of_query is None else sums.sum(0).to(of_query),
-        None if of_key is None else sums.new_zeros(sums.shape[1], dtype=of_key),
+        None if query_dtype is None else sums.sum(0).to(query_dtype),
+        None if key_dtype is None else sums.new_zeros(sums.shape[1], dtype=key_dtype),
         None,
     )
 
 
-_forward.register_autograd(_pull_back, setup_context=_keep)
+_forward.register_autograd(_differentiate, setup_context=_save_for_backward)

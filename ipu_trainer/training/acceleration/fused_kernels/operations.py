@@ -1,7 +1,7 @@
-"""Where the operations are registered: under a name that changes whenever their code does.
+"""The namespace in which the operators are registered, whose name changes whenever their code does.
 
-torch keeps what it compiled on disk and finds it by the names of operations. What their backward passes consist of is in there
-too, so under an old name a newer version would compute old gradients, or ask for an operation that is no more.
+torch caches compiled graphs on disk under the names of their operators, backward passes included. Under an old name a newer
+version would compute old gradients, or ask for an operator that no longer exists.
 """
 
 from __future__ import annotations
@@ -23,3 +23,8 @@ def namespace_of(folder: Path) -> str:
 
 NAMESPACE = namespace_of(Path(__file__).parent)
 operations: Any = getattr(torch.ops, NAMESPACE)
+
+
+def upcast(tensor: torch.Tensor) -> torch.Tensor:
+    """In float32, in which kernels compute whatever they read and write; float64 stays as it is."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

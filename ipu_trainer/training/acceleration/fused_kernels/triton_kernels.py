@@ -1,8 +1,8 @@
-"""The Triton side of attention.py, bias_gelu.py and residual_norm.py; imported on a GPU alone.
+"""Triton kernels of attention.py, bias_gelu.py and residual_norm.py; imported on GPUs only.
 
-Blocks are those that an H100 was fastest with. Where it pays, rows are taken from the last to the first: what the product before
-wrote last is still cached, and the next one begins with what is written last here. Numbers with a fraction are constants of a
-kernel: a compiler that launches it would hand them over with 64 bits, and the kernel compute with as many.
+Block sizes are the fastest on an H100. Where it pays, rows run from the last to the first: what the GEMM before wrote last is still
+in the cache, and the next GEMM begins with what is written last here. Floats are constexpr arguments: torch.compile would pass them
+with 64 bits, and the kernel would compute in float64.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ def _attention_backward(
     HEAD_DIM: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """One program, one head of one sample: all queries stay, keys and values come in blocks, the last one as small as it can be.
+    """One program per head and sample: it holds all queries and loops over blocks of keys and values, the last block small.
 
-    Rows beyond the last token are zeros when loaded, so they add nothing to what is stored: a missing query has gradient 0,
-    a missing key is 0 where scores meet keys.
+    Rows beyond the last token are loaded as zeros and add nothing: a missing query has gradient 0, a missing key is 0 in products
+    with scores.
     """
     sample = (tl.program_id(0) // heads).to(tl.int64)
     head = tl.program_id(0) % heads
@@ -74,22 +74,22 @@ def _attention_backward(
     read = tl.load(read_pointer + at_read, mask=are_queries, other=0.0)
     log_sum = tl.load(log_sums_pointer + at_sums, mask=queries < tokens, other=0.0) * LOG2_E
     mean = tl.sum(gradient.to(tl.float32) * read.to(tl.float32), 1)
-    of_query = tl.zeros((QUERIES, HEAD_DIM), tl.float32)
+    grad_query = tl.zeros((QUERIES, HEAD_DIM), tl.float32)
 
     whole = tokens // KEYS * KEYS
     for begin in tl.range(0, whole, KEYS, num_stages=3):
-        of_query = _attention_backward_of_keys(
-            packed_pointer, result_pointer, first, begin, tokens, query, gradient, mean, log_sum, of_query,
+        grad_query = _attention_backward_of_keys(
+            packed_pointer, result_pointer, first, begin, tokens, query, gradient, mean, log_sum, grad_query,
             SCALE=SCALE, KEYS=KEYS, ALL=True, HEAD_DIM=HEAD_DIM, WIDTH=WIDTH,
         )  # fmt: skip
     if LAST_KEYS:
-        of_query = _attention_backward_of_keys(
-            packed_pointer, result_pointer, first, whole, tokens, query, gradient, mean, log_sum, of_query,
+        grad_query = _attention_backward_of_keys(
+            packed_pointer, result_pointer, first, whole, tokens, query, gradient, mean, log_sum, grad_query,
             SCALE=SCALE, KEYS=LAST_KEYS, ALL=False, HEAD_DIM=HEAD_DIM, WIDTH=WIDTH,
         )  # fmt: skip
-    of_query *= SCALE
-    tl.store(result_pointer + at_queries, of_query.to(query.dtype), mask=are_queries)
-    tl.store(sums_pointer + sample * WIDTH + head * HEAD_DIM + within, tl.sum(of_query, 0))
+    grad_query *= SCALE
+    tl.store(result_pointer + at_queries, grad_query.to(query.dtype), mask=are_queries)
+    tl.store(sums_pointer + sample * WIDTH + head * HEAD_DIM + within, tl.sum(grad_query, 0))
 
 
 @triton.jit
@@ -103,14 +103,14 @@ def _attention_backward_of_keys(
     gradient,
     mean,
     log_sum,
-    of_query,
+    grad_query,
     SCALE: tl.constexpr,
     KEYS: tl.constexpr,
     ALL: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """Stores the gradients of some keys and their values, and adds theirs to the queries'. ALL: all of these keys exist."""
+    """Stores the gradients of a block of keys and values; adds to the queries'. ALL: no key is beyond the last token."""
     keys = begin + tl.arange(0, KEYS)
     within = tl.arange(0, HEAD_DIM)
     at_keys = first + keys[:, None] * 3 * WIDTH + within[None, :]
@@ -119,20 +119,20 @@ def _attention_backward_of_keys(
     value = tl.load(packed_pointer + 2 * WIDTH + at_keys, mask=exist, other=None if ALL else 0.0)
     # Both products begin before either is needed.
     scores = tl.dot(query, tl.trans(key))
-    of_weights = tl.dot(gradient, tl.trans(value))
+    grad_weights = tl.dot(gradient, tl.trans(value))
     weights = tl.exp2(scores * (SCALE * LOG2_E) - log_sum[:, None])
-    of_scores = (weights * (of_weights - mean[:, None])).to(query.dtype)
+    grad_scores = (weights * (grad_weights - mean[:, None])).to(query.dtype)
     weights = weights.to(query.dtype)
-    of_query = tl.dot(of_scores, key, of_query)
+    grad_query = tl.dot(grad_scores, key, grad_query)
     if KEYS >= 64:  # a product has at least 64 rows
-        of_value = tl.dot(tl.trans(weights), gradient)
-        of_key = tl.dot(tl.trans(of_scores), query) * SCALE
+        grad_value = tl.dot(tl.trans(weights), gradient)
+        grad_key = tl.dot(tl.trans(grad_scores), query) * SCALE
     else:
-        of_value = tl.trans(tl.dot(tl.trans(gradient), weights))
-        of_key = tl.trans(tl.dot(tl.trans(query), of_scores)) * SCALE
-    tl.store(result_pointer + WIDTH + at_keys, of_key.to(key.dtype), mask=exist)
-    tl.store(result_pointer + 2 * WIDTH + at_keys, of_value.to(key.dtype), mask=exist)
-    return of_query
+        grad_value = tl.trans(tl.dot(tl.trans(gradient), weights))
+        grad_key = tl.trans(tl.dot(tl.trans(query), grad_scores)) * SCALE
+    tl.store(result_pointer + WIDTH + at_keys, grad_key.to(key.dtype), mask=exist)
+    tl.store(result_pointer + 2 * WIDTH + at_keys, grad_value.to(key.dtype), mask=exist)
+    return grad_query
 
 
 def bias_gelu(product: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -230,9 +230,9 @@ def _bias_gelu_backward(
         gradient = tl.load(gradient_pointer + at, mask=exists, other=0.0).to(tl.float32)
         tail, exponential = _tail_and_exponential(hidden)
         share = tl.where(hidden > 0, 1.0 - tail, tail)
-        of_hidden = gradient * (share + hidden * exponential * 0.3989422804014327)  # 1/sqrt(2 pi)
-        tl.store(result_pointer + at, of_hidden.to(result_pointer.dtype.element_ty), mask=exists)
-        total += of_hidden
+        grad_hidden = gradient * (share + hidden * exponential * 0.3989422804014327)  # 1/sqrt(2 pi)
+        tl.store(result_pointer + at, grad_hidden.to(result_pointer.dtype.element_ty), mask=exists)
+        total += grad_hidden
     tl.store(sums_pointer + part * width + column, tl.sum(total, 0), mask=inside)
 
 
@@ -243,8 +243,8 @@ def residual_norm(
     weight: torch.Tensor,
     norm_bias: torch.Tensor,
     epsilon: float,
-    kept: Optional[torch.Tensor],
-    reads_all: bool,
+    drop_mask: Optional[torch.Tensor],
+    norm_before_drop: bool,
 ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Shapes as in residual_norm.py; rows of at most 1,024 numbers."""
     tokens, width = residual.shape[-2:]
@@ -254,8 +254,8 @@ def residual_norm(
     scale = torch.empty_like(mean)
     with torch.cuda.device(residual.device):
         wrap_triton(_residual_norm)[(mean.numel(),)](
-            residual, product, bias, weight, norm_bias, kept, total, normalised, mean, scale, tokens, width,
-            EPSILON=epsilon, READS_ALL=reads_all, COLUMNS=triton.next_power_of_2(width), num_warps=4,
+            residual, product, bias, weight, norm_bias, drop_mask, total, normalised, mean, scale, tokens, width,
+            EPSILON=epsilon, NORM_BEFORE_DROP=norm_before_drop, COLUMNS=triton.next_power_of_2(width), num_warps=4,
         )  # fmt: skip
     return total, normalised, mean, scale
 
@@ -267,7 +267,7 @@ def _residual_norm(
     bias_pointer,
     weight_pointer,
     norm_bias_pointer,
-    kept_pointer,
+    drop_mask_pointer,
     total_pointer,
     normalised_pointer,
     mean_pointer,
@@ -275,7 +275,7 @@ def _residual_norm(
     tokens,
     width,
     EPSILON: tl.constexpr,
-    READS_ALL: tl.constexpr,
+    NORM_BEFORE_DROP: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
     """One program, one row, the last one first."""
@@ -286,13 +286,13 @@ def _residual_norm(
     change = tl.load(product_pointer + at, mask=inside, other=0.0).to(tl.float32)
     change += tl.load(bias_pointer + column, mask=inside, other=0.0).to(tl.float32)
     counted = change
-    if kept_pointer is not None:
-        counted = change * tl.load(kept_pointer + row // tokens).to(tl.float32)
+    if drop_mask_pointer is not None:
+        counted = change * tl.load(drop_mask_pointer + row // tokens).to(tl.float32)
     total = tl.load(residual_pointer + at, mask=inside, other=0.0).to(tl.float32) + counted
     stored = total.to(total_pointer.dtype.element_ty)
     tl.store(total_pointer + at, stored, mask=inside)
     read = stored.to(tl.float32)
-    if READS_ALL:
+    if NORM_BEFORE_DROP:
         read += change - counted
     mean = tl.sum(read, 0) / width
     centred = tl.where(inside, read - mean, 0.0)
@@ -306,45 +306,45 @@ def _residual_norm(
 
 
 def residual_norm_backward(
-    of_total: torch.Tensor,
-    of_normalised: torch.Tensor,
+    grad_total: torch.Tensor,
+    grad_normalised: torch.Tensor,
     total: torch.Tensor,
     mean: torch.Tensor,
     scale: torch.Tensor,
     weight: torch.Tensor,
-    kept: Optional[torch.Tensor],
+    drop_mask: Optional[torch.Tensor],
     product: Optional[torch.Tensor],
     bias: Optional[torch.Tensor],
 ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Shapes as in residual_norm.py."""
     tokens, width = total.shape[-2:]
-    of_total, of_normalised = of_total.contiguous(), of_normalised.contiguous()
+    grad_total, grad_normalised = grad_total.contiguous(), grad_normalised.contiguous()
     product = None if product is None else product.contiguous()
-    of_residual, of_product = torch.empty_like(total), torch.empty_like(of_normalised)
+    grad_residual, grad_product = torch.empty_like(total), torch.empty_like(grad_normalised)
     rows = mean.numel()
     parts = triton.cdiv(rows, _ROWS_OF_NORM_PART)
     sums = torch.empty((parts, 3, width), dtype=torch.float32, device=total.device)
     with torch.cuda.device(total.device):
         wrap_triton(_residual_norm_backward)[(parts,)](
-            of_total, of_normalised, total, mean, scale, weight, kept, product, bias, of_residual, of_product, sums,
+            grad_total, grad_normalised, total, mean, scale, weight, drop_mask, product, bias, grad_residual, grad_product, sums,
             rows, tokens, width, PART=_ROWS_OF_NORM_PART, COLUMNS=triton.next_power_of_2(width), num_warps=4,
         )  # fmt: skip
-    return of_residual, of_product, sums
+    return grad_residual, grad_product, sums
 
 
 @triton.jit
 def _residual_norm_backward(
-    of_total_pointer,
-    of_normalised_pointer,
+    grad_total_pointer,
+    grad_normalised_pointer,
     total_pointer,
     mean_pointer,
     scale_pointer,
     weight_pointer,
-    kept_pointer,
+    drop_mask_pointer,
     product_pointer,
     bias_pointer,
-    of_residual_pointer,
-    of_product_pointer,
+    grad_residual_pointer,
+    grad_product_pointer,
     sums_pointer,
     rows,
     tokens,
@@ -359,39 +359,39 @@ def _residual_norm_backward(
     if product_pointer is not None:
         bias = tl.load(bias_pointer + column, mask=inside, other=0.0).to(tl.float32)
     first = tl.program_id(0).to(tl.int64) * PART
-    of_bias = tl.zeros((COLUMNS,), tl.float32)
-    of_weight = tl.zeros((COLUMNS,), tl.float32)
-    of_norm_bias = tl.zeros((COLUMNS,), tl.float32)
+    grad_bias = tl.zeros((COLUMNS,), tl.float32)
+    grad_weight = tl.zeros((COLUMNS,), tl.float32)
+    grad_norm_bias = tl.zeros((COLUMNS,), tl.float32)
     for offset in tl.range(0, PART, num_stages=3):
         row = first + offset
         at = row * width + column
         exists = inside & (row < rows)
         read = tl.load(total_pointer + at, mask=exists, other=0.0).to(tl.float32)
-        given = tl.load(of_normalised_pointer + at, mask=exists, other=0.0).to(tl.float32)
-        of_total = tl.load(of_total_pointer + at, mask=exists, other=0.0).to(tl.float32)
+        given = tl.load(grad_normalised_pointer + at, mask=exists, other=0.0).to(tl.float32)
+        grad_total = tl.load(grad_total_pointer + at, mask=exists, other=0.0).to(tl.float32)
         mean = tl.load(mean_pointer + row, mask=row < rows, other=0.0)
         scale = tl.load(scale_pointer + row, mask=row < rows, other=0.0)
-        kept = 1.0
-        if kept_pointer is not None:
-            kept = tl.load(kept_pointer + row // tokens, mask=row < rows, other=0.0).to(tl.float32)
+        drop_mask = 1.0
+        if drop_mask_pointer is not None:
+            drop_mask = tl.load(drop_mask_pointer + row // tokens, mask=row < rows, other=0.0).to(tl.float32)
         if product_pointer is not None:
             product = tl.load(product_pointer + at, mask=exists, other=0.0).to(tl.float32)
-            read += (1.0 - kept) * (product + bias)
+            read += (1.0 - drop_mask) * (product + bias)
         standard = (read - mean) * scale
         weighted = given * weight
         along = tl.sum(weighted * standard, 0) / width
-        of_read = (weighted - tl.sum(weighted, 0) / width - standard * along) * scale
+        grad_read = (weighted - tl.sum(weighted, 0) / width - standard * along) * scale
         if product_pointer is None:
-            of_product = kept * (of_total + of_read)
+            grad_product = drop_mask * (grad_total + grad_read)
         else:
-            of_product = kept * of_total + of_read
-        of_residual = (of_total + of_read).to(of_residual_pointer.dtype.element_ty)
-        tl.store(of_residual_pointer + at, of_residual, mask=exists)
-        tl.store(of_product_pointer + at, of_product.to(of_product_pointer.dtype.element_ty), mask=exists)
-        of_bias += of_product  # 0 in rows beyond the last: their scale is 0
-        of_weight += given * standard
-        of_norm_bias += given
+            grad_product = drop_mask * grad_total + grad_read
+        grad_residual = (grad_total + grad_read).to(grad_residual_pointer.dtype.element_ty)
+        tl.store(grad_residual_pointer + at, grad_residual, mask=exists)
+        tl.store(grad_product_pointer + at, grad_product.to(grad_product_pointer.dtype.element_ty), mask=exists)
+        grad_bias += grad_product  # 0 in rows beyond the last: their scale is 0
+        grad_weight += given * standard
+        grad_norm_bias += given
     to = sums_pointer + tl.program_id(0).to(tl.int64) * 3 * width + column
-    tl.store(to, of_bias, mask=inside)
-    tl.store(to + width, of_weight, mask=inside)
-    tl.store(to + 2 * width, of_norm_bias, mask=inside)
+    tl.store(to, grad_bias, mask=inside)
+    tl.store(to + width, grad_weight, mask=inside)
+    tl.store(to + 2 * width, grad_norm_bias, mask=inside)

@@ -1,4 +1,4 @@
-"""The product with a vocabulary of odd size, padded: the same numbers and gradients, and what is left alone."""
+"""The padded LM head: the same numbers and gradients, and what is left alone."""
 
 import copy
 import io
@@ -9,7 +9,7 @@ from tiny_models import bert, gpt2
 from torch import nn
 from transformers import BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
-from ipu_trainer.training.acceleration.padded_lm_head import aligned_output_product, padded_linear
+from ipu_trainer.training.acceleration.padded_lm_head import padded_linear, padded_lm_head
 
 IDS = torch.randint(3, 50, (3, 8), generator=torch.Generator().manual_seed(0))
 compiles = pytest.mark.skipif(not hasattr(nn.Module, "compile"), reason="torch compiles no modules in place")
@@ -55,7 +55,7 @@ def test_a_model_computes_the_same_and_nothing_is_left_behind(make):
     names = list(model.state_dict())
     loss, logits, gradients = loss_logits_and_gradients(model)
     torch._dynamo.reset()
-    with aligned_output_product(model, "aot_eager") as linear:
+    with padded_lm_head(model, "aot_eager") as linear:
         assert linear is model.get_output_embeddings()
         assert list(model.state_dict()) == names
         padded_loss, padded_logits, padded = loss_logits_and_gradients(model)
@@ -79,7 +79,7 @@ def test_models_that_follow_each_other_share_the_compiled_product():
         model = gpt2().train()
         with torch.no_grad():
             model.lm_head.weight.add_(seed)
-        with aligned_output_product(model, "aot_eager"):
+        with padded_lm_head(model, "aot_eager"):
             model(input_ids=IDS, labels=IDS).loss.backward()
     assert counters["stats"]["unique_graphs"] == 1
 
@@ -88,7 +88,7 @@ def test_models_that_follow_each_other_share_the_compiled_product():
 def test_a_copy_made_meanwhile_computes_with_its_own_weights():
     model = gpt2().double().eval()
     torch._dynamo.reset()
-    with aligned_output_product(model, "aot_eager"), torch.no_grad():
+    with padded_lm_head(model, "aot_eager"), torch.no_grad():
         before = model(input_ids=IDS).logits
         copied, stored = copy.deepcopy(model), io.BytesIO()
         torch.save(model, stored)
@@ -131,7 +131,7 @@ def replaced():
 def test_what_is_aligned_or_more_than_a_linear_layer_is_left_alone(make):
     model = make()
     before = copy.copy(getattr(model, "lm_head", model).__dict__)
-    with aligned_output_product(model) as linear:
+    with padded_lm_head(model) as linear:
         assert linear is None
         assert getattr(model, "lm_head", model).__dict__ == before
     assert getattr(model, "lm_head", model).__dict__ == before

@@ -3,9 +3,11 @@
 import pytest
 import torch
 from tiny_models import vit
+from torch import nn
 
+from ipu_trainer.compat.torch_acceleration import has_hooks
 from ipu_trainer.training.acceleration.compiled_layers import compiled_layers
-from ipu_trainer.training.finetuning.stochastic_depth import add_drop_path
+from ipu_trainer.training.finetuning.stochastic_depth import DropPath, add_drop_path, has_only_drop_path
 
 PIXELS = torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 compiles = pytest.mark.skipif(not hasattr(torch.nn.Module, "compile"), reason="torch compiles no modules in place")
@@ -84,3 +86,22 @@ def test_a_hook_that_comes_later_is_called():
     assert called == [1]
     for one, other in zip(plain, compiled):
         torch.testing.assert_close(other, one, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
+def test_hooks_of_every_kind_are_seen(kind):
+    model = vit(3)
+    handles = add_drop_path(model, 0.5)
+    layer = layers_of(model)[2]
+    assert has_only_drop_path(layer) and not has_hooks(layer, (DropPath,)) and has_hooks(layer)
+    for register in (
+        getattr(layer, f"register_{kind}_hook"),
+        getattr(nn.modules.module, f"register_module_{kind}_hook"),
+    ):
+        handle = register(lambda *_: None)
+        assert not has_only_drop_path(layer)
+        handle.remove()
+        assert has_only_drop_path(layer)
+    for handle in handles:
+        handle.remove()
+    assert not has_hooks(layer)

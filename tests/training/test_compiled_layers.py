@@ -1,8 +1,7 @@
-"""Compiled layers and fused projections: the same numbers, parameters and checkpoints, and nothing left behind."""
+"""Compiled layers: the same numbers, parameters and checkpoints, and nothing left behind."""
 
 import contextlib
 import copy
-import io
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from ipu_trainer import IPUTrainer, IPUTrainingArguments
 from ipu_trainer.compat import transformers_versions as compat
 from ipu_trainer.training.acceleration import compiled_layers as module
 from ipu_trainer.training.acceleration.choices import choose_compile, describe_acceleration
-from ipu_trainer.training.acceleration.compiled_layers import compiled_layers, fused_projections
+from ipu_trainer.training.acceleration.compiled_layers import compiled_layers
 from ipu_trainer.training.acceleration.precision import Precision, used_precision
 
 IDS = torch.randint(3, 50, (3, 8), generator=torch.Generator().manual_seed(0))
@@ -36,8 +35,8 @@ def bart():
 CASES = {
     "vit": (vit, {"pixel_values": PIXELS, "labels": torch.tensor([0, 1, 0, 1])}, 2),
     "bert": (bert, {"input_ids": IDS, "labels": torch.tensor([0, 1, 0])}, 2),
-    "gpt2": (gpt2, {"input_ids": IDS, "labels": IDS}, 0),
-    "bart": (bart, {"input_ids": IDS, "labels": IDS}, 6),  # two encoder layers, two decoder layers with two attentions
+    "gpt2": (gpt2, {"input_ids": IDS, "labels": IDS}, 2),
+    "bart": (bart, {"input_ids": IDS, "labels": IDS}, 4),  # of the encoder and of the decoder
 }
 
 
@@ -48,90 +47,15 @@ def loss_and_gradients(model, inputs):
     return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_fused_projections_are_exact_in_float64_and_leave_no_trace(name):
-    make, inputs, expected = CASES[name]
-    model = make().double().train()
-    names = list(model.state_dict())
-    loss, gradients = loss_and_gradients(model, inputs)
-    with fused_projections(model) as count:
-        assert count == expected
-        assert list(model.state_dict()) == names
-        fused_loss, fused = loss_and_gradients(model, inputs)
-    assert fused_loss == pytest.approx(float(loss), abs=1e-13)
-    assert fused.keys() == gradients.keys()
-    for parameter, gradient in gradients.items():
-        torch.testing.assert_close(fused[parameter], gradient, rtol=0, atol=1e-13)
-    assert not any("forward" in part.__dict__ for part in model.modules())
-
-
-@pytest.mark.parametrize("name", ["vit", "bart"])
-def test_a_copy_of_a_fused_model_computes_with_its_own_weights(name):
-    make, inputs, _ = CASES[name]
-    model = make().double().train()
-    with fused_projections(model):
-        before = model(**inputs).loss
-        copied, stored = copy.deepcopy(model), io.BytesIO()
-        torch.save(model, stored)
-        with torch.no_grad():
-            for parameter in copied.parameters():
-                parameter.mul_(1.5)
-        assert torch.equal(model(**inputs).loss, before)
-        inside = copied(**inputs).loss
-    plain = make().double().train()
-    plain.load_state_dict(copied.state_dict())
-    assert float(inside.detach()) == pytest.approx(float(plain(**inputs).loss.detach()), abs=1e-13)
-    assert float(inside.detach()) != pytest.approx(float(before.detach()), abs=1e-6)
-    stored.seek(0)
-    loaded = torch.load(stored, weights_only=False)
-    assert float(loaded(**inputs).loss.detach()) == pytest.approx(float(before.detach()), abs=1e-13)
-
-
-def test_a_fused_attention_makes_one_product_where_three_were():
-    model = vit().train()
-    counted = []
-    linear = torch.nn.functional.linear
-
-    def count(*given):
-        counted.append(1)
-        return linear(*given)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.nn.functional, "linear", count)
-        model(pixel_values=PIXELS.float())
-        plain = len(counted)
-        counted.clear()
-        with fused_projections(model):
-            model(pixel_values=PIXELS.float())
-    assert plain - len(counted) == 2 * 2
-
-
-def test_adapters_and_hooked_projections_are_left_alone():
-    class Adapted(torch.nn.Linear):
-        pass
-
-    model = vit()
-    attention = next(part for part in model.modules() if module.projections_of(part))
-    first = next(part for name, part in attention.named_children() if name in ("q_proj", "query"))
-    handle = first.register_forward_hook(lambda *_: None)
-    with fused_projections(model) as count:
-        assert count == 1
-    handle.remove()
-    name = "q_proj" if hasattr(attention, "q_proj") else "query"
-    setattr(attention, name, Adapted(16, 16))
-    with fused_projections(model) as count:
-        assert count == 1
-
-
 @compiles
-@pytest.mark.parametrize("name", ["vit", "gpt2"])
+@pytest.mark.parametrize("name", CASES)
 def test_compiled_layers_compute_the_same_and_leave_no_trace(name):
-    make, inputs, _ = CASES[name]
+    make, inputs, expected = CASES[name]
     model = make().double().train()
     loss, gradients = loss_and_gradients(model, inputs)
     torch._dynamo.reset()
-    with fused_projections(model), compiled_layers(model, True, "aot_eager") as count:
-        assert count == 2
+    with compiled_layers(model, True, "aot_eager") as count:
+        assert count == expected
         compiled_loss, compiled = loss_and_gradients(model, inputs)
     assert compiled_loss == pytest.approx(float(loss), abs=1e-12)
     for parameter, gradient in gradients.items():
@@ -151,13 +75,13 @@ def test_a_vocabulary_is_padded_on_a_gpu_alone(device, padded):
 
 @compiles
 def test_all_layers_share_one_graph():
-    """One compilation for twelve layers, not twelve, also where their projections are fused, and one for the embeddings."""
+    """One compilation for twelve layers, not twelve and one for the embeddings."""
     from torch._dynamo.utils import counters
 
     model = vit(layers=12).train()
     torch._dynamo.reset()
     counters.clear()
-    with fused_projections(model), compiled_layers(model, True, "aot_eager"):
+    with compiled_layers(model, True, "aot_eager"):
         model(pixel_values=PIXELS.float())
     assert counters["stats"]["unique_graphs"] == 2
 
@@ -208,9 +132,6 @@ def test_arguments_that_contradict_each_other_are_refused(tmp_path):
         arguments(tmp_path, compile="layers", backend="simulated")
     with pytest.raises(ValueError, match="not one of"):
         arguments(tmp_path, compile="everything")
-    for other in ({"compile": "model"}, {"torch_compile": True}, {"backend": "simulated"}):
-        with pytest.raises(ValueError, match="fuse_projections is for the host"):
-            arguments(tmp_path, fuse_projections=True, **other)
     assert arguments(tmp_path, torch_compile=True).compile == "model"
     assert arguments(tmp_path, compile="model").torch_compile is True
 
@@ -227,7 +148,7 @@ def test_a_compiled_training_ends_in_the_same_weights_and_plain_checkpoints(tmp_
             counts.append(count)
             yield count
 
-    monkeypatch.setattr("ipu_trainer.training.acceleration.accelerated_layers.compiled_layers", without_inductor)
+    monkeypatch.setattr("ipu_trainer.training.acceleration.accelerated_training.compiled_layers", without_inductor)
     if make is vit:
         samples = [{"pixel_values": pixels.float(), "labels": i % 2} for i, pixels in enumerate(PIXELS)]
     else:
@@ -247,11 +168,11 @@ def test_a_compiled_training_ends_in_the_same_weights_and_plain_checkpoints(tmp_
 
 
 @compiles
-def test_a_run_resumes_compiled_and_fused_from_a_plain_checkpoint_and_back(tmp_path, monkeypatch):
-    """Weights and AdamW's state go from off to layers with one product, and from there to off again."""
+def test_a_run_resumes_compiled_from_a_plain_checkpoint_and_back(tmp_path, monkeypatch):
+    """Weights and AdamW's state go from off to layers, and from there to off again."""
     real = module.compiled_layers
     monkeypatch.setattr(
-        "ipu_trainer.training.acceleration.accelerated_layers.compiled_layers",
+        "ipu_trainer.training.acceleration.accelerated_training.compiled_layers",
         lambda model, required: real(model, required, "aot_eager"),
     )
     samples = [{"pixel_values": pixels.float(), "labels": i % 2} for i, pixels in enumerate(PIXELS)]
@@ -264,30 +185,10 @@ def test_a_run_resumes_compiled_and_fused_from_a_plain_checkpoint_and_back(tmp_p
 
     whole = train(tmp_path / "whole", None, max_steps=6, compile="off")
     parts = tmp_path / "parts"
-    fast = {"compile": "layers", "fuse_projections": True}
     train(parts, None, max_steps=2, compile="off")
-    train(parts, str(parts / "checkpoint-2"), max_steps=4, **fast)
+    train(parts, str(parts / "checkpoint-2"), max_steps=4, compile="layers")
     resumed = train(parts, str(parts / "checkpoint-4"), max_steps=6, compile="off")
     start = vit().state_dict()
     for name, value in whole.items():
         torch.testing.assert_close(resumed[name], value, rtol=0, atol=1e-5)
     assert any((value - start[name]).abs().max() > 1e-3 for name, value in whole.items())
-
-
-def test_projections_are_fused_without_compiling_too_and_refused_where_there_are_none(tmp_path, monkeypatch):
-    counts = []
-    real = module.fused_projections
-
-    @contextlib.contextmanager
-    def counting(model):
-        with real(model) as count:
-            counts.append(count)
-            yield count
-
-    monkeypatch.setattr("ipu_trainer.training.acceleration.accelerated_layers.fused_projections", counting)
-    samples = [{"pixel_values": pixels.float(), "labels": i % 2} for i, pixels in enumerate(PIXELS)]
-    IPUTrainer(vit(), arguments(tmp_path / "vit", fuse_projections=True), train_dataset=samples).train()
-    assert counts == [2]
-    texts = [{"input_ids": row, "labels": row} for row in IDS]
-    with pytest.raises(ValueError, match="no attention with three linear projections"):
-        IPUTrainer(gpt2(), arguments(tmp_path / "gpt2", fuse_projections=True), train_dataset=texts).train()

@@ -48,8 +48,8 @@ def test_attention_and_gelu_hold_against_numeric_gradients_and_their_declared_sh
         torch.library.opcheck(operations.bias_gelu.default, (given[1].requires_grad_(), given[2].requires_grad_()))
 
 
-@pytest.mark.parametrize(("kept", "reads_all"), [(None, False), ([0.0, 1.25], False), ([0.0, 1.25], True)])
-def test_a_sum_and_its_norm_hold_against_torchs_and_numeric_gradients_and_declared_shapes(kept, reads_all):
+@pytest.mark.parametrize(("drop_mask", "norm_before_drop"), [(None, False), ([0.0, 1.25], False), ([0.0, 1.25], True)])
+def test_a_sum_and_its_norm_hold_against_torchs_and_numeric_gradients_and_declared_shapes(drop_mask, norm_before_drop):
     from ipu_trainer.training.acceleration.fused_kernels.operations import operations
     from ipu_trainer.training.acceleration.fused_kernels.residual_norm import residual_norm
 
@@ -59,17 +59,17 @@ def test_a_sum_and_its_norm_hold_against_torchs_and_numeric_gradients_and_declar
         torch.randn(2, 3, 6, **double),
         *(torch.randn(6, **double) for _ in range(3)),
     ]
-    kept = None if kept is None else torch.tensor(kept, dtype=torch.float64)
+    drop_mask = None if drop_mask is None else torch.tensor(drop_mask, dtype=torch.float64)
     residual, product, bias, weight, norm_bias = given
-    total, normalised = residual_norm(*given, 1e-5, kept, reads_all)
-    wanted = residual + (product + bias) * (1 if kept is None else kept[:, None, None])
+    total, normalised = residual_norm(*given, 1e-5, drop_mask, norm_before_drop)
+    wanted = residual + (product + bias) * (1 if drop_mask is None else drop_mask[:, None, None])
     torch.testing.assert_close(total, wanted, rtol=0, atol=1e-14)
-    read = residual + product + bias if reads_all else wanted
+    read = residual + product + bias if norm_before_drop else wanted
     torch.testing.assert_close(normalised, functional.layer_norm(read, (6,), weight, norm_bias), rtol=0, atol=1e-13)
-    assert torch.autograd.gradcheck(lambda *values: residual_norm(*values, 1e-5, kept, reads_all), given)
+    assert torch.autograd.gradcheck(lambda *values: residual_norm(*values, 1e-5, drop_mask, norm_before_drop), given)
     for stream, products in ((torch.float64, torch.float64), (torch.float32, torch.bfloat16), (torch.bfloat16,) * 2):
         values = [value.detach().to(dtype) for value, dtype in zip(given, (stream, products, *(torch.float32,) * 3))]
-        values = [*(value.requires_grad_() for value in values), 1e-5, kept, reads_all]
+        values = [*(value.requires_grad_() for value in values), 1e-5, drop_mask, norm_before_drop]
         torch.library.opcheck(operations.residual_norm.default, values)
 
 
@@ -145,21 +145,21 @@ def test_the_gpus_gelu_rounds_once(shape, width, dtype):
 @on_h100
 @pytest.mark.parametrize(("batch", "tokens", "width"), [(2, 197, 768), (3, 43, 96), (1, 1, 1024), (5, 130, 384)])
 @pytest.mark.parametrize("stream", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize(("skips", "reads_all"), [(False, False), (True, False), (True, True)])
-def test_the_gpus_sum_and_norm_round_once(batch, tokens, width, stream, skips, reads_all):
+@pytest.mark.parametrize(("skips", "norm_before_drop"), [(False, False), (True, False), (True, True)])
+def test_the_gpus_sum_and_norm_round_once(batch, tokens, width, stream, skips, norm_before_drop):
     from ipu_trainer.training.acceleration.fused_kernels.residual_norm import residual_norm
 
     torch.manual_seed(0)
-    shape, kept = (batch, tokens, width), torch.tensor([1.25, 0.0, 1.25, 1.25, 0.0])[:batch] if skips else None
+    shape, drop_mask = (batch, tokens, width), torch.tensor([1.25, 0.0, 1.25, 1.25, 0.0])[:batch] if skips else None
     given = [torch.randn(shape).to(stream), torch.randn(shape).bfloat16(), *(torch.randn(width) for _ in range(3))]
     weights = [torch.randn(shape).to(stream), torch.randn(shape).bfloat16()]
-    if reads_all:  # nothing comes back from behind what is skipped
-        weights[1] *= (kept > 0)[:, None, None]
+    if norm_before_drop:  # nothing comes back from behind what is skipped
+        weights[1] *= (drop_mask > 0)[:, None, None]
 
     def made(values, factors):
         values = [value.detach().requires_grad_() for value in values]
-        also = None if kept is None else kept.to(values[0].device)
-        outputs = residual_norm(*values, 1e-6, also, reads_all)
+        also = None if drop_mask is None else drop_mask.to(values[0].device)
+        outputs = residual_norm(*values, 1e-6, also, norm_before_drop)
         sum((output * factor).sum() for output, factor in zip(outputs, factors)).backward()
         return [value.detach().cpu().double() for value in (*outputs, *(value.grad for value in values))]
 

@@ -1,4 +1,4 @@
-"""Outputs that no step reads stay in half precision; those that somebody may read are float32 as ever."""
+"""Logits that a step does not read stay in half precision; outputs that may be read are float32."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from transformers import Trainer
 
 from ipu_trainer import IPUTrainer, IPUTrainingArguments
 from ipu_trainer.compat import transformers_versions as compat
-from ipu_trainer.training.acceleration.loss_only_forward import loss_alone_in_float32, reads_loss_alone
+from ipu_trainer.training.acceleration.loss_only_forward import reads_only_loss, skip_logits_upcast
 
 ROWS = torch.randint(3, 50, (16, 8), generator=torch.Generator().manual_seed(0))
 prepares = pytest.mark.skipif(
@@ -60,7 +60,7 @@ def test_a_training_copies_no_logits_and_ends_in_the_same_weights(tmp_path, conv
     ours = trainer_of(tmp_path / "ours")
     ours.train()
     assert logits not in converted
-    monkeypatch.setattr("ipu_trainer.training.acceleration.accelerated_layers.reads_loss_alone", lambda *_: False)
+    monkeypatch.setattr("ipu_trainer.training.acceleration.accelerated_training.reads_only_loss", lambda *_: False)
     plain = trainer_of(tmp_path / "plain")
     plain.train()
     assert converted.count(logits) == 3
@@ -94,15 +94,15 @@ def test_who_reads_more_than_the_loss_gets_float32(tmp_path):
     replaced = trainer_of(tmp_path)
     replaced.compute_loss = OwnLoss.compute_loss.__get__(replaced)
     for trainer in [*cases, replaced]:
-        assert not reads_loss_alone(trainer, trainer.model)
+        assert not reads_only_loss(trainer, trainer.model)
         trainer.train()
-    assert reads_loss_alone(trainer_of(tmp_path), gpt2())
+    assert reads_only_loss(trainer_of(tmp_path), gpt2())
 
 
 def test_outputs_without_a_loss_and_after_an_error_are_converted_as_ever():
     convert = operations.convert_to_fp32
     half = torch.zeros(2, dtype=torch.bfloat16)
-    with pytest.raises(RuntimeError, match="in a step"), loss_alone_in_float32():
+    with pytest.raises(RuntimeError, match="in a step"), skip_logits_upcast():
         assert operations.convert_to_fp32({"logits": half})["logits"].dtype == torch.float32
         assert operations.convert_to_fp32((half, half))[1].dtype == torch.float32
         outputs = operations.convert_to_fp32({"loss": half, "logits": half})

@@ -5,7 +5,7 @@ import contextlib
 import pytest
 import torch
 
-from ipu_trainer.training.acceleration import input_pipeline as feeding
+from ipu_trainer.training.acceleration import input_pipeline
 
 
 class Tensor:
@@ -51,7 +51,7 @@ def cuda(monkeypatch):
         yield
         events.append("back")
 
-    monkeypatch.setattr(feeding, "_copy_stream", lambda number: f"copies {number}")
+    monkeypatch.setattr(input_pipeline, "_copy_stream", lambda number: f"copies {number}")
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda number: work)
     monkeypatch.setattr(torch.cuda, "stream", stream)
@@ -62,7 +62,7 @@ def cuda(monkeypatch):
 @pytest.mark.parametrize(("device", "number"), [("cuda", 1), ("cuda:0", 0)])
 def test_a_copy_runs_beside_the_work_which_waits_for_it_and_keeps_its_memory(cuda, pinned, device, number):
     events, work = cuda
-    feeding.sent(Tensor(events, pinned), torch.device(device))
+    input_pipeline.copy_to_device(Tensor(events, pinned), torch.device(device))
     assert events == [
         *([] if pinned else ["pin"]),
         f"on copies {number}",
@@ -75,5 +75,5 @@ def test_a_copy_runs_beside_the_work_which_waits_for_it_and_keeps_its_memory(cud
 
 def test_a_tensor_for_the_cpu_is_not_pinned(cuda):
     events, _ = cuda
-    feeding.sent(Tensor(events, False), torch.device("cpu"))
+    input_pipeline.copy_to_device(Tensor(events, False), torch.device("cpu"))
     assert events == [("copy", "pageable", "cpu", True)]

@@ -1,4 +1,4 @@
-"""What made training steps wait for the GPU: found without asking it, or told later; never left out."""
+"""Checks of inputs without host-device synchronisation: answered without the GPU, or later; never left out."""
 
 import logging
 
@@ -10,16 +10,15 @@ from transformers import PreTrainedModel, Trainer
 
 from ipu_trainer import IPUTrainer, IPUTrainingArguments
 from ipu_trainer.compat import transformers_versions as compat
-from ipu_trainer.training.acceleration import host_sync as gpu_waits
-from ipu_trainer.training.acceleration.host_sync import padding_told_later, rows_not_packed
+from ipu_trainer.compat.transformers_training import PADDING_WARNING, masking_utils
+from ipu_trainer.training.acceleration import host_sync
+from ipu_trainer.training.acceleration.host_sync import deferred_padding_warning, skip_packing_check
 
-masking_utils = compat.masking_utils
+WARNING = PADDING_WARNING.target.rpartition(".")[2]
 searches = pytest.mark.skipif(
     not hasattr(masking_utils, "find_packed_sequence_indices"), reason="transformers looks for no packed rows"
 )
-warns = pytest.mark.skipif(
-    not hasattr(PreTrainedModel, gpu_waits._PADDING), reason="transformers does not warn of padding"
-)
+warns = pytest.mark.skipif(not hasattr(PreTrainedModel, WARNING), reason="transformers does not warn of padding")
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 
@@ -29,7 +28,7 @@ def test_positions_of_one_row_for_all_are_not_searched_on_a_device():
     alike = torch.arange(8, device="meta")[None].expand(4, -1)
     with pytest.raises(RuntimeError):  # it reads a number
         search(alike)
-    with rows_not_packed({"input_ids": None}):
+    with skip_packing_check({"input_ids": None}):
         assert masking_utils.find_packed_sequence_indices(alike) is None
         for positions in (alike.contiguous(), alike[:1]):  # rows of their own: known only from the numbers
             with pytest.raises(RuntimeError):
@@ -41,9 +40,9 @@ def test_positions_of_one_row_for_all_are_not_searched_on_a_device():
 def test_given_positions_are_searched_and_what_was_there_comes_back_after_an_error():
     search = masking_utils.find_packed_sequence_indices
     for inputs in ({"position_ids": torch.zeros(1)}, None):
-        with rows_not_packed(inputs):
+        with skip_packing_check(inputs):
             assert masking_utils.find_packed_sequence_indices is search
-    with pytest.raises(RuntimeError, match="in a step"), rows_not_packed({}):
+    with pytest.raises(RuntimeError, match="in a step"), skip_packing_check({}):
         assert masking_utils.find_packed_sequence_indices is not search
         raise RuntimeError("in a step")
     assert masking_utils.find_packed_sequence_indices is search
@@ -73,48 +72,50 @@ def test_packed_rows_are_kept_apart_in_training(tmp_path):
 
 
 @warns
-def test_on_a_cpu_padding_is_told_at_once_and_nothing_is_left_behind(monkeypatch):
+def test_on_a_cpu_the_padding_warning_comes_at_once_and_nothing_is_left_behind(monkeypatch):
     told = []
 
     def check(model, input_ids, attention_mask):
         told.append((type(model).__name__, attention_mask))
 
-    monkeypatch.setattr(PreTrainedModel, gpu_waits._PADDING, check)
+    monkeypatch.setattr(PreTrainedModel, WARNING, check)
     model = gpt2(pad_token_id=0)
     padded = torch.zeros(2, 8, dtype=torch.long)
-    with pytest.raises(RuntimeError, match="in a step"), padding_told_later():
+    with pytest.raises(RuntimeError, match="in a step"), deferred_padding_warning():
         model(input_ids=padded)
         model(input_ids=padded, attention_mask=torch.ones_like(padded))
         assert [name for name, _ in told] == ["GPT2Model"] * 2
         assert told[0][1] is None and told[1][1] is not None
-        assert getattr(PreTrainedModel, gpu_waits._PADDING) is not check
+        assert getattr(PreTrainedModel, WARNING) is not check
         raise RuntimeError("in a step")
-    assert getattr(PreTrainedModel, gpu_waits._PADDING) is check
+    assert getattr(PreTrainedModel, WARNING) is check
 
 
 @warns
-def test_what_a_device_found_is_told_when_it_has_arrived_and_at_the_end(monkeypatch):
+def test_the_padding_warning_comes_once_the_tokens_have_arrived_and_at_the_end(monkeypatch):
     made = []
 
-    class Ends:
-        def __init__(self, input_ids):
-            assert input_ids.device.type == "meta"  # of which no number can be read
-            self.tokens, self.there = torch.full((2, 2), len(made)), False
-            made.append(self)
+    class Copied:
+        there = False
 
-        def arrived(self):
+        def query(self):
             return self.there
 
-        def wait(self):
+        def synchronize(self):
             self.there = True
 
+    def copy_ends(input_ids):
+        assert input_ids.device.type == "meta"  # of which no number can be read
+        made.append(Copied())
+        return torch.full((2, 2), len(made) - 1), made[-1]
+
     checked = []
-    monkeypatch.setattr(gpu_waits, "_Ends", Ends)
-    monkeypatch.setattr(PreTrainedModel, gpu_waits._PADDING, lambda model, ends, mask: checked.append(int(ends[0, 0])))
+    monkeypatch.setattr(host_sync, "_copy_ends", copy_ends)
+    monkeypatch.setattr(PreTrainedModel, WARNING, lambda model, ends, mask: checked.append(int(ends[0, 0])))
     model, without_padding = gpt2(pad_token_id=0), gpt2()
     rows = torch.zeros(2, 8, dtype=torch.long, device="meta")
-    with padding_told_later():
-        tell = getattr(PreTrainedModel, gpu_waits._PADDING)
+    with deferred_padding_warning():
+        tell = getattr(PreTrainedModel, WARNING)
         tell(model, rows, None)
         tell(without_padding, rows, None)
         tell(model, rows, None)  # not there yet: nothing is told, and nothing more is looked at
@@ -138,7 +139,9 @@ def test_what_a_device_found_is_told_when_it_has_arrived_and_at_the_end(monkeypa
         ({"dataloader_pin_memory": False}, False),
     ],
 )
-def test_batches_are_copied_to_a_gpu_without_blocking_unless_told_otherwise(tmp_path, monkeypatch, given, non_blocking):
+def test_batches_are_copied_to_a_gpu_without_blocking_unless_asked_otherwise(
+    tmp_path, monkeypatch, given, non_blocking
+):
     values = {"bf16": False, **given}
     assert not language_modeling(tmp_path, use_cpu=True, **values).accelerator_config.non_blocking  # nothing to copy
     monkeypatch.setattr(IPUTrainingArguments, "device", torch.device("cuda"))
@@ -149,12 +152,12 @@ def test_batches_are_copied_to_a_gpu_without_blocking_unless_told_otherwise(tmp_
 @pytest.mark.parametrize("own_positions", [False, True])
 def test_a_training_step_computes_inside_of_both(tmp_path, own_positions):
     """On a CPU too, where they change nothing."""
-    search, check = masking_utils.find_packed_sequence_indices, getattr(PreTrainedModel, gpu_waits._PADDING)
+    search, check = masking_utils.find_packed_sequence_indices, getattr(PreTrainedModel, WARNING)
     seen = []
 
     def look(*_):
         searched = masking_utils.find_packed_sequence_indices is search
-        seen.append((searched, getattr(PreTrainedModel, gpu_waits._PADDING) is check))
+        seen.append((searched, getattr(PreTrainedModel, WARNING) is check))
 
     model = gpt2()
     model.register_forward_pre_hook(look)
@@ -164,7 +167,7 @@ def test_a_training_step_computes_inside_of_both(tmp_path, own_positions):
     IPUTrainer(model, args, train_dataset=samples).train()
     assert seen == [(own_positions, False)] * 2
     assert masking_utils.find_packed_sequence_indices is search
-    assert getattr(PreTrainedModel, gpu_waits._PADDING) is check
+    assert getattr(PreTrainedModel, WARNING) is check
 
 
 def language_modeling(folder, **changes):
@@ -197,7 +200,7 @@ def test_no_step_of_a_language_model_waits_for_the_gpu(tmp_path, compile, accumu
 
 @on_gpu
 @pytest.mark.parametrize("padded", [False, True])
-def test_padding_is_told_on_a_gpu_too(tmp_path, caplog, monkeypatch, padded):
+def test_the_padding_warning_comes_on_a_gpu_too(tmp_path, caplog, monkeypatch, padded):
     from transformers import modeling_utils
 
     modeling_utils.logger.warning_once.cache_clear()

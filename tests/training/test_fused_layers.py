@@ -4,6 +4,7 @@ import contextlib
 import copy
 import importlib
 import io
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -25,9 +26,9 @@ from transformers import (
 from ipu_trainer import IPUTrainer, IPUTrainingArguments
 from ipu_trainer.compat import transformers_versions as compat
 from ipu_trainer.tasks.chest_xray.model.class_token import ClassTokenLayer
-from ipu_trainer.training.acceleration.choices import Choice, choose_kernels, describe_acceleration
+from ipu_trainer.training.acceleration.choices import Choice, choose_fused_kernels, describe_acceleration
 from ipu_trainer.training.acceleration.compiled_layers import compiled_layers
-from ipu_trainer.training.acceleration.fused_kernels.rewrite import own_kernels
+from ipu_trainer.training.acceleration.fused_kernels import fused_layers
 from ipu_trainer.training.finetuning.stochastic_depth import add_drop_path
 
 pytestmark = pytest.mark.skipif(
@@ -89,7 +90,7 @@ def assert_equal(one, other, atol):
 def test_a_model_computes_the_same_in_float64_and_keeps_no_trace(name):
     model, inputs, expected = make(name), *MODELS[name][3:]
     names, plain = list(model.state_dict()), loss_and_gradients(model, inputs)
-    with own_kernels(model) as count:
+    with fused_layers(model) as count:
         assert count == expected
         assert list(model.state_dict()) == names
         assert_equal(plain, loss_and_gradients(model, inputs), 1e-13)
@@ -102,7 +103,7 @@ def compiled(model, backend="aot_eager"):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     strict = torch._dynamo.config.patch(fail_on_recompile_limit_hit=True)
-    with own_kernels(model), compiled_layers(model, True, backend), strict:
+    with fused_layers(model), compiled_layers(model, True, backend), strict:
         yield torch._dynamo.utils.counters
 
 
@@ -228,7 +229,7 @@ def test_a_hook_on_any_part_of_a_layer_is_called(name, joined):
     model, called = make(num_hidden_layers=4), []
     plain = loss_and_gradients(model)
     part = model.vit.layers[1].get_submodule(name)
-    with compiled(model) if joined else own_kernels(model):
+    with compiled(model) if joined else fused_layers(model):
         handle = part.register_forward_hook(lambda *_: called.append(name))
         assert_equal(plain, loss_and_gradients(model), 1e-12)
         handle.remove()
@@ -243,7 +244,7 @@ def test_queries_keys_and_values_are_one_product():
         counted.append(tuple(weight.shape))
         return linear(hidden, weight, bias)
 
-    with pytest.MonkeyPatch.context() as patch, own_kernels(model):
+    with pytest.MonkeyPatch.context() as patch, fused_layers(model):
         patch.setattr(torch.nn.functional, "linear", count)
         model(pixel_values=PIXELS)
     assert counted.count((96, 32)) == 3
@@ -268,7 +269,7 @@ def test_what_they_were_not_made_for_stays_as_it_is(change):
     if change == "eager attention":
         model.set_attn_implementation("eager")
     plain, called = model(pixel_values=PIXELS).logits, []
-    with own_kernels(model) as count, Watch(used):
+    with fused_layers(model) as count, Watch(used):
         if change == "later hooks":
             attention.v_proj.register_full_backward_hook(lambda *_: called.append("backward"))
             model.vit.layers[0].mlp.fc1.register_forward_hook(lambda *_: called.append("forward"))
@@ -299,7 +300,7 @@ class Watch(TorchDispatchMode):
 
 def test_a_copy_computes_with_its_own_weights_and_a_stored_model_with_its_class():
     model = make()
-    with own_kernels(model):
+    with fused_layers(model):
         before = model(pixel_values=PIXELS).logits
         copied, stored = copy.deepcopy(model), io.BytesIO()
         torch.save(model, stored)
@@ -326,8 +327,8 @@ H100 = {"device": torch.device("cuda"), "compile": "auto", "n_gpu": 1, "bf16": T
         ({"compile": "off"}, (9, 0), "compile is off"),
         ({"n_gpu": 2}, (9, 0), "compile is off"),
         ({"bf16": False}, (9, 0), "for bf16"),
-        ({"deepspeed": "zero3.json"}, (9, 0), "DeepSpeed and FSDP keep those in parts"),
-        ({"fsdp": ["full_shard"]}, (9, 0), "DeepSpeed and FSDP keep those in parts"),
+        ({"deepspeed": "zero3.json"}, (9, 0), "DeepSpeed and FSDP shard"),
+        ({"fsdp": ["full_shard"]}, (9, 0), "DeepSpeed and FSDP shard"),
         ({}, (8, 0), "this GPU has 8.0"),
         ({}, (9, 0), None),
     ],
@@ -337,17 +338,17 @@ def test_they_are_chosen_for_the_gpu_that_they_were_made_for(monkeypatch, change
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: SimpleNamespace(name=name))
     args = SimpleNamespace(**{**H100, **change})
-    choice = choose_kernels("auto", args)
+    choice = choose_fused_kernels("auto", args)
     assert choice.name == ("off" if reason else "on")
     if reason is None:
-        assert choose_kernels("off", args).name == "off"
-        assert choose_kernels("on", args).name == "on"
+        assert choose_fused_kernels("off", args).name == "off"
+        assert choose_fused_kernels("on", args).name == "on"
         monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 8907)
-        assert "no cuDNN 9" in choose_kernels("auto", args).reason
+        assert "no cuDNN 9" in choose_fused_kernels("auto", args).reason
     else:
         assert reason in choice.reason
         with pytest.raises(ValueError, match=f"gpu_kernels=on: .*{reason}"):
-            choose_kernels("on", args)
+            choose_fused_kernels("on", args)
 
 
 def arguments(folder, **changes):
@@ -368,21 +369,18 @@ def test_a_run_refuses_what_cannot_be_before_it_starts(tmp_path):
 
 def as_on_an_h100(monkeypatch):
     """The trainer's choices of an H100 on this CPU, where the operations are plain torch."""
-    host_loop = "ipu_trainer.training.acceleration.accelerated_layers"
-    monkeypatch.setattr(f"{host_loop}.choose_kernels", lambda requested, args: Choice("on", "a test"))
-    monkeypatch.setattr(
-        f"{host_loop}.compiled_layers", lambda model, required: compiled_layers(model, required, "eager")
-    )
+    module = "ipu_trainer.training.acceleration.accelerated_training"
+    monkeypatch.setattr(f"{module}.choose_fused_kernels", lambda requested, args: Choice("on", "a test"))
+    monkeypatch.setattr(f"{module}.compiled_layers", lambda model, required: compiled_layers(model, required, "eager"))
 
 
-@pytest.mark.parametrize("fuse", [False, True])
-def test_a_training_uses_them_with_and_without_fused_projections_and_leaves_no_trace(tmp_path, monkeypatch, fuse):
+def test_a_training_uses_them_and_leaves_no_trace(tmp_path, monkeypatch):
     as_on_an_h100(monkeypatch)
     calls, samples = (
         [],
         [{"pixel_values": pixels.float(), "labels": number % 2} for number, pixels in enumerate(PIXELS)],
     )
-    kernels = importlib.import_module("ipu_trainer.training.acceleration.fused_kernels.forwards")
+    kernels = importlib.import_module("ipu_trainer.training.acceleration.fused_kernels.vit_forwards")
     for name in ("packed_attention", "bias_gelu", "residual_norm"):
         original = getattr(kernels, name)
 
@@ -394,7 +392,7 @@ def test_a_training_uses_them_with_and_without_fused_projections_and_leaves_no_t
     model = make().float()
     IPUTrainer(
         model,
-        arguments(tmp_path, compile="layers", fuse_projections=fuse, use_cpu=True, max_steps=1),
+        arguments(tmp_path, compile="layers", use_cpu=True, max_steps=1),
         train_dataset=samples,
     ).train()
     assert {name: calls.count(name) for name in calls} == {"packed_attention": 3, "bias_gelu": 3, "residual_norm": 5}
@@ -406,8 +404,29 @@ def test_a_model_without_layers_for_them_is_refused_if_they_are_asked_for(tmp_pa
     args = arguments(tmp_path, compile="layers", use_cpu=True)
     args.gpu_kernels = "on"  # as on a GPU
     ids = torch.tensor([3, 4, 5])
-    with pytest.raises(ValueError, match="GPT2LMHeadModel has no layers that they are for"):
+    with pytest.raises(ValueError, match="GPT2LMHeadModel has no layers that the fused kernels are for"):
         IPUTrainer(gpt2(), args, train_dataset=[{"input_ids": ids, "labels": ids}] * 4).train()
+
+
+def test_without_the_package_all_else_works_and_asking_for_it_is_refused(tmp_path, monkeypatch):
+    acceleration = importlib.import_module("ipu_trainer.training.acceleration")
+    for name in [name for name in sys.modules if name.startswith(f"{acceleration.__name__}.fused_kernels")]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, f"{acceleration.__name__}.fused_kernels", None)
+    monkeypatch.delattr(acceleration, "fused_kernels", raising=False)
+    with pytest.raises(ValueError, match="fused_kernels is not installed"):
+        choose_fused_kernels("on", SimpleNamespace(**H100))
+    assert "not installed" in choose_fused_kernels("auto", SimpleNamespace(**H100)).reason
+    monkeypatch.setattr(
+        "ipu_trainer.training.acceleration.accelerated_training.compiled_layers",
+        lambda model, required: compiled_layers(model, required, "eager"),
+    )
+    model, before = make().float(), make().float().state_dict()
+    samples = [{"pixel_values": pixels.float(), "labels": number % 2} for number, pixels in enumerate(PIXELS)]
+    args = arguments(tmp_path, compile="layers", use_cpu=True, max_steps=1, drop_path=0.1)
+    assert describe_acceleration(args, False, model).startswith("compile layers")
+    IPUTrainer(model, args, train_dataset=samples).train()
+    assert any(not torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 @on_h100
@@ -421,7 +440,7 @@ def test_a_training_on_a_gpu_goes_the_same_way_with_and_without_them(tmp_path):
         torch.manual_seed(0)
         args = arguments(tmp_path / name, gpu_kernels=name, bf16=True, max_steps=12)
         trainer = IPUTrainer(ViTForImageClassification(config), args, train_dataset=samples)
-        assert f"kernels for ViT {name}" in describe_acceleration(args, False, trainer.model)
+        assert f"fused kernels {name}" in describe_acceleration(args, False, trainer.model)
         assert "kernels" not in describe_acceleration(args, False, gpt2())
         trainer.train()
         losses[name] = torch.tensor([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
