@@ -1,4 +1,4 @@
-"""What a GPU is fed: bytes, from which it makes what the CPU's collator makes; and a patch projection on one channel."""
+"""The input of a GPU: stored bytes, which it augments and normalises as the CPU's collator does; a patch projection of one channel."""
 
 import copy
 
