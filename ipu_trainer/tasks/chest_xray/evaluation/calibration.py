@@ -1,4 +1,4 @@
-"""Calibration, whether a probability of 0.2 means one in five: reliability bins, Brier score, Wilson intervals."""
+"""Calibration, whether a probability of 0.2 means one in five: reliability bins, Brier score, ECE, Wilson intervals."""
 
 from __future__ import annotations
 
@@ -40,6 +40,14 @@ def brier_score(y: np.ndarray, score: np.ndarray) -> float:
     if not len(score) or not np.isfinite(score).all():
         return float("nan")
     return float(np.mean((score - y) ** 2))
+
+
+def expected_calibration_error(y: np.ndarray, score: np.ndarray, num_bins: int = 15) -> float:
+    """ECE (Naeini et al., AAAI 2015): mean of |observed rate - mean probability| over equal-width bins, weighted by their size."""
+    bins = np.minimum((score * num_bins).astype(int), num_bins - 1)
+    counts = np.bincount(bins, minlength=num_bins)
+    rate, mean = np.bincount(bins, y, num_bins), np.bincount(bins, score, num_bins)
+    return float(np.abs(rate - mean).sum() / counts.sum())
 
 
 def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> Tuple[float, float]:

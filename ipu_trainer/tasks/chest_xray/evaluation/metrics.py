@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.labels import NO_FINDING, pathologies
-from ipu_trainer.tasks.chest_xray.evaluation.calibration import brier_score
+from ipu_trainer.tasks.chest_xray.evaluation.calibration import brier_score, expected_calibration_error
 
 AGE_BANDS = ((0, 20), (20, 40), (40, 60), (60, 80), (80, 200))
 SMALLEST_SUBGROUP = 10
@@ -93,14 +93,6 @@ def mean_auroc(truth: np.ndarray, probability: np.ndarray, findings: Sequence[st
         if name != NO_FINDING and _has_both(truth[:, column]) and np.isfinite(probability[:, column]).all()
     ]
     return _mean(values)
-
-
-def expected_calibration_error(y: np.ndarray, score: np.ndarray, num_bins: int = 15) -> float:
-    """Mean over equal-width bins of |observed rate - mean probability|, weighted by the bins' images."""
-    bins = np.minimum((score * num_bins).astype(int), num_bins - 1)
-    counts = np.bincount(bins, minlength=num_bins)
-    rate, mean = np.bincount(bins, y, num_bins), np.bincount(bins, score, num_bins)
-    return float(np.abs(rate - mean).sum() / counts.sum())
 
 
 def weighted_auroc(y: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
