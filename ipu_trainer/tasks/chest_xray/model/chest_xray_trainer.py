@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Dict, NamedTuple, Optional, Tuple
+from typing import Any, Dict, NamedTuple, Optional
 
 import numpy as np
 import torch
@@ -22,9 +22,10 @@ from ipu_trainer.training.acceleration.input_pipeline import copy_to_device
 from ipu_trainer.training.trainer import IPUTrainer
 
 
-class _Rewrites(NamedTuple):
+class _Shortcuts(NamedTuple):
     """Exact shortcuts on the host; None where they do not apply to the model."""
 
+    model: Any
     projection: Optional[GrayscaleProjection]
     last_layer: Optional[ClassTokenLayer]
 
@@ -61,7 +62,7 @@ class ChestXrayTrainer(IPUTrainer):
         """Move the work of ChestXrayCollator to the GPU; the data loader only gathers stored pixels."""
         if isinstance(self.data_collator, ChestXrayCollator):
             self._collator_on_gpu, self.data_collator = self.data_collator, collate_stored
-            self._found_rewrites = None
+            self._found_shortcuts = None
             choice = choose_compile(getattr(self.args, "compile", "off"), self.args.device.type, self.args.n_gpu)
             if choice.name != "off":
                 self._augment_images = torch.compile(augment_images)
@@ -77,24 +78,22 @@ class ChestXrayTrainer(IPUTrainer):
             pixels, inputs["epoch"], inputs["index"], collator.augmentation, collator.seed, self._augment_images
         )
         labels = copy_to_device(inputs["labels"], device)
-        if self.model.training and self._rewrites().projection is not None:
+        if self.model.training and self._shortcuts().projection is not None:
             return {"gray": gray, "labels": labels}
         return {"pixel_values": collator.normalisation(gray), "labels": labels}
 
-    def _rewrites(self) -> _Rewrites:
+    def _shortcuts(self) -> _Shortcuts:
         """The shortcuts of the current model, which a search or model_init replaces."""
-        if self._found_rewrites is None or self._found_rewrites[0] is not self.model:
-            self._found_rewrites = (self.model, self._find_rewrites())
-        return self._found_rewrites[1]
+        if self._found_shortcuts is None or self._found_shortcuts.model is not self.model:
+            collator = self._collator_on_gpu
+            projection = None if collator is None else GrayscaleProjection.of(self.model, collator.normalisation)
+            found = _Shortcuts(self.model, projection, ClassTokenLayer.of(self.model))
+            if self.backend.has_executors or self.args.n_gpu > 1:  # DataParallel copies the model for each batch
+                found = _Shortcuts(self.model, None, None)
+            self._found_shortcuts = found
+        return self._found_shortcuts
 
-    def _find_rewrites(self) -> _Rewrites:
-        if self.backend.has_executors or self.args.n_gpu > 1:  # DataParallel copies the model for each batch
-            return _Rewrites(None, None)
-        collator = self._collator_on_gpu
-        projection = None if collator is None else GrayscaleProjection.of(self.model, collator.normalisation)
-        return _Rewrites(projection, ClassTokenLayer.of(self.model))
-
-    _found_rewrites: Optional[Tuple[Any, _Rewrites]] = None
+    _found_shortcuts: Optional[_Shortcuts] = None
 
     def floating_point_ops(self, inputs: Any) -> int:
         if "pixels" in inputs:  # only the shape matters
@@ -121,14 +120,14 @@ class ChestXrayTrainer(IPUTrainer):
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, *_: Any, **__: Any) -> Any:
         labels = inputs["labels"]
-        with contextlib.ExitStack() as rewrites:
-            last_layer = self._rewrites().last_layer
+        with contextlib.ExitStack() as shortcuts:
+            last_layer = self._shortcuts().last_layer
             # Evaluation is bit-identical to plain Transformers.
             if last_layer is not None and self.model.training:
-                rewrites.enter_context(last_layer.reading_class_token())
-            projection = self._rewrites().projection if "gray" in inputs else None
+                shortcuts.enter_context(last_layer.reading_class_token())
+            projection = self._shortcuts().projection if "gray" in inputs else None
             if projection is not None:
-                rewrites.enter_context(projection.applied())
+                shortcuts.enter_context(projection.applied())
                 outputs = model(pixel_values=projection.gray_channels(inputs["gray"]))
             else:
                 outputs = model(pixel_values=inputs["pixel_values"])
