@@ -1,4 +1,4 @@
-"""How good is the recipe on unseen patients? Patient-disjoint k-fold cross-validation against a plain fine-tune.
+"""AUROC of the recipe on unseen patients: patient-disjoint k-fold cross-validation against a plain fine-tune.
 
     python benchmarks/chest_xray_cross_validation.py --data PREPARED --model MODEL --output cv.json --seeds 3
 
@@ -44,9 +44,9 @@ def run_fold(data, model, setting, fold, folds, seed):
         recipe, args = parse_arguments(
             [*flags, "--eval_strategy", "no", "--save_strategy", "no", "--disable_tqdm", "True"]
         )
-        everything = data.split("all")
-        held_out = np.array([int(patient_position(patient) * folds) == fold for patient in everything.patient_ids])
-        train_set = everything.subset(np.flatnonzero(~held_out))
+        all_images = data.split("all")
+        held_out = np.array([int(patient_position(patient) * folds) == fold for patient in all_images.patient_ids])
+        train_set = all_images.subset(np.flatnonzero(~held_out))
         transformers.set_seed(seed)
         trainer = ChestXrayTrainer(
             model=load_model(model, data.findings, train_set.labels.mean(axis=0)),
@@ -60,20 +60,20 @@ def run_fold(data, model, setting, fold, folds, seed):
         )
         trainer.train()
         positions = np.flatnonzero(held_out)
-        return positions, trainer.probabilities(everything.subset(positions))
+        return positions, trainer.probabilities(all_images.subset(positions))
 
 
 def summarise(data, predictions):
-    everything, rows = data.split("all"), {}
+    all_images, rows = data.split("all"), {}
     for name, by_seed in predictions.items():
         pooled, folds = [], []
         for by_fold in by_seed.values():
-            score = np.full(everything.labels.shape, np.nan)
+            score = np.full(all_images.labels.shape, np.nan)
             for positions, probability in by_fold:
                 score[positions] = probability
-                folds.append(mean_auroc(everything.labels[positions], np.asarray(probability), data.findings))
+                folds.append(mean_auroc(all_images.labels[positions], np.asarray(probability), data.findings))
             if np.isfinite(score).all():
-                pooled.append(mean_auroc(everything.labels, score, data.findings))
+                pooled.append(mean_auroc(all_images.labels, score, data.findings))
         rows[name] = {
             "fold_mean": float(np.mean(folds)),
             "pooled_by_seed": pooled,

@@ -1,10 +1,10 @@
-"""Preparing images: this package against `datasets.map` + ViTImageProcessor, in turns, on the same cores.
+"""Throughput of preparing images: this package against `datasets.map` + ViTImageProcessor, alternating on the same cores.
 
     python benchmarks/prepare.py --num-synthetic 300 --workers 2 --output prepare.json [--real CSV DIR]
 
-Synthetic pictures are 1024 px phantoms with grain, so that their PNGs are about as large as NIH's (400 kB). Prints images/s
+Synthetic images are 1024 px phantoms with grain, so that their PNGs are about as large as NIH's (400 kB). Prints images/s
 of both, the ratio of each pair of runs, the bytes on disk, the largest difference to Pillow's own pixels, and how much memory
-all processes together take, pages of mapped files left out, for each of `--memory-files` (hard links to small pictures).
+all processes together take, pages of mapped files left out, for each of `--memory-files` (hard links to small images).
 """
 
 import argparse
@@ -35,7 +35,7 @@ def write_synthetic(folder, count):
     with (folder / "labels.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["Image Index", "Finding Labels", "Patient ID"])
-        body = phantoms._Body.draw(generator)
+        body = phantoms.Anatomy.draw(generator)
         base = phantoms.draw_phantom(body, (), "PA", 1024, generator).astype(np.float32)
         for number in range(count):
             grain = generator.normal(0, 1.3, base.shape)
@@ -61,7 +61,7 @@ def ours(csv_path, images, workers, size=224, check=None):
 
 
 def largest_difference(csv_path, images, workers):
-    """Over all pixels of all pictures: the store's against those of Image.open, convert("L") and resize."""
+    """Over all pixels of all images: the store's against those of Image.open, convert("L") and resize."""
     found = []
 
     def check(folder):
@@ -126,8 +126,8 @@ def usual(images, workers):
     processor = ViTImageProcessor(size={"height": 224, "width": 224})
 
     def process(batch):
-        pictures = [Image.open(path).convert("RGB") for path in batch["path"]]
-        return {"pixel_values": processor(pictures, return_tensors="np")["pixel_values"]}
+        images = [Image.open(path).convert("RGB") for path in batch["path"]]
+        return {"pixel_values": processor(images, return_tensors="np")["pixel_values"]}
 
     datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory() as scratch:
@@ -181,8 +181,8 @@ def main():
     for count in arguments.memory_files:
         # In a process of its own: memory that an earlier run left behind would be used again.
         command = [sys.executable, __file__, "--workers", str(arguments.workers), "--memory-of", str(count)]
-        told = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
-        megabytes, seconds = json.loads(told)
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+        megabytes, seconds = json.loads(output)
         results["memory"][count] = {"megabytes": megabytes, "seconds": seconds}
         print(f"{count:,} files: {megabytes:.0f} MB more at the peak, {seconds:.0f} s", flush=True)
     with tempfile.TemporaryDirectory() as scratch:

@@ -33,7 +33,7 @@ known_layer = pytest.mark.skipif(
 
 def loss_and_gradients(model, alone):
     model.zero_grad()
-    with ClassTokenLayer.of(model).applied() if alone else contextlib.nullcontext(None) as used:
+    with ClassTokenLayer.of(model).reading_class_token() if alone else contextlib.nullcontext(None) as used:
         loss = model(**INPUTS).loss
     loss.backward()
     return used, loss.detach(), {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
@@ -71,7 +71,7 @@ def test_the_last_layer_computes_one_query_no_keys_and_one_token_of_the_rest(mon
         return linear(hidden, weight, bias)
 
     monkeypatch.setattr(torch.nn.functional, "linear", counted)
-    with ClassTokenLayer.of(model).applied():
+    with ClassTokenLayer.of(model).reading_class_token():
         assert model(**INPUTS).logits.shape == (3, 2)
     assert tokens == {"query": 1, "mlp": 1}
     tokens.clear()
@@ -100,7 +100,7 @@ def test_keys_are_made_where_they_are_more_than_a_product(why):
             "scaled_dot_product_attention",
             lambda *given, **named: keys.append(given[1]) or read(*given, **named),
         )
-        with last.applied() as used:
+        with last.reading_class_token() as used:
             model(**INPUTS)
     assert used and keys[-1].shape == (3, 2, 17, 8)
     if why == "adapter":
@@ -116,13 +116,13 @@ def test_who_reads_more_than_logits_gets_it():
     seen = []
     handle = model.vit.layernorm.register_forward_hook(lambda module, given, output: seen.append(output.shape))
     last = ClassTokenLayer.of(model)
-    with last.applied() as used:
+    with last.reading_class_token() as used:
         model(**INPUTS)
     assert not used
     assert seen == [(3, 17, 16)]
     handle.remove()
     model.config.output_hidden_states = True
-    with last.applied() as used:
+    with last.reading_class_token() as used:
         assert model(**INPUTS).hidden_states[-1].shape == (3, 17, 16)
     assert not used
 
@@ -182,6 +182,6 @@ def trained(prepared, phantoms, folder, monkeypatch, alone):
 def test_a_training_ends_in_the_same_weights(prepared, phantoms, tmp_path, monkeypatch):
     whole = trained(prepared, phantoms, tmp_path / "whole", monkeypatch, False)
     alone = trained(prepared, phantoms, tmp_path / "alone", monkeypatch, True)
-    assert alone._rewrites().last_layer is not None
+    assert alone._shortcuts().last_layer is not None
     for (name, value), other in zip(whole.model.state_dict().items(), alone.model.state_dict().values()):
         torch.testing.assert_close(other, value, rtol=0, atol=1e-6, msg=name)

@@ -37,7 +37,7 @@ def gray_ramp(width=40, height=24):
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "1"])
-def test_every_mode_of_the_same_gray_picture_decodes_to_the_same_pixels(mode):
+def test_every_mode_of_the_same_grayscale_image_decodes_to_the_same_pixels(mode):
     gray = Image.fromarray(gray_ramp())
     if mode == "1":
         gray = gray.convert("1").convert("L")
@@ -45,7 +45,7 @@ def test_every_mode_of_the_same_gray_picture_decodes_to_the_same_pixels(mode):
     assert np.array_equal(np.asarray(images.decode_grayscale(encode(image))), np.asarray(gray))
 
 
-def test_sixteen_bit_pictures_keep_their_high_byte():
+def test_sixteen_bit_images_keep_their_high_byte():
     wide = gray_ramp().astype(np.uint16) * 257
     assert np.array_equal(np.asarray(images.decode_grayscale(encode(Image.fromarray(wide)))), gray_ramp())
 
@@ -107,8 +107,8 @@ def test_prepared_data_holds_pixels_labels_and_patients(phantoms, prepared):
         rows = {row["Image Index"]: row for row in csv.DictReader(file)}
     for position in (0, 57, 119):
         row = rows[everything.table["file_name"][position]]
-        told = {name for name, value in zip(data.findings, everything.labels[position]) if value}
-        assert told == set(row["Finding Labels"].split("|"))
+        labels = {name for name, value in zip(data.findings, everything.labels[position]) if value}
+        assert labels == set(row["Finding Labels"].split("|"))
         assert everything.table["patient_id"][position] == row["Patient ID"]
         pixels = images.load_grayscale(phantoms / "images" / row["Image Index"], 32)
         assert np.array_equal(everything[position]["pixels"].numpy(), pixels)

@@ -62,7 +62,7 @@ def run(prepared, phantoms, tmp_path_factory):
     return folder
 
 
-def test_a_run_leaves_model_metrics_predictions_pictures_and_what_was_run(run, prepared):
+def test_a_run_leaves_model_metrics_predictions_plots_and_what_was_run(run, prepared):
     metrics = json.loads((run / "metrics.json").read_text())
     rows = metrics["per_finding"]
     defined = [row["auroc"] for row in rows.values() if row["auroc"] is not None]
@@ -86,12 +86,10 @@ def test_a_run_leaves_model_metrics_predictions_pictures_and_what_was_run(run, p
     assert [model.config.id2label[i] for i in range(len(record["findings"]))] == record["findings"]
 
 
-def test_a_run_and_an_evaluation_end_in_a_page_that_shows_pictures_curves_and_where_the_model_looks(
-    run, prepared, phantoms, tmp_path
-):
+def test_a_run_and_an_evaluation_end_in_a_report_with_images_curves_and_localisation(run, prepared, phantoms, tmp_path):
     page = checked_page(run / "report.html")
-    told = page.sections["best-and-worst-predictions"]
-    assert "gradient-weighted" in told and "rollout" in told and "Without pictures" not in told
+    text = page.sections["best-and-worst-predictions"]
+    assert "gradient-weighted" in text and "rollout" in text and "Without images" not in text
     assert sum(name == "src" for _, name, _ in page.attributes) % 3 == 0
     assert "synthetic phantoms" in page.text and "memory, GiB" in page.sections["training"]
     assert len(json.loads((run / "history.json").read_text())) > 6
@@ -102,8 +100,8 @@ def test_a_run_and_an_evaluation_end_in_a_page_that_shows_pictures_curves_and_wh
     assert "was trained on some or all of the evaluated images" in page.text
     assert main(["report", str(tmp_path / "all"), "--boxes", str(phantoms / "boxes.csv")]) == 0
     boxed = read_boxes(phantoms / "boxes.csv")
-    told = checked_page(tmp_path / "all" / "report.html").sections["where-the-model-looks"]
-    assert f"{len(boxed)} of the 120 evaluated images have boxes" in told and "picture's middle" in told
+    text = checked_page(tmp_path / "all" / "report.html").sections["localisation"]
+    assert f"{len(boxed)} of the 120 evaluated images have boxes" in text and "image centre" in text
     other = tmp_path / "moved"
     shutil.copytree(run, other)
     record = json.loads((other / "run.json").read_text())
@@ -113,7 +111,7 @@ def test_a_run_and_an_evaluation_end_in_a_page_that_shows_pictures_curves_and_wh
     assert main(["report", str(other)]) == 0
     assert "--data FOLDER" in checked_page(other / "report.html").sections["best-and-worst-predictions"]
     assert main(["report", str(other), "--data", str(prepared)]) == 0
-    assert "Without pictures" not in checked_page(other / "report.html").text
+    assert "Without images" not in checked_page(other / "report.html").text
 
 
 def test_evaluating_the_run_again_gives_the_same_numbers(run, prepared, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Pictures of a run."""
+"""PNG plots of a run."""
 
 import matplotlib
 import matplotlib.pyplot as plt

@@ -141,7 +141,7 @@ def test_a_layer_for_the_class_token_takes_what_is_not_summed(rate):
     last = model.vit.layers[-1]
     with compiled(model, "eager"):
         joined = last.forward
-        with ClassTokenLayer.of(model).applied() as used:
+        with ClassTokenLayer.of(model).reading_class_token() as used:
             call = last._compiled_call_impl
             last._compiled_call_impl = lambda *given, **named: called.append(given) or call(*given, **named)
             torch.manual_seed(0)

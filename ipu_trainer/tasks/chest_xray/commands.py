@@ -139,9 +139,9 @@ def _search(flags: Sequence[str]) -> SearchTask:
 
 
 def _write_report(folder: Path, output: Optional[Path] = None, **inputs: Any) -> Path:
-    from ipu_trainer.tasks.chest_xray.report.html_report import ReportInputs, write_report
+    from ipu_trainer.tasks.chest_xray.report.html_report import write_report
 
-    return write_report(folder, output, ReportInputs(**inputs))
+    return write_report(folder, output, **inputs)
 
 
 def _write_comparison(runs: Sequence[Path], output: Path) -> Path:

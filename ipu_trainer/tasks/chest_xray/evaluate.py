@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List
 
 import numpy as np
 import torch
@@ -13,9 +13,10 @@ from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.dataset import load_prepared
 from ipu_trainer.tasks.chest_xray.data.splits import SPLITS
 from ipu_trainer.tasks.chest_xray.evaluation import metrics as metric
+from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import number_or_nan
 from ipu_trainer.tasks.chest_xray.model.chest_xray_trainer import sigmoid
 from ipu_trainer.tasks.chest_xray.model.classifier import load_finished
-from ipu_trainer.tasks.chest_xray.model.inputs import ChestXrayCollator, ImagesOnlyCollator, load_normalisation
+from ipu_trainer.tasks.chest_xray.model.inputs import ChestXrayCollator, load_normalisation
 from ipu_trainer.tasks.chest_xray.report import artifacts as report
 from ipu_trainer.tasks.chest_xray.report.html_report import write_report
 from ipu_trainer.tasks.reporting.run_report import report_or_reason
@@ -49,14 +50,19 @@ def evaluate(run_dir: Path, data_dir: Path, split: str, output: Path, num_bootst
         report_to=["none"],
         seed=record["seed"],
     )
-    trainer = IPUTrainer(model=model, args=args, data_collator=ImagesOnlyCollator(ChestXrayCollator(normalisation)))
+    collate = ChestXrayCollator(normalisation)
+
+    def collate_images(samples: Any) -> Dict[str, Any]:  # the labels may be of other findings than the model's outputs
+        return {"pixel_values": collate(samples)["pixel_values"]}
+
+    trainer = IPUTrainer(model=model, args=args, data_collator=collate_images)
     known = [name for name in findings if name in data.findings]
     truth = np.zeros((len(subject), len(findings)), dtype=np.float32)
     for name in known:
         truth[:, findings.index(name)] = subject.labels[:, data.findings.index(name)]
     logits = trainer.predict(subject).predictions
     probability = sigmoid(np.asarray(logits, dtype=np.float64))
-    thresholds = {name: _nan_if_none(value) for name, value in record["thresholds"].items()}
+    thresholds = {name: number_or_nan(value) for name, value in record["thresholds"].items()}
     result = {
         "split": split,
         "run": str(Path(run_dir).resolve()),
@@ -71,7 +77,3 @@ def evaluate(run_dir: Path, data_dir: Path, split: str, output: Path, num_bootst
     report.write_evaluation(output, result, truth, probability, findings, subject.table)
     report_or_reason(write_report, output)
     return result
-
-
-def _nan_if_none(value: Optional[float]) -> float:
-    return float("nan") if value is None else float(value)

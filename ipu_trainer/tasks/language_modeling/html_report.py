@@ -14,25 +14,23 @@ METRIC = ValidationMetric("eval_perplexity", "validation perplexity", logarithmi
 _SCORES = ("perplexity", "unigram_perplexity", "nats_per_token", "bits_per_byte")
 
 
-class LanguageModelReport(TaskReport):
-    title = "Language model"
-    metric = METRIC
-
-    def headline(self, run: Run) -> Headline:
-        return [(name.replace("_", " "), run.metrics[name], None) for name in _SCORES if name in run.metrics]
-
-    def tiles(self, run: Run) -> Tiles:
-        tokens = f"{run.metrics['num_tokens']:,} tokens of packages or folders not trained on"
-        details = {"perplexity": tokens, "unigram perplexity": "word frequencies alone, on the same tokens"}
-        return Tiles([(name, number(value), details.get(name, "")) for name, value, _ in self.headline(run)])
-
-    def samples(self, run: Run) -> List[Block]:
-        samples = run.metrics.get("samples", [])
-        return [Preformatted(text) for text in samples] or [Text("The run had no prompts.", "note")]
-
-    def workload(self, run: Run) -> Tuple[str, int]:
-        return "masked-lm" if run.record["masked"] else "causal-lm", int(run.record["sequence_length"])
+def headline(run: Run) -> Headline:
+    return [(name.replace("_", " "), run.metrics[name], None) for name in _SCORES if name in run.metrics]
 
 
-write_report = LanguageModelReport().write
-write_comparison = LanguageModelReport().write_comparison
+def tiles(run: Run) -> Tiles:
+    tokens = f"{run.metrics['num_tokens']:,} tokens of packages or folders not trained on"
+    details = {"perplexity": tokens, "unigram perplexity": "word frequencies alone, on the same tokens"}
+    return Tiles([(name, number(value), details.get(name, "")) for name, value, _ in headline(run)])
+
+
+def samples(run: Run) -> List[Block]:
+    return [Preformatted(text) for text in run.metrics.get("samples", [])] or [Text("The run had no prompts.", "note")]
+
+
+def workload(run: Run) -> Tuple[str, int]:
+    return "masked-lm" if run.record["masked"] else "causal-lm", int(run.record["sequence_length"])
+
+
+_REPORT = TaskReport("Language model", METRIC, headline, tiles, samples, workload)
+write_report, write_comparison = _REPORT.write, _REPORT.write_comparison

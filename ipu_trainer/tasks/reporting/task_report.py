@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, List, Optional, Sequence
+from typing import Any, Callable, List, Optional, Sequence
 
 from ipu_trainer.tasks.reporting.finished_run import Run, load_run
 from ipu_trainer.tasks.reporting.html_document import Block, Section, Tiles, write_page
@@ -17,26 +18,20 @@ from ipu_trainer.tasks.reporting.run_comparison import (
 from ipu_trainer.tasks.reporting.run_report import REPORT_FILE, ValidationMetric, run_page
 
 
+@dataclass(frozen=True)
 class TaskReport:
-    """A task subclasses it, names its title and validation metric, and says what its results are."""
+    """The parts of a report that a task adds.
 
-    title: ClassVar[str]
-    metric: ClassVar[ValidationMetric]
+    headline: the numbers by which runs are compared. samples: what the model wrote. workload: what planner.measure takes
+    besides the model.
+    """
 
-    def headline(self, run: Run) -> Headline:
-        """The numbers by which runs are compared."""
-        raise NotImplementedError
-
-    def tiles(self, run: Run) -> Tiles:
-        raise NotImplementedError
-
-    def samples(self, run: Run) -> List[Block]:
-        """What the model wrote."""
-        raise NotImplementedError
-
-    def workload(self, run: Run) -> Sequence[Any]:
-        """What planner.measure takes besides the model."""
-        raise NotImplementedError
+    title: str
+    metric: ValidationMetric
+    headline: Callable[[Run], Headline]
+    tiles: Callable[[Run], Tiles]
+    samples: Callable[[Run], List[Block]]
+    workload: Callable[[Run], Sequence[Any]]
 
     def write(self, folder: Path, output: Optional[Path] = None) -> Path:
         """Write report.html of a finished run, into its folder or to output; returns the path."""

@@ -20,11 +20,11 @@ from ipu_trainer.training.acceleration.input_pipeline import copy_to_device
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far a training picture may be changed. Ranges are symmetric; 0 switches one off.
+    """Ranges of the random changes of a training image. Ranges are symmetric; 0 switches a change off.
 
-    scale, aspect, gamma: a factor up to 1 + value or its inverse · shift: share of the side · brightness: share of the
-    gray range · contrast: relative, around the picture's mean · erasing: probability of one gray rectangle ·
-    horizontal_flip: off by default, since the heart's side is a finding (dextrocardia).
+    scale, aspect, gamma: a factor of at most 1 + value, or its inverse. shift: fraction of the side. brightness: fraction of the
+    gray range. contrast: relative, around the image's mean. erasing: probability of one gray rectangle. horizontal_flip: off
+    by default, because the side of the heart is a finding (dextrocardia).
     """
 
     rotation_degrees: float = 10.0
@@ -58,20 +58,20 @@ def augment(
     seed: int = 0,
     compute: Optional[Callable[[torch.Tensor, torch.Tensor, Augmentation], torch.Tensor]] = None,
 ) -> torch.Tensor:
-    """Gray values in [0, 1], float32 (micro_batch, height, width), of uint8 pixels of that shape.
+    """Gray values in [0, 1], float32 (micro_batch, height, width), from uint8 pixels of that shape.
 
-    epoch and index, int64 (micro_batch,), name the samples; they and the seed decide everything. A batch of epoch -1 is
-    not of training and stays as it is. compute: `augment_images`, or what was compiled of it.
+    epoch and index, int64 (micro_batch,), name the samples; the result depends on them and the seed alone. A batch of epoch -1
+    is not for training and is not augmented. compute: `augment_images`, or its compiled form.
     """
     if augmentation == NO_AUGMENTATION or bool((epoch < 0).all()):
         return pixels.to(torch.float32) / 255.0
-    # All numbers travel at once: each copy of its own would cost as much.
+    # One host-to-device copy for all numbers: a copy of each would take as long.
     numbers = copy_to_device(torch.from_numpy(_drawn_changes(epoch, index, augmentation, seed)), pixels.device)
     return (compute or augment_images)(pixels, numbers, augmentation)
 
 
 def _drawn_changes(epoch: torch.Tensor, index: torch.Tensor, a: Augmentation, seed: int) -> np.ndarray:
-    """float32 (samples, 14): six of the affine map, contrast, brightness, gamma, and five in [0, 1) for the rectangle."""
+    """float32 (samples, 14): an affine map (6), contrast, brightness, gamma, and five in [0, 1) for the erased rectangle."""
     random = _uniform(seed, epoch.cpu().numpy(), index.cpu().numpy(), 13)
     signed = {name: 2.0 * random[:, position] - 1.0 for position, name in enumerate(_SIGNED)}
     angle = np.deg2rad(a.rotation_degrees) * signed["angle"]
@@ -100,7 +100,7 @@ def _drawn_changes(epoch: torch.Tensor, index: torch.Tensor, a: Augmentation, se
 
 
 def augment_images(pixels: torch.Tensor, numbers: torch.Tensor, a: Augmentation) -> torch.Tensor:
-    """`augment` for drawn numbers, (samples, 14): tensors alone, on the device where they are."""
+    """`augment` with the random numbers given, (samples, 14): tensor operations alone, on the tensors' device."""
     gray = pixels.to(torch.float32) / 255.0
     if a.rotation_degrees or a.scale or a.aspect or a.shift or a.horizontal_flip:
         grid = _affine_grid(numbers[:, :6].view(-1, 2, 3), gray.shape[1], gray.shape[2])
@@ -116,9 +116,9 @@ def augment_images(pixels: torch.Tensor, numbers: torch.Tensor, a: Augmentation)
 
 
 def _affine_grid(affine: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """(micro_batch, height, width, 2) where each pixel comes from, of (micro_batch, 2, 3), sides from -1 to 1.
+    """Source coordinates of each pixel, (micro_batch, height, width, 2), for maps (micro_batch, 2, 3); sides from -1 to 1.
 
-    By elements, not as torch's batched product of three columns, which a GPU may round to ten bits.
+    Elementwise, because a GPU may compute torch's batched matrix product with ten bits (TF32).
     """
     y = (2 * torch.arange(height, device=affine.device, dtype=affine.dtype) + 1) / height - 1
     x = (2 * torch.arange(width, device=affine.device, dtype=affine.dtype) + 1) / width - 1
@@ -148,7 +148,7 @@ def _mix(value: Any) -> Any:
 
 
 def _erase(gray: torch.Tensor, fill: torch.Tensor, random: torch.Tensor, probability: float) -> torch.Tensor:
-    """Gray rectangles of 10 to 35 % of a side, at random[:, 0:2] with sides random[:, 2:4], where random[:, 4] says so."""
+    """Fill rectangles of 10 to 35 % of a side, at random[:, :2] with sides random[:, 2:4], where random[:, 4] < probability."""
     height, width = gray.shape[1:]
     numbers = random[:, :, None, None]
     tall, wide = (0.1 + 0.25 * numbers[:, 2]) * height, (0.1 + 0.25 * numbers[:, 3]) * width

@@ -41,8 +41,8 @@ def read_boxes(path: Path) -> Dict[str, List[Box]]:
     lines = read_table(path)
     if not lines or [cell.strip() for cell in lines[0][:2]] != ["Image Index", "Finding Label"]:
         raise UserError(
-            f"{path} begins with {','.join(lines[0])[:120] if lines else 'nothing'!r}, but a list of boxes with Image Index,"
-            "Finding Label,Bbox [x,y,w,h]. Give NIH's BBox_List_2017.csv or a file like it."
+            f"{path} begins with {','.join(lines[0])[:120] if lines else 'nothing'!r}; a list of boxes begins with "
+            "Image Index,Finding Label,Bbox [x,y,w,h]. Give NIH's BBox_List_2017.csv or a file in its format."
         )
     boxes: Dict[str, List[Box]] = {}
     for number, cells in enumerate(lines[1:], start=2):

@@ -1,8 +1,8 @@
-"""A prepared data set as torch sees it: whole micro-batches gathered from the pixel store.
+"""A prepared data set as a torch Dataset, which gathers whole micro-batches from the pixel store.
 
-A key is a position in the data set, or a pair (epoch, position): the epoch travels with the sample, so that augmentation
-is a function of (seed, epoch, sample) even in worker processes that outlive an epoch. A bare position has epoch -1: it is
-no training sample, and collators leave it as it is.
+A key is a position in the data set, or a pair (epoch, position). With the epoch in the key, augmentation is a function of
+(seed, epoch, sample) even in persistent worker processes. A plain position has epoch -1: it is no training sample, and
+collators do not augment it.
 """
 
 from __future__ import annotations
@@ -50,10 +50,6 @@ class ChestXrayDataset(Dataset):  # type: ignore[type-arg]  # Dataset is not gen
         self._pixels: Optional[np.ndarray] = None
 
     @property
-    def pathologies(self) -> List[str]:
-        return pathologies(self.findings)
-
-    @property
     def patient_ids(self) -> List[str]:
         return list(self.table["patient_id"])
 
@@ -85,17 +81,17 @@ class ChestXrayDataset(Dataset):  # type: ignore[type-arg]  # Dataset is not gen
 
 
 def _gather_rows(pixels: np.ndarray, rows: np.ndarray) -> torch.Tensor:
-    """pixels[rows], in pinned memory where a GPU is in use, so that it need not be copied there first."""
+    """pixels[rows], in pinned memory if a GPU is in use, which saves one copy on the way to the GPU."""
     in_use: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     if not in_use or get_worker_info() is not None:
         return torch.from_numpy(pixels[rows])
     pinned = torch.empty((len(rows), *pixels.shape[1:]), dtype=torch.uint8, pin_memory=True)
-    np.take(pixels, rows, axis=0, out=pinned.numpy(), mode="clip")  # rows exist; another mode would copy once more
+    np.take(pixels, rows, axis=0, out=pinned.numpy(), mode="clip")  # all rows exist; any other mode copies once more
     return pinned
 
 
 class PreparedChestXrays:
-    """A finished folder of `prepare`: manifest, and one data set a split."""
+    """A prepared data set: its manifest, and a ChestXrayDataset for each split."""
 
     def __init__(self, folder: Path, manifest: Dict[str, Any], everything: ChestXrayDataset) -> None:
         self.folder = folder
@@ -129,7 +125,7 @@ class PreparedChestXrays:
 
 
 def load_prepared(folder: Union[str, Path]) -> PreparedChestXrays:
-    """Open a folder made by `ipu-trainer prepare chest-xray`. Raises PreparedError or StoreError if it is damaged."""
+    """Open a folder that `ipu-trainer prepare chest-xray` wrote. Raises PreparedError or StoreError if it is damaged."""
     folder = Path(folder)
     path = folder / MANIFEST
     if not path.is_file():
@@ -145,7 +141,9 @@ def load_prepared(folder: Union[str, Path]) -> PreparedChestXrays:
         )
     header = read_header(folder / STORE_FILE)
     if header.source_hash != manifest["fingerprint"]:
-        raise PreparedError(f"{folder}: {STORE_FILE} and {MANIFEST} are of different runs. Prepare the data again.")
+        raise PreparedError(
+            f"{folder}: {STORE_FILE} and {MANIFEST} are of different preparations. Prepare the data again."
+        )
     rows = _read_arrow(folder / "metadata")
     columns: Dict[str, List[Any]] = {
         name: rows.column(name).to_pylist() for name in rows.column_names if name not in ("labels", "pixel_row")
@@ -160,10 +158,10 @@ def load_prepared(folder: Union[str, Path]) -> PreparedChestXrays:
 
 
 def _read_arrow(folder: Path) -> pyarrow.Table:
-    """The rows of a `datasets` folder.
+    """The rows of a folder that `datasets` wrote.
 
-    Read by pyarrow alone: datasets 2 refuses the names that datasets 4 and later give to the types of columns, and a
-    prepared folder has to travel between the two stacks.
+    Read with pyarrow, because datasets 2 cannot read the column types that datasets 4 and later write, and both stacks have to
+    read the same prepared folder.
     """
     try:
         names = [

@@ -1,40 +1,33 @@
-"""One image file to one square uint8 grayscale picture, with the pixels that ViTImageProcessor makes of it.
+"""Decoding: an image file to a square uint8 grayscale image, with the same pixels as ViTImageProcessor.
 
-The processor resizes with Pillow, so Pillow resizes here; only the inflating of plain 8-bit grayscale PNGs, which is
-most of the time, is done by kornia_rs where it is installed. Both decoders give the same bytes (tested), so the choice
-is about speed alone.
+Pillow resizes, as in the processor. kornia_rs, where installed, decompresses plain 8-bit grayscale PNGs, which takes most of
+the time. Both decoders give the same bytes (tested), so the choice affects speed alone.
 
-Files of more than 8 bits do not say how many bits their values have: most of them hold the 10 to 14 of a detector in 16. The
-whole data set answers: the smallest of 8, 10, 12, 14 and 16 bits that holds its largest value is white. So no value is cut
-off, and a dark image stays dark beside its neighbours, which a scale for each image would not leave it.
+Files of more than 8 bits do not record how many of their bits are used: most hold the 10 to 14 bits of a detector in 16. So
+the scale comes from the whole data set: white is the largest value of the smallest of 8, 10, 12, 14 and 16 bits that holds
+every pixel. No value is clipped, and a dark image stays darker than others, which a scale for each image would not keep.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import io
 import struct
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional, Tuple
+from typing import Any, Optional, Tuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ipu_trainer.errors import UserError
 
-try:
-    from kornia_rs import io as _kornia_io
-
-    _decode_png = getattr(_kornia_io, "decode_image_png_u8", None)
-except ImportError:
-    try:
-        import kornia_rs as _kornia
-
-        _decode_png = getattr(_kornia, "decode_image_png_u8", None)
-    except ImportError:
-        _decode_png = None
-
+_decode_png: Any = None
+for _module in ("kornia_rs.io", "kornia_rs"):  # newer releases have it in kornia_rs.io
+    with contextlib.suppress(ImportError):
+        _decode_png = _decode_png or getattr(importlib.import_module(_module), "decode_image_png_u8", None)
 DECODER = "Pillow" if _decode_png is None else "kornia_rs and Pillow"
 RESAMPLES = {
     "nearest": Image.Resampling.NEAREST,
@@ -48,25 +41,25 @@ _BITS = (8, 10, 12, 14, 16)
 
 
 class ImageError(UserError):
-    """A file that is no image, is cut short, or is too large to be one of ours."""
+    """A file that is no image, is truncated, or is larger than any chest X-ray."""
 
 
 @dataclass(frozen=True)
 class ValueRange:
-    """The largest value in images of whole numbers of more than 8 bits, and in images of floating-point numbers."""
+    """The largest values: of integer images of more than 8 bits (whole) and of floating-point images (floating)."""
 
     whole: float = 0.0
     floating: float = 0.0
 
     @property
     def whites(self) -> Tuple[int, int]:
-        """The values that become 255, of whole numbers and of floating-point numbers: all ones of so many bits, or 1.0."""
+        """The integer and the floating-point value that become 255: the largest of a number of bits, or 1.0."""
         return _white(self.whole), 1 if self.floating <= 1.0 else _white(self.floating)
 
-    def scales_alike(self, image: ValueRange) -> bool:
-        """Whether an image of this range alone gets the scale that it has in this data set."""
+    def gives_scale_of(self, image: ValueRange) -> bool:
+        """Whether an image of that range, scaled by itself, gets the scale of this data set."""
         largest = (image.whole, image.floating)
-        return all(not value or own == white for value, own, white in zip(largest, image.whites, self.whites))
+        return all(not value or alone == white for value, alone, white in zip(largest, image.whites, self.whites))
 
     def scaled(self, values: np.ndarray, floating: bool) -> np.ndarray:
         white = self.whites[floating]
@@ -74,7 +67,7 @@ class ValueRange:
 
 
 def value_range(image: Image.Image) -> Optional[ValueRange]:
-    """What an image of more than 8 bits adds to its data set's range; None for all others.
+    """The range of an image of more than 8 bits; None for all others.
 
     Raises ImageError for values that no 16 bits hold.
     """
@@ -87,13 +80,13 @@ def value_range(image: Image.Image) -> Optional[ValueRange]:
 
 
 def decode_grayscale(content: bytes) -> Image.Image:
-    """The image in a file's bytes as 8-bit grayscale, on its own: as `prepare` scales a data set of this image alone."""
+    """The image in a file's bytes as 8-bit grayscale, scaled as a data set of this image alone."""
     image = open_image(content)
     return to_grayscale(image, value_range(image))
 
 
 def open_image(content: bytes) -> Image.Image:
-    """The image in a file's bytes, decoded and turned as its orientation tag says. Raises ImageError naming what is wrong."""
+    """The image in a file's bytes, decoded and rotated by its orientation tag. Raises ImageError with the reason."""
     size = _plain_gray_png(content)
     if size is not None:
         _refuse_bomb(size)
@@ -134,7 +127,7 @@ def resize(image: Image.Image, size: int, resample: str) -> np.ndarray:
 
 
 def to_grayscale(image: Image.Image, scale: Optional[ValueRange]) -> Image.Image:
-    """8-bit grayscale. scale: the range of the data set, for an image that has one (value_range)."""
+    """8-bit grayscale. scale: the range of the data set, for an image of more than 8 bits."""
     if image.mode == "L":
         return image
     if scale is not None and _is_wide(image):  # Pillow's own conversion clips at 255
@@ -142,7 +135,7 @@ def to_grayscale(image: Image.Image, scale: Optional[ValueRange]) -> Image.Image
         return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
     if image.mode == "P":
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
-    # Alpha is dropped, as convert("RGB") does: NIH's RGBA files have R = G = B and alpha 255.
+    # Alpha is dropped, as by convert("RGB") does: NIH's RGBA files have R = G = B and alpha 255.
     return image.convert("L")
 
 

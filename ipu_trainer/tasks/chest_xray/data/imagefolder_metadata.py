@@ -1,6 +1,6 @@
-"""metadata.jsonl, which `datasets.load_dataset("imagefolder", data_dir=...)` reads: labels as 0.0 and 1.0, as losses want them.
+"""metadata.jsonl for `datasets.load_dataset("imagefolder", data_dir=...)`, with labels as 0.0 and 1.0 for a multi-label loss.
 
-datasets 5 reads the file of a split's own folder alone where there are folders such as train/ and test/, so each gets one.
+Where there are folders such as train/ and test/, datasets 5 reads only the metadata.jsonl inside each, so each gets one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ipu_trainer.tasks.chest_xray.data.label_table import Row
 from ipu_trainer.tasks.chest_xray.data.labels import n_hot
 
 METADATA = "metadata.jsonl"
-# The words by which datasets knows a split, alone or beside - . _ space or a digit (datasets/data_files.py).
+# Folder names that datasets takes for a split, alone or next to - . _ space or a digit (datasets/data_files.py).
 _SPLIT_FOLDER = re.compile(
     r"(^|[-._ 0-9])(train|training|validation|valid|val|dev|test|testing|eval|evaluation)($|[-._ 0-9])"
 )

@@ -1,4 +1,4 @@
-"""Labels spread over one column a finding: 0 or 1 in each, no 1 at all being "No Finding"."""
+"""Labels in one column a finding, each 0 or 1; a row without a 1 is "No Finding"."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from ipu_trainer.tasks.chest_xray.data.labels import NO_FINDING, plain, spelled_
 from ipu_trainer.tasks.chest_xray.data.text_files import open_text, table_rows
 
 _VALUES = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
-# A finding that nobody decided on: its column is one of findings all the same, and the row is rejected for it.
+# Undecided: the column still counts as a column of a finding, and the row is rejected.
 _UNDECIDED = {"", "-1", "-1.0", "nan"}
 
 
 class LabelColumns:
-    """Reads rows of such a table as the label cell that NIH's table would have."""
+    """Translates rows of such a table to the label cell of NIH's table."""
 
     def __init__(self, findings: Dict[int, str]) -> None:
         self.findings = findings
 
     @classmethod
     def find(cls, csv_path: Path, header: Sequence[str], taken: Set[int], known: Collection[str]) -> LabelColumns:
-        """The columns of `known` findings; with an empty `known`, every column of nothing but 0 and 1.
+        """The columns of `known` findings; if `known` is empty, every column that holds 0 and 1 alone.
 
-        Raises ValueError where there is none, where two are one finding, and for other columns of 0 and 1: an image with such
-        a finding alone would count as one without findings.
+        Raises ValueError if there is none, if two columns are the same finding, or if other columns hold 0 and 1: an image
+        with only such a finding would count as "No Finding".
         """
         free = [column for column, name in enumerate(header) if column not in taken and plain(name)]
         named = {column: spelled_as_known(header[column].strip(), known) for column in free}
@@ -49,22 +49,22 @@ class LabelColumns:
         return cls(findings)
 
     def read(self, cells: Sequence[str]) -> Dict[str, str]:
-        """{"labels": "Edema|Mass", "unreadable": ""}, or the reason there for a row that does not say 0 or 1 everywhere."""
-        there: List[str] = []
+        """{"labels": "Edema|Mass", "unreadable": ""}; "unreadable" is the reason for a row with cells other than 0 and 1."""
+        present: List[str] = []
         absent: List[str] = []
         for column, name in self.findings.items():
             value = _VALUES.get(cells[column].strip().lower())
             if value is None:
                 reason = f"{cells[column]!r} in the column {name}: only 0 and 1 are read. Decide for one of them"
                 return {"labels": "", "unreadable": reason}
-            (there if value else absent).append(name)
-        if not there and NO_FINDING in absent:
+            (present if value else absent).append(name)
+        if not present and NO_FINDING in absent:
             return {"labels": "", "unreadable": f"no finding is 1, and {NO_FINDING!r} is 0 too"}
-        return {"labels": "|".join(there or [NO_FINDING]), "unreadable": ""}
+        return {"labels": "|".join(present or [NO_FINDING]), "unreadable": ""}
 
 
 def _binary_columns(csv_path: Path, columns: Sequence[int]) -> List[int]:
-    """Those of the columns that hold 0 and 1 throughout, undecided ones aside, and a 1 somewhere."""
+    """The columns whose decided cells are all 0 or 1, with at least one 1."""
     only, some = set(columns), set()
     with open_text(csv_path) as text:
         rows = table_rows(text)

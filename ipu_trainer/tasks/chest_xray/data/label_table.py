@@ -1,18 +1,15 @@
-"""Reading the label CSV in all its generations, and matching its rows with the images that are there.
+"""The label table: reading its rows, whatever their column names, and matching them with the image files.
 
-NIH's `Data_Entry_2017.csv` says "Patient Gender", the 2020 edition "Patient Sex"; other tables use snake case, or have a
-column of 0 and 1 for each finding (label_columns.py). Images lie flat or spread over `images_001/images ...
-images_012/images`. Every row or file that cannot be used becomes a Rejection that says where and why; nothing is dropped
-silently, but for files that a system or an editor hides.
+NIH's `Data_Entry_2017.csv` has "Patient Gender", the 2020 edition "Patient Sex"; other tables use snake case, or a column of 0
+and 1 for each finding (label_columns.py). Images are in one folder or in `images_001/images ... images_012/images`. Every row
+or file that cannot be used becomes a Rejection with its place and reason. Only hidden files are ignored silently.
 """
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 import sys
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Collection, Dict, Iterator, List, Optional, Sequence, Set, Tuple
@@ -24,7 +21,7 @@ from ipu_trainer.tasks.chest_xray.data.text_files import open_text, table_rows
 from ipu_trainer.tasks.folders import is_hidden
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
-# A year count above this is a typing error; the 2017 edition has ages up to 414.
+# An age above this is a typing error; the 2017 edition has ages up to 414.
 OLDEST_YEARS = 120
 
 _COLUMNS: Dict[str, Tuple[str, ...]] = {
@@ -59,7 +56,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Rejection:
-    """Something in the input that cannot be used: a CSV line (0 where there is none), a file, and the reason."""
+    """Unusable input: the file, the line in the CSV (0 for an image without a row) and the reason."""
 
     file: str
     line: int
@@ -78,10 +75,10 @@ class LabelTable:
 def read_label_table(
     csv_path: Path, images: Path, known: Collection[str] = NIH_FINDINGS, only_present: bool = False
 ) -> LabelTable:
-    """Match the rows of csv_path with the files below images. Rows come sorted by path.
+    """Match the rows of csv_path with the files below images. Rows are sorted by path.
 
-    only_present drops rows whose image is not there (a partial download) and counts them. A row that says once more what
-    another said of the same image is counted too.
+    only_present: skip and count rows without an image file (a partial download). Exact repetitions of a row are skipped and
+    counted as well.
     Raises ValueError if the file is no table with image, label and patient columns.
     """
     root = images.resolve()
@@ -94,7 +91,7 @@ def read_label_table(
     rows: List[Row] = []
     rejections: List[Rejection] = []
     first: Dict[str, Tuple[int, str, str]] = {}  # of each image: line, labels and patient of the row that came first
-    shared: Dict[Tuple[str, ...], Tuple[str, ...]] = {}  # findings that many rows have, once
+    shared: Dict[Tuple[str, ...], Tuple[str, ...]] = {}  # one tuple for all rows with the same findings
     absent = unknown_ages = repeated = 0
     for line, record in _read_records(csv_path, known):
         name = record["file_name"].strip()
@@ -148,26 +145,23 @@ def read_label_table(
 
 
 def _read_records(csv_path: Path, known: Collection[str]) -> Iterator[Tuple[int, Dict[str, str]]]:
-    """Line number and cells by our names, one row at a time: a table may have a hundred thousand."""
-    try:
-        with open_text(csv_path) as text:
-            reader = table_rows(text)
-            header = next(reader, None)
-            if not header:
-                raise UserError(f"{csv_path} is empty. Give NIH's Data_Entry_2017_v2020.csv or a table like it.")
-            columns = _match_columns(csv_path, header)
-            labels = None if "labels" in columns else LabelColumns.find(csv_path, header, set(columns.values()), known)
-            for cells in reader:
-                if cells and any(cell.strip() for cell in cells):
-                    cells += [""] * (len(header) - len(cells))
-                    record = {name: cells[position] for name, position in columns.items()}
-                    yield reader.line_num, record if labels is None else {**record, **labels.read(cells)}
-    except (UnicodeError, OSError, EOFError, zlib.error, csv.Error) as error:
-        raise UserError(f"{csv_path} cannot be read as CSV, plain or in gzip: {error}") from error
+    """(line number, cells by the names in _COLUMNS) of one row at a time, because a table may have a hundred thousand."""
+    with open_text(csv_path) as text:
+        reader = table_rows(text)
+        header = next(reader, None)
+        if not header:
+            raise UserError(f"{csv_path} is empty. Give NIH's Data_Entry_2017_v2020.csv or a table like it.")
+        columns = _match_columns(csv_path, header)
+        labels = None if "labels" in columns else LabelColumns.find(csv_path, header, set(columns.values()), known)
+        for cells in reader:
+            if cells and any(cell.strip() for cell in cells):
+                cells += [""] * (len(header) - len(cells))
+                record = {name: cells[position] for name, position in columns.items()}
+                yield reader.line_num, record if labels is None else {**record, **labels.read(cells)}
 
 
 def _match_columns(csv_path: Path, header: Sequence[str]) -> Dict[str, int]:
-    """Positions of the columns by our names; of the same name twice, the first counts."""
+    """Positions of the columns by the names in _COLUMNS; the first of two columns of one name counts."""
     present = {plain(name): position for position, name in reversed(list(enumerate(header)))}
     columns = {}
     for name, spellings in _PLAIN_COLUMNS.items():
@@ -181,7 +175,7 @@ def _match_columns(csv_path: Path, header: Sequence[str]) -> Dict[str, int]:
 
 
 def _list_images(images: Path) -> Set[str]:
-    """Paths of image files, without what a system or an editor leaves beside them: .ipynb_checkpoints, __MACOSX, ._name."""
+    """Paths of the image files, without hidden ones (.ipynb_checkpoints, __MACOSX, ._name)."""
     found = set()
     for folder, below, names in os.walk(images, followlinks=False):
         below[:] = [name for name in below if not is_hidden(name)]
@@ -230,7 +224,7 @@ def _whole(text: str) -> Optional[int]:
 
 
 def _patient(text: str) -> str:
-    """ "00000013", "13" and "13.0" (a number column that pandas has seen) are one patient."""
+    """ "00000013", "13" and "13.0" (written by pandas) are the same patient."""
     text = text.strip()
     number = re.fullmatch(r"([0-9]+)(\.0*)?", text)
     return str(int(number.group(1))) if number else text

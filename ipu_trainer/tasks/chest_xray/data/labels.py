@@ -1,7 +1,7 @@
-"""Findings and N-hot labels: the label contract of the task.
+"""Findings and their N-hot encoding.
 
-A label cell is `Finding|Finding|...`; labels are N-hot over the sorted findings that occur in the data, "No Finding"
-among them (15 on the full ChestX-ray14). Spelling is NIH's, as in torchxrayvision: `Pleural_Thickening`.
+A label cell is `Finding|Finding|...`. Labels are N-hot over the sorted findings that occur in the data, including "No Finding"
+(15 on the full ChestX-ray14). Spelling is NIH's, as in torchxrayvision: `Pleural_Thickening`.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ NIH_FINDINGS: Tuple[str, ...] = (
 
 
 class LabelError(UserError):
-    """A label cell that says nothing, something unknown, or two things that exclude each other."""
+    """A label cell that is empty, names an unknown finding, or names findings that exclude each other."""
 
 
 def parse_findings(cell: str, known: Collection[str] = NIH_FINDINGS) -> Tuple[str, ...]:
-    """The findings of one label cell, sorted, spelled as in `known`. An empty `known` accepts any name, as it is."""
+    """The findings of one label cell, sorted, in the spelling of `known`. An empty `known` accepts every name unchanged."""
     written = [name.strip() for name in cell.split("|") if name.strip()]
     findings = [spelled_as_known(name, known) or name for name in written]
     if not findings:
@@ -56,12 +56,12 @@ def parse_findings(cell: str, known: Collection[str] = NIH_FINDINGS) -> Tuple[st
 
 
 def plain(name: str) -> str:
-    """A name without case, spaces, underscores and signs: what spellings of one name have in common."""
+    """A name without case, spaces, underscores and punctuation, to compare spellings."""
     return re.sub(r"[\W_]+", "", name).lower()
 
 
 def spelled_as_known(name: str, known: Collection[str]) -> Optional[str]:
-    """The finding of `known` that `name` is, in whatever case and with spaces or underscores."""
+    """The spelling of `name` in `known`, whatever its case, spaces or underscores; None if it is not there."""
     if name in known:
         return name
     wanted = plain(name)
@@ -79,5 +79,5 @@ def n_hot(findings: Sequence[Sequence[str]], classes: Sequence[str]) -> np.ndarr
 
 
 def pathologies(classes: Sequence[str]) -> List[str]:
-    """The findings without "No Finding": what the macro mean is taken over."""
+    """The findings without "No Finding", over which the macro mean is taken."""
     return [name for name in classes if name != NO_FINDING]

@@ -1,4 +1,4 @@
-"""NIH's data where it is mounted, as Graphcore's tutorial had it: a folder chest-xray-nihcc with the table and images/."""
+"""Default paths of NIH's data: the folder chest-xray-nihcc of Graphcore's tutorial, with the table, the lists and images/."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ LISTS = {"train_val_list": f"{FOLDER}/train_val_list.txt", "test_list": f"{FOLDE
 
 
 def default_paths(given: Dict[str, Optional[Path]], split: Optional[str]) -> Dict[str, Path]:
-    """What stands in for flags of `prepare` that were left out; the flags that were given are no part of it.
+    """Paths for the flags of `prepare` that are missing in given (csv, images, train_val_list, test_list).
 
-    given: csv, images, train_val_list and test_list. The lists are taken where neither table nor images nor lists were given,
-    both are there, and no other split than the official one is asked for. Raises ValueError if there is no table or no images.
+    The lists are used if none of the four is given, both lists exist, and split is None or "official". Raises ValueError if
+    there is no table or no image folder.
     """
     found: Dict[str, Path] = {}
     if given["csv"] is None:

@@ -1,7 +1,7 @@
-"""X-ray-like phantoms: procedural chests with patients, per-finding signs, several findings an image and label noise.
+"""Synthetic chest X-rays: phantoms with patients, a visible sign for each finding, several findings an image and label noise.
 
-They make the whole pipeline runnable offline and learnable in minutes. They are synthetic and look it: numbers reached on
-them say that the machinery works, nothing about medicine.
+With them the whole pipeline runs offline and a model learns in minutes. They look synthetic: scores on phantoms show that the
+pipeline works, and say nothing about medicine.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from ipu_trainer.atomic import atomic_path, remove_leftovers, write_text
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.labels import NIH_FINDINGS, NO_FINDING, pathologies
 
-Box = Tuple[float, float, float, float]  # left, top, width, height in shares of the picture's side
+Box = Tuple[float, float, float, float]  # left, top, width, height in fractions of the image's side
 CSV_NAME = "phantoms.csv"
-# Where the signs are, in the form of NIH's BBox_List_2017.csv: pixels of a picture of 1024.
+# Boxes of the signs in the format of NIH's BBox_List_2017.csv: pixels of a 1024 px image.
 BOXES_NAME = "boxes.csv"
-# Signs of the whole picture or of both lungs: a box around them would say nothing.
+# Signs of the whole image or of both lungs, which a box would not localise.
 _WITHOUT_BOX = ("Edema", "Emphysema", "Fibrosis", "Infiltration")
 
 
 @dataclass(frozen=True)
 class PhantomSettings:
-    """num_images pictures of size x size pixels; label_noise is the share of images whose label lost or gained a finding."""
+    """num_images images of size x size pixels. label_noise: the fraction of images whose label lost or gained a finding."""
 
     num_images: int = 1500
     size: int = 128
@@ -47,7 +47,7 @@ class PhantomSettings:
 
 
 def write_phantoms(folder: Path, settings: PhantomSettings, progress: bool = True) -> Path:
-    """Write images/, boxes.csv and phantoms.csv in NIH's layout; returns the last one's path, which is written last."""
+    """Write images/, boxes.csv and, last, phantoms.csv in NIH's layout; returns the path of phantoms.csv."""
     remove_leftovers(folder)
     generator = np.random.default_rng(settings.seed)
     rows: List[List[object]] = []
@@ -56,7 +56,7 @@ def write_phantoms(folder: Path, settings: PhantomSettings, progress: bool = Tru
     bar = tqdm(total=settings.num_images, unit="image", desc="phantoms", disable=not progress)
     while len(rows) < settings.num_images:
         patient += 1
-        body = _Body.draw(generator)
+        body = Anatomy.draw(generator)
         age, sex = int(generator.integers(18, 90)), "FM"[int(generator.integers(2))]
         chronic = _draw_findings(generator)
         for visit in range(int(generator.choice([1, 1, 1, 2, 2, 3, 5]))):
@@ -72,8 +72,8 @@ def write_phantoms(folder: Path, settings: PhantomSettings, progress: bool = Tru
             boxes += [
                 [name, finding, *(round(1024 * v, 3) for v in box)] for finding, found in signs.items() for box in found
             ]
-            told = _mislabel(findings, settings.label_noise, generator)
-            rows.append([name, "|".join(told) or NO_FINDING, visit, patient, age, sex, view])
+            labelled = _mislabel(findings, settings.label_noise, generator)
+            rows.append([name, "|".join(labelled) or NO_FINDING, visit, patient, age, sex, view])
             bar.update(1)
     bar.close()
     out = io.StringIO()
@@ -111,8 +111,8 @@ def write_small_vit(folder: Path, size: int = 64, seed: int = 0) -> Path:
 
 
 @dataclass(frozen=True)
-class _Body:
-    """What stays the same between a patient's visits, in units of the picture's side."""
+class Anatomy:
+    """A patient's anatomy, which all visits share, in fractions of the image's side."""
 
     width: float
     height: float
@@ -122,7 +122,7 @@ class _Body:
     density: float
 
     @classmethod
-    def draw(cls, generator: np.random.Generator) -> _Body:
+    def draw(cls, generator: np.random.Generator) -> Anatomy:
         return cls(
             width=float(generator.normal(0.165, 0.012)),
             height=float(generator.normal(0.30, 0.02)),
@@ -134,7 +134,7 @@ class _Body:
 
 
 def draw_phantom(
-    body: _Body,
+    body: Anatomy,
     findings: Tuple[str, ...],
     view: str,
     size: int,
@@ -143,7 +143,7 @@ def draw_phantom(
 ) -> np.ndarray:
     """uint8 (size, size): one chest with the signs of its findings.
 
-    signs, if given, gets the boxes of each finding that is in few places.
+    signs: if given, gets the boxes of each finding that can be localised.
     """
     canvas = _Canvas(body, view, size, generator)
     for name in findings:
@@ -158,7 +158,7 @@ def draw_phantom(
 
 
 def _boxes_around(change: np.ndarray) -> List[Box]:
-    """One for each connected region that is at least 40 % of the largest change."""
+    """One box for each connected region above 40 % of the largest change."""
     regions, _ = ndimage.label(change >= 0.4 * change.max())
     height, width = change.shape
     return [
@@ -173,7 +173,7 @@ def _boxes_around(change: np.ndarray) -> List[Box]:
 
 
 class _Canvas:
-    def __init__(self, body: _Body, view: str, size: int, generator: np.random.Generator) -> None:
+    def __init__(self, body: Anatomy, view: str, size: int, generator: np.random.Generator) -> None:
         self.random, self.size, self.body = generator, size, body
         jitter = generator.normal(0, 0.01, 2)
         y, x = np.mgrid[0:size, 0:size] / size
@@ -212,16 +212,16 @@ class _Canvas:
 
     def finish(self) -> np.ndarray:
         body = self.blob(0, 0.05, 0.47, 0.62, 0.08)
-        picture = 0.08 + 0.62 * body + self.body.density
-        picture -= self.air * self.lungs()
+        pixels = 0.08 + 0.62 * body + self.body.density
+        pixels -= self.air * self.lungs()
         ribs = np.sin(46 * (self.y + 0.5 * self.x**2) + self.body.rib_phase)
-        picture += 0.05 * np.clip(ribs, 0, 1) * self.lungs()
-        picture += 0.20 * self.blob(0, 0.0, 0.055, 0.5, 0.3)
-        picture += 0.24 * self.heart()
-        picture += self.added
-        picture += 0.025 * self.noise(4) + self.random.normal(0, 0.02, picture.shape)
-        picture = (picture - picture.mean()) * self.between(0.9, 1.1) + 0.45 + self.between(-0.04, 0.04)
-        image = Image.fromarray((np.clip(picture, 0, 1) * 255).astype(np.uint8))
+        pixels += 0.05 * np.clip(ribs, 0, 1) * self.lungs()
+        pixels += 0.20 * self.blob(0, 0.0, 0.055, 0.5, 0.3)
+        pixels += 0.24 * self.heart()
+        pixels += self.added
+        pixels += 0.025 * self.noise(4) + self.random.normal(0, 0.02, pixels.shape)
+        pixels = (pixels - pixels.mean()) * self.between(0.9, 1.1) + 0.45 + self.between(-0.04, 0.04)
+        image = Image.fromarray((np.clip(pixels, 0, 1) * 255).astype(np.uint8))
         return np.asarray(image.filter(ImageFilter.GaussianBlur(self.size / 256)))
 
 
@@ -317,7 +317,7 @@ assert sorted(_SIGNS) == sorted(pathologies(NIH_FINDINGS))
 
 
 def _draw_findings(generator: np.random.Generator) -> Tuple[str, ...]:
-    """None in a quarter of the visits, else one to four; a few findings are rarer than the rest, as in life."""
+    """No finding in a quarter of the visits, else one to four; some findings are rarer than others."""
     if generator.random() < 0.25:
         return ()
     names = sorted(_SIGNS)

@@ -1,4 +1,4 @@
-"""The pixel store: every image decoded once, kept as uint8 grayscale at the model's size, read through a memory map.
+"""The pixel store: every image decoded once to uint8 grayscale at the model's size, and read through a memory map.
 
 File layout (`pixels.u8`), little-endian:
 
@@ -7,9 +7,9 @@ File layout (`pixels.u8`), little-endian:
     bytes 12..4095  header: JSON with version, shape, resample, decoder and source hash, padded with spaces
     bytes 4096..    rows x size x size bytes, row-major
 
-While it is being filled the file is called `pixels.u8.partial`, beside a journal with one record a row (done flag and
-digest of the source file) and the largest value of each image of more than 8 bits, so that a killed run goes on where it was.
-Memory stays constant: rows are written in place.
+While it is being filled, the file is called `pixels.u8.partial`. Beside it are a journal with one record a row (done flag and
+digest of the source file) and the largest value of each image of more than 8 bits, so that an interrupted run resumes. Rows are
+written in place, so memory use is constant.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _DIGEST_BYTES = 16
 
 
 class StoreError(UserError):
-    """A pixel store that is missing, truncated, of another version, or of other settings."""
+    """A pixel store that is missing, truncated or of another version."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class StoreHeader:
 
 
 def read_header(path: Path) -> StoreHeader:
-    """Raises StoreError naming the file and the next move."""
+    """Raises StoreError if the file is no complete pixel store."""
     again = "Run `ipu-trainer prepare chest-xray` again into a new folder."
     if not path.is_file():
         raise StoreError(f"{path} is missing. {again}")
@@ -83,7 +83,7 @@ def read_header(path: Path) -> StoreHeader:
 
 
 def open_pixels(path: Path) -> np.ndarray:
-    """uint8 (num_rows, size, size), read-only, mapped: nothing is read before it is asked for."""
+    """uint8 (num_rows, size, size), a read-only memory map: rows are read from disk when they are used."""
     header = read_header(path)
     shape = (header.num_rows, header.size, header.size)
     if not header.num_rows:
@@ -92,7 +92,7 @@ def open_pixels(path: Path) -> np.ndarray:
 
 
 class StoreWriter:
-    """Fills a store row by row, from any number of processes, resumably. `plan` is a hash of what is to be stored."""
+    """Fills a store row by row, from any number of processes, and resumes. plan: a hash of what is to be stored."""
 
     def __init__(self, path: Path, num_rows: int, size: int, resample: str, decoder: str, plan: str) -> None:
         self.path, self.num_rows, self.size = path, num_rows, size
@@ -101,7 +101,7 @@ class StoreWriter:
         self._plan_path = path.with_name(path.name + ".plan")
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_file() and self._plan_path.is_file() and not self.partial.exists():
-            os.replace(path, self.partial)  # a run that was killed after finish(), and before its manifest
+            os.replace(path, self.partial)  # an earlier run ended between finish() and its manifest
         records, record_bytes = max(1, num_rows), 1 + _DIGEST_BYTES
         journal, ranges = (path.with_name(path.name + ending) for ending in (".journal", ".ranges"))
         lengths = {
@@ -124,7 +124,7 @@ class StoreWriter:
         return np.flatnonzero(self._journal[: self.num_rows, 0] == 0)
 
     def commit(self, row: int, digest: bytes, largest: Tuple[float, float] = (0.0, 0.0)) -> None:
-        """Say that row's pixels are in the file, what its source file was, and its entry of `ranges`."""
+        """Record that the pixels of row are in the file, the digest of its source file, and its entry of `ranges`."""
         self.ranges[row] = largest
         self._journal[row, 1:] = np.frombuffer(digest, dtype=np.uint8)
         self._journal[row, 0] = 1
@@ -133,7 +133,7 @@ class StoreWriter:
         return bytes(self._journal[row, 1:])
 
     def finish(self, source_hash: str) -> StoreHeader:
-        """Give the store its name. The journal stays until discard(), when nothing else is to be written."""
+        """Write the header and give the store its name. The journal stays until discard(), after the manifest is written."""
         header = StoreHeader(self.num_rows, self.size, self.resample, self.decoder, source_hash)
         with self.partial.open("r+b") as file:
             file.write(header.to_bytes())
@@ -147,7 +147,7 @@ class StoreWriter:
 
 
 def discard_journal(path: Path) -> None:
-    """Remove what is beside a store while it is being filled."""
+    """Remove the files that lie beside a store while it is being filled."""
     for ending in (".partial", ".journal", ".ranges", ".plan"):
         with contextlib.suppress(FileNotFoundError):
             path.with_name(path.name + ending).unlink()

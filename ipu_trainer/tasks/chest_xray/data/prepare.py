@@ -1,13 +1,13 @@
-"""`ipu-trainer prepare chest-xray`: label CSV and image folder in, a checked, split, decoded data set out.
+"""`ipu-trainer prepare chest-xray`: from a label CSV and an image folder to a checked, split and decoded data set.
 
     prepared/
       prepared.json    manifest, written last: a folder without it is not finished
-      pixels.u8        decoded pixels (store.py)
+      pixels.u8        decoded pixels (pixel_store.py)
       metadata/        one row an image, as a `datasets` Arrow data set
       metadata.jsonl   the same rows in Hugging Face's imagefolder form
-      rejected.csv     input that could not be used (file, line, reason)
+      rejected.csv     unusable input (file, line, reason)
 
-Everything wrong with the input is found in one pass and listed; without skip_bad nothing else is written then.
+One pass finds everything wrong with the input. Without skip_bad, only rejected.csv is then written.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ from ipu_trainer.tasks.chest_xray.data.splits import (
 
 FORMAT_VERSION = 1
 MANIFEST = "prepared.json"
-_CHUNK = 16  # pictures of a task
+_CHUNK = 16  # images of a task
 _TASKS_AHEAD = 8  # for each worker
-_ROWS_AT_ONCE = 1000  # of the metadata
+_ROWS_AT_ONCE = 1000  # of the metadata: a table of all rows takes 0.2 GB for the whole of ChestX-ray14
 
 
 @dataclass(frozen=True)
 class PrepareSettings:
-    """What `prepare` is asked to do. findings empty accepts every name; split None means official if lists are given."""
+    """Empty findings accept every name; split None is official if lists are given, else by-patient."""
 
     csv: Path
     images: Path
@@ -120,7 +120,7 @@ class PrepareSettings:
 
 @dataclass(frozen=True)
 class PreparedSummary:
-    """What came out. rejected counts lines of rejected.csv; finished is False if they stopped the run."""
+    """The result. rejected: lines of rejected.csv; finished is False if they stopped the run."""
 
     output: Path
     finished: bool
@@ -159,8 +159,8 @@ class PreparedSummary:
             )
         if wide and wide["darker"]:
             lines.append(
-                f"{wide['darker']:,} of these have much smaller values. That is right if they are dark; if they are of another "
-                "scale, prepare them apart."
+                f"{wide['darker']:,} of these have much smaller values. That is right if they are dark; if their scale is "
+                "another one, prepare them apart."
             )
         return f"{self.output}: {head}, {self.num_images:,} images{left_out}\n" + "\n".join(lines)
 
@@ -175,7 +175,7 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> PreparedSummary
             raise UserError(
                 f"{settings.output} was prepared with other settings or another CSV. Give another --output, or remove it."
             )
-        discard_journal(settings.output / STORE_FILE)  # of a run that was killed after its manifest
+        discard_journal(settings.output / STORE_FILE)  # of a run that ended between its manifest and here
         if settings.in_place:
             write_beside_images(settings.images, read_records(settings.output / METADATA))
         return PreparedSummary(settings.output, True, True, manifest["num_images"], manifest["rejected"], manifest)
@@ -261,24 +261,26 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> PreparedSummary
 def _decode_all(
     writer: StoreWriter, rows: Sequence[Row], settings: PrepareSettings, progress: bool
 ) -> Tuple[Dict[int, str], Dict[str, Any]]:
-    """Fill the store. Returns the reason for each row whose file cannot be decoded, and what images of more than 8 bits hold.
+    """Fill the store. Returns the reason for each row that cannot be decoded, and the manifest's wide_images.
 
-    Those are scaled by the range of all of them: what was stored with another one is decoded once more.
+    Images of more than 8 bits are scaled by the range of all of them: those stored with another scale are decoded again.
     """
     missing = writer.missing_rows().tolist()
     failures: Dict[int, str] = {}
     with tqdm(
         total=len(rows), initial=len(rows) - len(missing), unit="image", desc="decoding", disable=not progress
     ) as bar:
-        for row, digest, reason, own in _decoded(missing, None, writer, rows, settings):
+        for row, digest, reason, image_range in _decoded(missing, None, writer, rows, settings):
             if reason is not None:
                 failures[row] = reason
             else:
-                writer.commit(row, digest, (0.0, 0.0) if own is None else (own.whole, own.floating))
+                writer.commit(
+                    row, digest, (0.0, 0.0) if image_range is None else (image_range.whole, image_range.floating)
+                )
             bar.update()
     whole = ValueRange(*writer.ranges.max(axis=0).tolist())
     wide = np.flatnonzero(writer.ranges.max(axis=1)).tolist()
-    again = [row for row in wide if not whole.scales_alike(ValueRange(*writer.ranges[row].tolist()))]
+    again = [row for row in wide if not whole.gives_scale_of(ValueRange(*writer.ranges[row].tolist()))]
     failures.update((row, reason) for row, _, reason, _ in _decoded(again, whole, writer, rows, settings) if reason)
     white = max((white for white, value in zip(whole.whites, (whole.whole, whole.floating)) if value), default=0)
     about = {"count": len(wide), "white": white, "darker": len(again), **asdict(whole)} if wide else {}
@@ -295,7 +297,7 @@ def _decoded(
     rows: Sequence[Row],
     settings: PrepareSettings,
 ) -> Iterator[Tuple[int, bytes, Optional[str], Optional[ValueRange]]]:
-    """(row, digest, reason, the image's own range) of the wanted rows, whose pixels are in the store, or else have a reason."""
+    """(row, digest, reason, range of the image) of the wanted rows; reason is None once the pixels are in the store."""
     num_tasks = -(-len(wanted) // _CHUNK)
     if not num_tasks:
         return
@@ -304,71 +306,61 @@ def _decoded(
         for start in range(0, len(wanted), _CHUNK):
             yield [(row, rows[row].path) for row in wanted[start : start + _CHUNK]]
 
-    context = (str(writer.partial), len(rows), settings.size, settings.resample, str(settings.images), scale)
-    for chunk in _run(tasks(), context, min(settings.workers or os.cpu_count() or 1, num_tasks)):
+    decode = _Decoder(writer.partial, len(rows), settings.size, settings.resample, settings.images, scale)
+    for chunk in _run(tasks(), decode, min(settings.workers or os.cpu_count() or 1, num_tasks)):
         yield from chunk
 
 
-def _run(tasks: Iterator[List[Tuple[int, str]]], context: Tuple[Any, ...], num_workers: int) -> Iterator[_Result]:
-    """Results in the order of the tasks, of which only a few for each worker are made ahead."""
+def _run(
+    tasks: Iterator[List[Tuple[int, str]]], decode: Callable[[Sequence[Tuple[int, str]]], _Result], num_workers: int
+) -> Iterator[_Result]:
+    """Results in the order of the tasks. Only a few tasks for each worker are submitted ahead."""
     if num_workers == 1:
-        decode = _Decoder(*context)
-        for task in tasks:
-            yield decode(task)
+        yield from map(decode, tasks)
         return
-    with ProcessPoolExecutor(num_workers, initializer=_start_worker, initargs=context) as pool:
+    with ProcessPoolExecutor(num_workers) as pool:
         ahead: Deque[Future[_Result]] = collections.deque()
         for task in tasks:
-            ahead.append(pool.submit(_work, task))
+            ahead.append(pool.submit(decode, task))
             if len(ahead) >= _TASKS_AHEAD * num_workers:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
 
 
+@dataclass(frozen=True)
 class _Decoder:
-    """scale: the range of the data set; without it, each image is scaled by its own."""
+    """Decodes a task into the store. scale: the range of the data set; without it, each image is scaled by its own range."""
 
-    def __init__(
-        self, partial: str, num_rows: int, size: int, resample: str, images: str, scale: Optional[ValueRange]
-    ) -> None:
-        self.size, self.resample, self.images, self.scale = size, resample, Path(images), scale
-        self.pixels = writable_rows(Path(partial), num_rows, size)
+    partial: Path
+    num_rows: int
+    size: int
+    resample: str
+    images: Path
+    scale: Optional[ValueRange]
 
     def __call__(self, task: Sequence[Tuple[int, str]]) -> _Result:
+        pixels = writable_rows(self.partial, self.num_rows, self.size)
         results: _Result = []
         for row, path in task:
             try:
                 content = (self.images / path).read_bytes()
                 image = image_files.open_image(content)
-                own = image_files.value_range(image)
-                gray = image_files.to_grayscale(image, self.scale or own)
-                self.pixels[row] = image_files.resize(gray, self.size, self.resample)
+                image_range = image_files.value_range(image)
+                gray = image_files.to_grayscale(image, self.scale or image_range)
+                pixels[row] = image_files.resize(gray, self.size, self.resample)
             except (image_files.ImageError, OSError) as error:
                 results.append((row, b"", str(error), None))
             else:
-                results.append((row, file_digest(content), None, own))
+                results.append((row, file_digest(content), None, image_range))
         return results
-
-
-_worker: Optional[Callable[[Sequence[Tuple[int, str]]], _Result]] = None
-
-
-def _start_worker(*context: Any) -> None:
-    global _worker
-    _worker = _Decoder(*context)
-
-
-def _work(task: Sequence[Tuple[int, str]]) -> _Result:
-    assert _worker is not None
-    return _worker(task)
 
 
 # Splits and outputs ---------------------------------------------------------------------------------------------
 
 
 def _read_lists(settings: PrepareSettings) -> Optional[Tuple[SplitList, SplitList]]:
-    """(train_val, test), where the split is by them."""
+    """(train_val, test) for the official split, else None."""
     if settings.split_method != "official":
         return None
     assert settings.train_val_list is not None and settings.test_list is not None
@@ -376,7 +368,7 @@ def _read_lists(settings: PrepareSettings) -> Optional[Tuple[SplitList, SplitLis
 
 
 def _split(rows: Sequence[Row], settings: PrepareSettings, lists: Optional[Tuple[SplitList, SplitList]]) -> List[str]:
-    """The split of each row. Raises SplitError where a patient is in both lists, or nobody is left to train on."""
+    """The split of each row. Raises SplitError if a patient is in both lists, or no image is left for training."""
     patients = [row.patient_id for row in rows]
     names = [row.path.rsplit("/", 1)[-1] for row in rows]
     if lists is not None:
@@ -391,7 +383,7 @@ def _split(rows: Sequence[Row], settings: PrepareSettings, lists: Optional[Tuple
 
 
 def _refused(output: Path, rejections: Sequence[Rejection], decoded: bool) -> PreparedSummary:
-    """Write the list alone."""
+    """Write rejected.csv alone."""
     _write_rejections(output, rejections)
     return PreparedSummary(output, False, False, 0, len(rejections), {"decoded": decoded})
 
@@ -468,7 +460,7 @@ def _write_rejections(folder: Path, rejections: Sequence[Rejection]) -> None:
 
 
 def _identity(settings: PrepareSettings) -> str:
-    """Changes with everything that changes the result; not with the number of workers."""
+    """A hash of everything that determines the result, so not of the number of workers."""
     values = asdict(replace(settings, workers=0, in_place=False))
     values["csv_digest"] = _digest_of(settings.csv)
     for name in ("train_val_list", "test_list"):

@@ -1,9 +1,9 @@
-"""Which samples form which micro-batch, on which process, in which order: a pure function of (seed, epoch, position).
+"""The order of samples, their micro-batches and their processes: a pure function of (seed, epoch, position).
 
 an epoch    = host steps, one after another, all of them whole (static shapes are what IPUs need)
 a host step = device iterations x accumulation x replicas micro-batches
-process p of W takes micro-batches p, p + W, p + 2 W, ... so that every weight update sees the same set of samples,
-however many processes share it.
+process p of W takes micro-batches p, p + W, p + 2 W, ... so every weight update has the same samples for any number of
+processes.
 """
 
 from __future__ import annotations
@@ -67,12 +67,12 @@ class FindingBatchSampler(Sampler):  # type: ignore[type-arg]  # not generic at 
         )
 
     def set_epoch(self, epoch: int) -> None:
-        """The next iteration is of this epoch, from its start."""
+        """The next iteration starts this epoch."""
         if epoch != self.epoch:
             self.epoch, self._start = epoch, 0
 
     def start_at(self, micro_batch: int) -> None:
-        """The next iteration begins at this micro-batch of this process; nothing before it is produced."""
+        """The next iteration starts at this micro-batch of this process and skips the earlier ones."""
         if not 0 <= micro_batch <= len(self):
             raise UserError(f"micro_batch {micro_batch} must be from 0 to {len(self)}, the length of an epoch.")
         self._start = micro_batch

@@ -1,4 +1,4 @@
-"""The split lists: one image a line, alone as NIH ships them, or followed by labels as other projects do."""
+"""Split lists: one image a line, alone as in NIH's files, or followed by labels as in other projects."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ipu_trainer.tasks.chest_xray.data.label_table import IMAGE_SUFFIXES, Reject
 from ipu_trainer.tasks.chest_xray.data.text_files import read_lines
 
 _SUFFIXES = "|".join(re.escape(suffix) for suffix in sorted(IMAGE_SUFFIXES))
-# A name may hold spaces: it ends with its suffix, where the line ends or something else begins.
+# A name may contain spaces: it ends with its suffix, followed by a separator or the end of the line.
 _NAME = re.compile(rf'\s*"?(?P<name>[^"]*?({_SUFFIXES}))"?(?=$|[\s,;])', re.IGNORECASE)
 
 
 class SplitList:
-    """The images of one list, by name or by path: a row is in it if the one path is the end of the other."""
+    """The images of one list, by name or path: contains a path if either is the end of the other."""
 
     def __init__(self, path: Path, names: Sequence[str]) -> None:
         self.path = path
@@ -28,7 +28,7 @@ class SplitList:
 
 
 def read_split_list(path: Path) -> SplitList:
-    """Raises ValueError if no line begins with the name of an image file."""
+    """Raises ValueError if no line begins with an image file name."""
     lines = [line for line in read_lines(path, "a list of image files") if line.strip()]
     found = [match.group("name") for match in map(_NAME.match, lines) if match]
     if not found:
@@ -41,23 +41,23 @@ def read_split_list(path: Path) -> SplitList:
 
 
 def listed_rows(rows: Sequence[Row], train_val: SplitList, test: SplitList) -> Tuple[List[Row], List[Rejection]]:
-    """Rows in exactly one of the lists, and the others with the reason. Raises ValueError if the lists name no row at all."""
+    """(rows in exactly one list, rejections of the others). Raises ValueError if no row is in any list."""
     kept: List[Row] = []
-    strays: List[Rejection] = []
+    rejections: List[Rejection] = []
     for row in rows:
         in_train_val, in_test = row.path in train_val, row.path in test
         if in_train_val == in_test:
-            strays.append(
+            rejections.append(
                 Rejection(row.path, row.line, f"in {'both split lists' if in_test else 'neither split list'}")
             )
         else:
             kept.append(row)
-    if rows and not kept and not any("both" in stray.reason for stray in strays):
+    if rows and not kept and not any("both" in item.reason for item in rejections):
         raise UserError(
             f"{train_val.path} and {test.path} name none of the {len(rows):,} images of the table, such as {rows[0].path}. Give "
             "the lists that belong to it, or use --split by-patient."
         )
-    return kept, strays
+    return kept, rejections
 
 
 def _plain(name: str) -> str:

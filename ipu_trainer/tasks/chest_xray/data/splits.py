@@ -1,8 +1,7 @@
-"""Who trains, who chooses thresholds, who is tested: always whole patients.
+"""Splits by patient: all images of a patient are in one of train, validation and test.
 
-A random split of NIH's images leaves 83.7 % of the validation images with a patient who is in training too, so its
-numbers say nothing about unseen patients. Assignments are pure functions of the patient and a salt: adding data never
-moves a patient that was there.
+In a random split of NIH's images, 83.7 % of the validation images show a patient who is also in training, so its scores say
+nothing about unseen patients. The split is a hash of the patient and a seed: adding data never moves a patient.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ METHODS = ("official", "by-patient", "random-images")
 
 
 class SplitError(UserError):
-    """A split that would put a patient on both sides, or leave nothing to train on."""
+    """A split with a patient on both sides, or without training images."""
 
 
 def official_split(
@@ -28,7 +27,7 @@ def official_split(
     validation_fraction: float = 0.1,
     seed: int = 0,
 ) -> List[str]:
-    """NIH's lists, with validation carved out of train_val by patient.
+    """NIH's lists, with a part of train_val's patients as validation.
 
     Raises SplitError if a name is in neither or both lists, or a patient in both.
     """
@@ -52,7 +51,7 @@ def official_split(
 def split_by_patient(
     patients: Sequence[str], validation_fraction: float = 0.1, test_fraction: float = 0.1, seed: int = 0
 ) -> List[str]:
-    """Patient-disjoint train, validation and test; the fractions are of patients and hold on average."""
+    """Patient-disjoint train, validation and test. Fractions are of patients, and hold on average."""
     _check_fraction("validation_fraction", validation_fraction)
     _check_fraction("test_fraction", test_fraction)
     _check_fraction("validation_fraction + test_fraction", validation_fraction + test_fraction)
@@ -62,7 +61,7 @@ def split_by_patient(
 def split_random_images(
     names: Sequence[str], validation_fraction: float = 0.1, test_fraction: float = 0.1, seed: int = 0
 ) -> List[str]:
-    """What many tutorials do, for comparison only: patients end up on both sides."""
+    """By image, as in many tutorials; for comparison only, because patients end up on both sides."""
     _check_fraction("validation_fraction + test_fraction", validation_fraction + test_fraction)
     return [_place(patient_position("image:" + name, seed), validation_fraction, test_fraction) for name in names]
 
@@ -74,7 +73,7 @@ def patient_position(patient: str, seed: int = 0) -> float:
 
 
 def shared_patients(splits: Sequence[str], patients: Sequence[str]) -> Dict[str, int]:
-    """For each split, how many of its images belong to a patient who is in another split too."""
+    """For each split the number of images whose patient is also in another split."""
     where: Dict[str, set[str]] = {}
     for split, patient in zip(splits, patients):
         where.setdefault(patient, set()).add(split)

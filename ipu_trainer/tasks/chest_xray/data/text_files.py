@@ -17,34 +17,33 @@ _SEPARATORS = ",;\t"
 
 
 @contextlib.contextmanager
-def open_text(path: Path) -> Iterator[TextIO]:
-    """Text in UTF-8, or in UTF-16 where a byte order mark says so (PowerShell writes it). Gzip is recognised by its content."""
-    with Path(path).open("rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-        file.seek(0)
-        raw = cast(IO[bytes], gzip.GzipFile(fileobj=file) if packed else file)
-        mark = raw.read(2)
-        raw.seek(0)
-        encoding = "utf-16" if mark in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
-        yield io.TextIOWrapper(raw, encoding=encoding, newline="")
+def open_text(path: Path, what: str = "CSV, plain or in gzip") -> Iterator[TextIO]:
+    """Text in UTF-8, or in UTF-16 where a byte order mark says so (PowerShell writes it). Gzip is recognised by its content.
 
-
-def read_lines(path: Path, what: str) -> List[str]:
-    """All lines of a text. Raises ValueError naming the file and what it should be."""
+    Raises ValueError naming the file and what it should be, for what cannot be read inside the block.
+    """
     try:
-        with open_text(path) as text:
-            return text.read().splitlines()
-    except (UnicodeError, OSError, EOFError, zlib.error) as error:
+        with Path(path).open("rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            raw = cast(IO[bytes], gzip.GzipFile(fileobj=file) if packed else file)
+            mark = raw.read(2)
+            raw.seek(0)
+            encoding = "utf-16" if mark in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+            yield io.TextIOWrapper(raw, encoding=encoding, newline="")
+    except (UnicodeError, OSError, EOFError, zlib.error, csv.Error) as error:
         raise UserError(f"{path} cannot be read as {what}: {error}") from error
 
 
+def read_lines(path: Path, what: str) -> List[str]:
+    with open_text(path, what) as text:
+        return text.read().splitlines()
+
+
 def read_table(path: Path) -> List[List[str]]:
-    """All lines of a CSV. Raises ValueError if it cannot be read."""
-    try:
-        with open_text(path) as text:
-            return list(table_rows(text))
-    except (OSError, EOFError, UnicodeError, zlib.error, csv.Error) as error:
-        raise UserError(f"{path} is no readable CSV ({error}). Give NIH's file, plain or .gz.") from error
+    """All lines of a CSV."""
+    with open_text(path) as text:
+        return list(table_rows(text))
 
 
 def base_name(path: str) -> str:

@@ -1,4 +1,4 @@
-"""Whether a probability of 0.2 means one in five: reliability by tenths of the predictions, and the Brier score."""
+"""Calibration, whether a probability of 0.2 means one in five: reliability bins, Brier score, ECE, Wilson intervals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """Predictions of one bin: mean probability, observed rate with its 95 % Wilson interval, and how many they are."""
+    """One bin of predictions: mean probability, observed rate with its 95 % Wilson interval, and number of predictions."""
 
     probability: float
     rate: float
@@ -21,7 +21,7 @@ class ReliabilityBin:
 
 
 def reliability(y: np.ndarray, score: np.ndarray, num_bins: int = 10) -> Tuple[ReliabilityBin, ...]:
-    """Bins of equally many predictions, fewer where scores tie; empty without predictions or with scores that are no numbers."""
+    """Bins with equal numbers of predictions, fewer bins where scores tie; empty without finite predictions."""
     if not len(score) or not np.isfinite(score).all():
         return ()
     edges = np.unique(np.quantile(score, np.linspace(0, 1, num_bins + 1)))
@@ -36,14 +36,22 @@ def reliability(y: np.ndarray, score: np.ndarray, num_bins: int = 10) -> Tuple[R
 
 
 def brier_score(y: np.ndarray, score: np.ndarray) -> float:
-    """Mean squared distance of probability and outcome; NaN without predictions or with scores that are no numbers."""
+    """Mean squared difference of probability and label; NaN without finite predictions."""
     if not len(score) or not np.isfinite(score).all():
         return float("nan")
     return float(np.mean((score - y) ** 2))
 
 
+def expected_calibration_error(y: np.ndarray, score: np.ndarray, num_bins: int = 15) -> float:
+    """ECE (Naeini et al., AAAI 2015): mean of |observed rate - mean probability| over equal-width bins, weighted by their size."""
+    bins = np.minimum((score * num_bins).astype(int), num_bins - 1)
+    counts = np.bincount(bins, minlength=num_bins)
+    rate, mean = np.bincount(bins, y, num_bins), np.bincount(bins, score, num_bins)
+    return float(np.abs(rate - mean).sum() / counts.sum())
+
+
 def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> Tuple[float, float]:
-    """95 % score interval of a share (Wilson, JASA 1927); NaN without trials."""
+    """95 % score interval of a proportion (Wilson, JASA 1927); NaN without trials."""
     if not trials:
         return float("nan"), float("nan")
     share, spread = successes / trials, z * z / trials

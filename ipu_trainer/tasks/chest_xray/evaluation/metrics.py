@@ -1,8 +1,8 @@
-"""Numbers that a radiology reader can trust: per finding, with patient-level intervals, thresholds fixed beforehand.
+"""Metrics by finding, with patient-level bootstrap intervals, at thresholds chosen on the validation split.
 
-Sigmoid probabilities, one problem a finding. "mean_auroc_14" is the macro mean over the findings without "No Finding",
-computed from the rows that are reported; a finding with one class only has no AUROC, is NaN and is named. Intervals
-resample *patients*: images of one patient are not independent.
+Each finding is a binary problem with a sigmoid probability. "mean_auroc_14" is the macro mean over the findings without "No
+Finding". A finding with one class only has AUROC NaN and is listed. Intervals resample *patients*, because images of one
+patient are not independent.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.labels import NO_FINDING, pathologies
-from ipu_trainer.tasks.chest_xray.evaluation.calibration import brier_score
+from ipu_trainer.tasks.chest_xray.evaluation.calibration import brier_score, expected_calibration_error
 
 AGE_BANDS = ((0, 20), (20, 40), (40, 60), (60, 80), (80, 200))
 SMALLEST_SUBGROUP = 10
-# Intervals of subgroups are for the eye; a quarter of the replicates is enough for it.
+# Intervals of subgroups are shown in figures, for which a quarter of the replicates is enough.
 _SUBGROUP_REPLICATES = 250
 
 
@@ -86,21 +86,13 @@ def choose_thresholds(truth: np.ndarray, probability: np.ndarray, findings: Sequ
 
 
 def mean_auroc(truth: np.ndarray, probability: np.ndarray, findings: Sequence[str]) -> float:
-    """Macro mean over the findings with both classes, "No Finding" apart: what training is watched by."""
+    """Macro mean over the findings with both classes, without "No Finding": the metric tracked during training."""
     values = [
         float(roc_auc_score(truth[:, column], probability[:, column]))
         for column, name in enumerate(findings)
         if name != NO_FINDING and _has_both(truth[:, column]) and np.isfinite(probability[:, column]).all()
     ]
     return _mean(values)
-
-
-def expected_calibration_error(y: np.ndarray, score: np.ndarray, num_bins: int = 15) -> float:
-    """Mean over equal-width bins of |observed rate - mean probability|, weighted by the bins' images."""
-    bins = np.minimum((score * num_bins).astype(int), num_bins - 1)
-    counts = np.bincount(bins, minlength=num_bins)
-    rate, mean = np.bincount(bins, y, num_bins), np.bincount(bins, score, num_bins)
-    return float(np.abs(rate - mean).sum() / counts.sum())
 
 
 def weighted_auroc(y: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -159,7 +151,7 @@ def _operating_point(y: np.ndarray, score: np.ndarray, threshold: float) -> Dict
 
 
 def check_replicates(num_bootstrap: int) -> None:
-    """Raise ValueError for a number of bootstrap replicates that gives no interval, or that memory would not hold."""
+    """Raise ValueError for too few bootstrap replicates for an interval, or too many for memory."""
     if not 2 <= num_bootstrap <= 100_000:
         raise UserError(f"num_bootstrap {num_bootstrap} must be at least 2 and at most 100000. 1000 is usual.")
 

@@ -14,8 +14,6 @@ from ipu_trainer.tasks.chest_xray.evaluation.predictions import Predictions, rea
 from ipu_trainer.tasks.reporting.finished_run import Run, load_run, read_json
 from ipu_trainer.tasks.run_record import METRICS_FILE, RUN_FILE
 
-_NAN = float("nan")
-
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -68,5 +66,10 @@ def load_evaluation(folder: Path) -> Evaluation:
         run = load_run(Path(metrics["run"]))
         split, data, fingerprint = str(metrics["split"]), metrics["data"], metrics["data_fingerprint"]
     predictions = read_predictions(folder / "predictions.csv")
-    thresholds = {n: _NAN if v is None else float(v) for n, v in run.record.get("thresholds", {}).items()}
+    thresholds = {name: number_or_nan(value) for name, value in run.record.get("thresholds", {}).items()}
     return Evaluation(run, folder, metrics, predictions, split, Path(data), str(fingerprint), thresholds)
+
+
+def number_or_nan(value: Any) -> float:
+    """A number of a JSON file, which has null for NaN."""
+    return float("nan") if value is None else float(value)

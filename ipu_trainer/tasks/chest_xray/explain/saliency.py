@@ -1,8 +1,8 @@
-"""Where a ViT looks: attention rollout, and attention weighted by the gradient of one finding.
+"""Saliency maps of a ViT: attention rollout, and attention weighted by the gradient of one finding's logit.
 
-Rollout (Abnar and Zuidema, ACL 2020) multiplies the layers' attention, identity added for the residual connections: one
-map an image, whatever the finding. Gradient-weighted attention (Chefer et al., ICCV 2021) keeps from each layer what raises
-the finding's logit, so each finding has a map of its own. Both say what the model used, not what is true.
+Rollout (Abnar and Zuidema, ACL 2020) multiplies the layers' attention, with the identity added for the residual connections:
+one map an image, the same for every finding. Gradient-weighted attention (Chefer et al., ICCV 2021) keeps the attention that
+raises the logit of a finding: one map a finding. Both show what the model used, not what is true.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class Saliency:
 
 
 def load_for_saliency(run_dir: Path, findings: Sequence[str]) -> Any:
-    """The run's model with attention that can be looked at. Raises ValueError if it is no ViT with these outputs."""
+    """The run's model with eager attention, in evaluation mode. Raises ValueError if it is no ViT with these outputs."""
     config = read_config(run_dir, TRAIN_AGAIN)
     if config.num_labels != len(findings):
         raise UserError(
-            f"the model in {run_dir} has {config.num_labels} outputs for {len(findings)} findings: it is not this run's."
+            f"the model in {run_dir} has {config.num_labels} outputs for {len(findings)} findings, so it belongs to another run."
         )
     use_eager_attention(config)  # other implementations do not compute attention probabilities as tensors
     model = load_finished(run_dir, config)
@@ -42,7 +42,7 @@ def load_for_saliency(run_dir: Path, findings: Sequence[str]) -> Any:
 
 
 def saliency(model: Any, pixel_values: torch.Tensor, columns: Sequence[int]) -> Saliency:
-    """Maps of images float32 (num_images, channels, height, width), each for the output named by its entry of columns."""
+    """Maps of pixel_values float32 (num_images, channels, height, width), each for the output in its entry of columns."""
     size, patch = both_sides(model.config.image_size), both_sides(model.config.patch_size)
     rows, cols = size[0] // patch[0], size[1] // patch[1]
     rollouts: List[np.ndarray] = []
@@ -54,26 +54,26 @@ def saliency(model: Any, pixel_values: torch.Tensor, columns: Sequence[int]) -> 
             wanted = torch.as_tensor(list(columns[start : start + len(part)]), device=part.device)
             attentions = list(output.attentions)  # (images, heads, tokens, tokens) a layer
             chosen = output.logits.gather(1, wanted[:, None]).sum()
-            slopes = torch.autograd.grad(chosen, attentions)
+            attention_gradients = torch.autograd.grad(chosen, attentions)
         with torch.no_grad():
             rollouts.append(_to_grid(_rollout(attentions), rows, cols))
-            gradients.append(_to_grid(_weighted(attentions, slopes), rows, cols))
+            gradients.append(_to_grid(_weighted(attentions, attention_gradients), rows, cols))
     empty = np.zeros((0, rows, cols), dtype=np.float32)
     return Saliency(np.concatenate([empty, *rollouts]), np.concatenate([empty, *gradients]))
 
 
 def _rollout(attentions: Sequence[torch.Tensor]) -> torch.Tensor:
-    """(images, tokens): how much of each token reaches the class token of the last layer."""
+    """(images, tokens): the contribution of each token to the class token of the last layer."""
     total = _identity(attentions[0])
     for attention in attentions:
         total = (0.5 * attention.mean(dim=1) + 0.5 * _identity(attention)) @ total
     return total[:, 0]
 
 
-def _weighted(attentions: Sequence[torch.Tensor], slopes: Sequence[torch.Tensor]) -> torch.Tensor:
+def _weighted(attentions: Sequence[torch.Tensor], attention_gradients: Sequence[torch.Tensor]) -> torch.Tensor:
     total = _identity(attentions[0])
-    for attention, slope in zip(attentions, slopes):
-        total = total + (attention * slope).clamp(min=0).mean(dim=1) @ total
+    for attention, gradient in zip(attentions, attention_gradients):
+        total = total + (attention * gradient).clamp(min=0).mean(dim=1) @ total
     return total[:, 0]
 
 
@@ -82,6 +82,6 @@ def _identity(attention: torch.Tensor) -> torch.Tensor:
 
 
 def _to_grid(tokens: torch.Tensor, rows: int, cols: int) -> np.ndarray:
-    """The patches' part of (images, tokens), the class token left out."""
+    """The patches of (images, tokens), without the class token, as (images, rows, cols)."""
     patches = tokens[:, tokens.shape[1] - rows * cols :]
     return np.asarray(patches.reshape(-1, rows, cols).float().cpu().numpy())

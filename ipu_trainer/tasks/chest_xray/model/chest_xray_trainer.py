@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Dict, NamedTuple, Optional, Tuple
+from typing import Any, Dict, NamedTuple, Optional
 
 import numpy as np
 import torch
@@ -22,9 +22,10 @@ from ipu_trainer.training.acceleration.input_pipeline import copy_to_device
 from ipu_trainer.training.trainer import IPUTrainer
 
 
-class _Rewrites(NamedTuple):
-    """What the host computes in fewer operations, exactly; None where the model has no such part."""
+class _Shortcuts(NamedTuple):
+    """Exact shortcuts on the host; None where they do not apply to the model."""
 
+    model: Any
     projection: Optional[GrayscaleProjection]
     last_layer: Optional[ClassTokenLayer]
 
@@ -32,79 +33,77 @@ class _Rewrites(NamedTuple):
 class ChestXrayTrainer(IPUTrainer):
     """IPUTrainer with the task's loss and its batch sampler.
 
-    compute_loss: finding_loss of the logits. get_train_dataloader: whole host steps from FindingBatchSampler, already
-    shared out over the processes. On a GPU batches travel as uint8 gray pixels, and _prepare_inputs augments and normalises
-    them there; a training step reads the gray channel alone (gray_input.py). On the host a training step computes of the last
-    layer what the head reads (class_token.py). Everything else is IPUTrainer's.
+    compute_loss is finding_loss of the logits. get_train_dataloader gives whole host steps from FindingBatchSampler, already
+    divided among the processes. For a GPU, batches stay uint8 pixels until prepare_inputs augments and normalises them there,
+    and a training step computes the patch projection of one channel (grayscale_input.py). On the host, a training step computes
+    the last layer for the class token alone (class_token.py). Everything else is IPUTrainer's.
     """
 
     data_collator: Any
     loader_follows_coalescing = True
-    loss_is_scaled_for_ga = False  # means of micro-batches: the ranking loss compares the samples of one
+    loss_is_scaled_for_ga = False  # means over a micro-batch: the ranking loss compares its samples
 
     def __init__(
         self, *positional: Any, finding_loss: FindingLoss, balance: float = 0.0, tail: str = "drop", **named: Any
     ) -> None:
         super().__init__(*positional, **named)
         self.finding_loss = finding_loss
-        self.model_accepts_loss_kwargs = False  # means over samples: nobody counts labels, or waits for the count
+        self.model_accepts_loss_kwargs = False  # means over samples: labels need no count, which would synchronise
         self._collator_on_gpu: Optional[ChestXrayCollator] = None
-        self._change_pictures: Any = augment_images
+        self._augment_images: Any = augment_images
         if not self.backend.has_executors and self.args.device.type == "cuda":
-            self._feed_gpu()
+            self._augment_on_gpu()
         self._balance, self._tail = balance, tail
         self.train_sampler = self._new_sampler()
         self.epoch_plan = self.batch_geometry.epoch(len(self.train_dataset), tail)
         self.add_callback(_SamplerEpoch(self))
 
-    def _feed_gpu(self) -> None:
-        """Leave to the GPU what ChestXrayCollator does, and to the loader the gathering of bytes."""
+    def _augment_on_gpu(self) -> None:
+        """Move the work of ChestXrayCollator to the GPU; the data loader only gathers stored pixels."""
         if isinstance(self.data_collator, ChestXrayCollator):
             self._collator_on_gpu, self.data_collator = self.data_collator, collate_stored
-            self._found_rewrites = None
+            self._found_shortcuts = None
             choice = choose_compile(getattr(self.args, "compile", "off"), self.args.device.type, self.args.n_gpu)
             if choice.name != "off":
-                self._change_pictures = torch.compile(augment_images)
+                self._augment_images = torch.compile(augment_images)
 
     def prepare_inputs(self, inputs: Any) -> Any:
         collator = self._collator_on_gpu
         if collator is None or "pixels" not in inputs:
             return super().prepare_inputs(inputs)
-        # epoch and index stay: numbers of the augmentation are drawn here, and reading them back would wait for the GPU.
+        # epoch and index stay on the CPU, which draws the random numbers: reading them back would synchronise with the GPU.
         device = self.args.device
         pixels = copy_to_device(inputs["pixels"], device)
         gray = augment(
-            pixels, inputs["epoch"], inputs["index"], collator.augmentation, collator.seed, self._change_pictures
+            pixels, inputs["epoch"], inputs["index"], collator.augmentation, collator.seed, self._augment_images
         )
         labels = copy_to_device(inputs["labels"], device)
-        if self.model.training and self._rewrites().projection is not None:
+        if self.model.training and self._shortcuts().projection is not None:
             return {"gray": gray, "labels": labels}
         return {"pixel_values": collator.normalisation(gray), "labels": labels}
 
-    def _rewrites(self) -> _Rewrites:
-        """Those of the current model: a search, or model_init, makes another one."""
-        if self._found_rewrites is None or self._found_rewrites[0] is not self.model:
-            self._found_rewrites = (self.model, self._find_rewrites())
-        return self._found_rewrites[1]
+    def _shortcuts(self) -> _Shortcuts:
+        """The shortcuts of the current model, which a search or model_init replaces."""
+        if self._found_shortcuts is None or self._found_shortcuts.model is not self.model:
+            collator = self._collator_on_gpu
+            projection = None if collator is None else GrayscaleProjection.of(self.model, collator.normalisation)
+            found = _Shortcuts(self.model, projection, ClassTokenLayer.of(self.model))
+            if self.backend.has_executors or self.args.n_gpu > 1:  # DataParallel copies the model for each batch
+                found = _Shortcuts(self.model, None, None)
+            self._found_shortcuts = found
+        return self._found_shortcuts
 
-    def _find_rewrites(self) -> _Rewrites:
-        if self.backend.has_executors or self.args.n_gpu > 1:  # DataParallel copies the model for each batch
-            return _Rewrites(None, None)
-        collator = self._collator_on_gpu
-        projection = None if collator is None else GrayscaleProjection.of(self.model, collator.normalisation)
-        return _Rewrites(projection, ClassTokenLayer.of(self.model))
-
-    _found_rewrites: Optional[Tuple[Any, _Rewrites]] = None
+    _found_shortcuts: Optional[_Shortcuts] = None
 
     def floating_point_ops(self, inputs: Any) -> int:
-        if "pixels" in inputs:  # the shape is what counts
+        if "pixels" in inputs:  # only the shape matters
             number, height, width = inputs["pixels"].shape
             channels = self._collator_on_gpu.normalisation.num_channels if self._collator_on_gpu else 3
             inputs = {"pixel_values": torch.empty((number, channels, height, width), device="meta")}
         return super().floating_point_ops(inputs)
 
     def _new_sampler(self) -> FindingBatchSampler:
-        """Anew for each loop: a search, or a micro-batch that did not fit, changes seed and geometry."""
+        """One for each training loop: a search, or a micro-batch that did not fit, changes seed and geometry."""
         return FindingBatchSampler(
             self.train_dataset.labels,
             self.execution.loader_geometry(),
@@ -117,18 +116,18 @@ class ChestXrayTrainer(IPUTrainer):
         )
 
     def why_not_coalescable(self, *_: Any, **__: Any) -> Optional[str]:
-        return None  # the sampler gives whole updates alone
+        return None  # the sampler gives whole weight updates
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, *_: Any, **__: Any) -> Any:
         labels = inputs["labels"]
-        with contextlib.ExitStack() as rewrites:
-            last_layer = self._rewrites().last_layer
-            # Evaluation computes what plain Transformers does, bit by bit.
+        with contextlib.ExitStack() as shortcuts:
+            last_layer = self._shortcuts().last_layer
+            # Evaluation is bit-identical to plain Transformers.
             if last_layer is not None and self.model.training:
-                rewrites.enter_context(last_layer.applied())
-            projection = self._rewrites().projection if "gray" in inputs else None
+                shortcuts.enter_context(last_layer.reading_class_token())
+            projection = self._shortcuts().projection if "gray" in inputs else None
             if projection is not None:
-                rewrites.enter_context(projection.applied())
+                shortcuts.enter_context(projection.applied())
                 outputs = model(pixel_values=projection.gray_channels(inputs["gray"]))
             else:
                 outputs = model(pixel_values=inputs["pixel_values"])
@@ -166,7 +165,7 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 
 
 class _SamplerEpoch(TrainerCallback):  # type: ignore[misc]
-    """Tells the sampler which epoch begins; the stock loop reaches only samplers of its own making, on some versions."""
+    """Sets the sampler's epoch; on some versions the stock loop does so only for its own samplers."""
 
     def __init__(self, trainer: ChestXrayTrainer) -> None:
         self.trainer = trainer

@@ -29,7 +29,7 @@ def read_config(source: Union[str, Path], next_move: str = _NEXT_MOVE) -> ViTCon
         architectures = ", ".join(values.get("architectures") or []) or "no architecture named"
         raise UserError(
             f"{source} holds a model of model_type {kind} ({architectures}), and chest-xray trains ViTs (model_type vit): its "
-            f"weights would not be read, and training would start from random ones. {next_move}"
+            f"weights would not be loaded, and training would start from random ones. {next_move}"
         )
     config: ViTConfig = ViTConfig.from_dict(values)
     if config.num_channels not in (1, 3):
@@ -43,8 +43,8 @@ def read_config(source: Union[str, Path], next_move: str = _NEXT_MOVE) -> ViTCon
 def load_model(source: str, findings: Sequence[str], prevalence: np.ndarray) -> Any:
     """A ViT with one output a finding, float32; a new head starts at each finding's prevalence.
 
-    The checkpoint's own head is kept where its outputs are these findings in this order. Raises ValueError for a model that
-    is no ViT, or whose weights are not all there.
+    A checkpoint's head is kept if its outputs are these findings in this order. Raises ValueError for a model that is no ViT or
+    lacks weights.
     """
     before = read_config(source).id2label
     names = dict(enumerate(findings))
@@ -60,7 +60,7 @@ def load_model(source: str, findings: Sequence[str], prevalence: np.ndarray) -> 
     if "classifier.weight" not in new and [before[key] for key in sorted(before)] != list(findings):
         nn.init.trunc_normal_(
             model.classifier.weight, std=model.config.initializer_range
-        )  # as many outputs, of other names
+        )  # the same number of outputs, but other findings
         new = {"classifier.weight", "classifier.bias"}
     if "classifier.bias" in new:
         rate = torch.as_tensor(np.clip(prevalence, 0.005, 0.99), dtype=torch.float32)
@@ -70,7 +70,7 @@ def load_model(source: str, findings: Sequence[str], prevalence: np.ndarray) -> 
 
 
 def load_finished(run_dir: Path, config: Optional[ViTConfig] = None) -> Any:
-    """The model of a run's folder, whole: head and all. Raises ValueError where tensors are missing."""
+    """The model in a run's folder, with its head. Raises ValueError if tensors are missing."""
     config = config or read_config(run_dir, TRAIN_AGAIN)
     model, new = load_pretrained(ViTForImageClassification, str(run_dir), TRAIN_AGAIN, config=config)
     if new:
@@ -79,11 +79,11 @@ def load_finished(run_dir: Path, config: Optional[ViTConfig] = None) -> Any:
 
 
 def both_sides(size: Union[int, Sequence[int]]) -> Tuple[int, int]:
-    """(height, width) of a setting that may be one number for both."""
+    """(height, width) of a setting that may be a single number."""
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
 def load_processor(model: str) -> Any:
-    """The model's image processor, saved beside the weights so that the run is a complete model folder."""
+    """The model's image processor, which is saved beside the weights to complete the model folder."""
     with user_input():
         return AutoImageProcessor.from_pretrained(model)

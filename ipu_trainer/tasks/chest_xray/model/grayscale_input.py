@@ -1,8 +1,8 @@
-"""The patch projection on one gray channel: normalisation and the three equal channels folded into its weights, exactly.
+"""The patch projection of one grayscale channel: normalisation and three equal channels, merged exactly into the weights.
 
 conv(((g, g, g) - mean) / std, W) + b  =  conv(g, sum_c W_c / std_c) + b - sum W_c * mean_c / std_c
 
-The folded weights are made from the model's own in every step, so gradients reach those, and checkpoints stay as they are.
+Every step computes the merged weights from the model's weights, so gradients and checkpoints are those of the model.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ipu_trainer.tasks.chest_xray.model.inputs import Normalisation
 
 
 class GrayscaleProjection:
-    """Runs a model on gray values in [0, 1] in place of normalised RGB."""
+    """Lets a model take gray values in [0, 1] instead of normalised RGB."""
 
     def __init__(self, projection: nn.Conv2d, normalisation: Normalisation) -> None:
         self.projection = projection
@@ -27,11 +27,11 @@ class GrayscaleProjection:
 
     @classmethod
     def of(cls, model: nn.Module, normalisation: Normalisation) -> Optional[GrayscaleProjection]:
-        """None where the model's first convolution is no plain projection of patches of three channels."""
+        """None if the model's first convolution is no plain patch projection of three channels."""
         first = next((part for part in model.modules() if isinstance(part, nn.Conv2d)), None)
         if first is None or type(first) is not nn.Conv2d or first.in_channels != 3 or first.groups != 1:
             return None
-        # Padding would pad with black before normalisation instead of after it.
+        # Padding would add zeros before normalisation instead of after it.
         if first.padding not in ((0, 0), "valid") or tuple(first.stride) != tuple(first.kernel_size):
             return None
         return cls(first, normalisation)
@@ -47,7 +47,7 @@ class GrayscaleProjection:
 
     @staticmethod
     def gray_channels(gray: torch.Tensor) -> torch.Tensor:
-        """(micro_batch, 3, height, width) of (micro_batch, height, width), without copying anything."""
+        """(micro_batch, height, width) expanded to (micro_batch, 3, height, width), without a copy."""
         return gray[:, None].expand(-1, 3, -1, -1)
 
     def _forward(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -57,7 +57,7 @@ class GrayscaleProjection:
         shift = -(scaled * mean).sum(dim=(1, 2, 3))
         weight = scaled.sum(dim=1)  # (channels, height, width) of a patch
         height, width = weight.shape[1:]
-        # A matrix product of patches: a convolution of one channel would first be brought into another memory format.
+        # A GEMM over patches: a convolution of one channel would first convert the memory format.
         gray = pixels[:, 0].unfold(1, height, height).unfold(2, width, width)
         number, rows, columns = gray.shape[:3]
         patches = gray.reshape(number, rows * columns, height * width)
@@ -65,7 +65,7 @@ class GrayscaleProjection:
         return tokens.transpose(1, 2).view(number, -1, rows, columns)
 
     def _mean_and_std(self, like: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
-        """Each (1, 3, 1, 1), made once: to copy them in every step would wait for the GPU."""
+        """(1, 3, 1, 1) each, copied once: a copy in every step would synchronise with the GPU."""
         found = self._constants
         if found is None or found[0].device != like.device or found[0].dtype != like.dtype:
             given = (self.normalisation.mean, self.normalisation.std)

@@ -20,7 +20,7 @@ _RESAMPLE_NAMES = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 @dataclass(frozen=True)
 class Normalisation:
-    """(pixel / 255 - mean) / std for each channel that the model reads: three alike, or one."""
+    """(pixel / 255 - mean) / std for each input channel of the model: one, or three that are equal before normalisation."""
 
     mean: Tuple[float, ...]
     std: Tuple[float, ...]
@@ -37,8 +37,8 @@ class Normalisation:
     def from_processor(cls, processor: Any, size: int, resample: str, num_channels: int = 3) -> Normalisation:
         """Mean and std of the image processor of a model with num_channels.
 
-        Raises ValueError if the processor wants other pixels than those stored: another size, filter or scale; or has means
-        for another number of channels.
+        Raises ValueError if the processor's size, filter or scale is not that of the stored pixels, or if it has means for
+        another number of channels.
         """
         wanted = _processor_size(processor)
         if wanted is not None and wanted != (size, size):
@@ -63,14 +63,14 @@ class Normalisation:
         return cls(*(_by_channel(processor, name, num_channels) for name in ("image_mean", "image_std")))
 
     def __call__(self, gray: torch.Tensor) -> torch.Tensor:
-        """float32 (micro_batch, channels, height, width) of gray values in [0, 1], (micro_batch, height, width)."""
+        """Gray values in [0, 1], (micro_batch, height, width), to float32 (micro_batch, channels, height, width)."""
         mean, std = constant([self.mean, self.std], gray).view(2, 1, self.num_channels, 1, 1)
         normalised: torch.Tensor = (gray[:, None] - mean) / std
         return normalised
 
 
 class ChestXrayCollator:
-    """Batches of a ChestXrayDataset, or lists of its samples, as the model's inputs.
+    """Makes the model's inputs from a batch of ChestXrayDataset or a list of its samples.
 
     Returns {"pixel_values": float32 (micro_batch, 3, height, width), "labels": float32 (micro_batch, num_findings)}.
     """
@@ -90,16 +90,6 @@ class ChestXrayCollator:
         return {"pixel_values": self.normalisation(gray), "labels": batch["labels"]}
 
 
-class ImagesOnlyCollator:
-    """ChestXrayCollator without the labels, for a data set whose findings are not those of the model's outputs."""
-
-    def __init__(self, collator: ChestXrayCollator) -> None:
-        self.collator = collator
-
-    def __call__(self, samples: Any) -> Dict[str, torch.Tensor]:
-        return {"pixel_values": self.collator(samples)["pixel_values"]}
-
-
 def collate_stored(
     samples: Union[Mapping[str, torch.Tensor], Sequence[Mapping[str, torch.Tensor]]],
 ) -> Dict[str, torch.Tensor]:
@@ -110,9 +100,9 @@ def collate_stored(
 
 
 def load_normalisation(model: Union[str, Path], size: int, resample: str) -> Normalisation:
-    """The normalisation of the model folder's or Hub repository's own preprocessor config, for the channels that it reads.
+    """Normalisation from the preprocessor config of a model folder or Hub repository.
 
-    Raises ValueError if the model is no ViT, or wants other pixels than those stored.
+    Raises ValueError if the model is no ViT, or its input size or filter is not that of the stored pixels.
     """
     from transformers import AutoImageProcessor
 
@@ -148,7 +138,7 @@ def _processor_size(processor: Any) -> Optional[Tuple[int, int]]:
 
 
 def _by_channel(processor: Any, name: str, num_channels: int) -> Tuple[float, ...]:
-    """image_mean or image_std for each channel. Three equal numbers serve a model of one channel."""
+    """image_mean or image_std for each channel. A model of one channel may have three equal numbers."""
     values = getattr(processor, name)
     numbers: List[float] = [float(values)] if isinstance(values, (int, float)) else [float(value) for value in values]
     if isinstance(values, (int, float)) or (num_channels == 1 and len(set(numbers)) == 1):

@@ -1,8 +1,8 @@
 """The training loss over findings: binary cross-entropy or its asymmetric form, mixed with a pairwise ranking loss.
 
-AUROC is the probability that a positive sample scores above a negative one. The ranking term is the logistic bound of its
-complement over the pairs of a micro-batch (Burges et al., "Learning to rank using gradient descent", ICML 2005), so it
-trains what is reported; cross-entropy keeps the probabilities calibrated.
+AUROC is the probability that a positive sample scores above a negative one. The ranking term is the logistic upper bound of
+1 - AUROC over the pairs of a micro-batch (Burges et al., "Learning to rank using gradient descent", ICML 2005), so it optimises
+the reported metric; cross-entropy keeps the probabilities calibrated.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class FindingLoss:
     """Loss of logits against N-hot labels, both (micro_batch, num_findings), as a float32 mean.
 
     ranking_weight w mixes (1 - w) x kind + w x ranking. pos_weight, one number a finding, weighs positives (bce only).
-    asymmetric: Ridnik et al., "Asymmetric loss for multi-label classification", ICCV 2021, focusing exponent gamma on
-    negatives whose probability was shifted down by margin. label_smoothing s: kind's targets are s / 2 and 1 - s / 2; an order
-    has none.
+    asymmetric: Ridnik et al., "Asymmetric loss for multi-label classification", ICCV 2021, with focusing exponent gamma for
+    negatives, whose probability is shifted down by margin. label_smoothing s: the targets of kind are s / 2 and 1 - s / 2; the
+    ranking term does not change.
     """
 
     kind: str = "bce"

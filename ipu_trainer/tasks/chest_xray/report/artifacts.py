@@ -56,60 +56,51 @@ def write_evaluation(
 
 def model_card(run: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     """Text of the model folder's README.md, in the Hugging Face Hub's format."""
-    synthetic = run.get("synthetic_data")
-    lines = [
-        "---",
-        "library_name: transformers",
-        "pipeline_tag: image-classification",
-        "tags: [chest-x-ray, multi-label, vit, ipu_trainer]",
-        "---",
-        "# Chest X-ray findings, multi-label",
-        "",
-        "**Not for clinical use.** "
-        + (
-            "Trained on synthetic phantoms: it has never seen a patient."
-            if synthetic
-            else "Labels of NIH ChestX-ray14 are mined from reports, not read by radiologists for this purpose."
-        ),
-        "",
-        f"Fine-tuned from `{run['model']}`; {len(run['findings'])} outputs, each through a sigmoid: "
-        + ", ".join(run["findings"])
-        + ".",
-        "",
-        f"## Evaluation ({run['evaluated_split']} split, {run['split_method']}: patients unseen in training)"
-        if run["split_method"] != "random-images"
-        else "## Evaluation (random image split: patients are in training too, so these numbers mean little)",
-        "",
-        "```",
-        metrics_table(metrics),
-        "```",
-        "",
-        "Thresholds for sensitivity and specificity were chosen on the validation split.",
-        "",
-        "## Subgroups",
-        "",
-        "| group | images | findings with both classes | mean AUROC |",
-        "|---|---|---|---|",
+    caution = "Labels of NIH ChestX-ray14 were mined from reports; no radiologist labelled the images for this purpose."
+    if run.get("synthetic_data"):
+        caution = "Trained on synthetic phantoms: it has never seen a patient."
+    evaluation = f"{run['evaluated_split']} split, {run['split_method']}: patients unseen in training"
+    if run["split_method"] == "random-images":
+        evaluation = "random image split: patients are in training too, so these numbers are too optimistic"
+    groups = [
+        f"| {field} {name} | {group['num_images']}{' (too few)' if group['too_few_images'] else ''} | "
+        f"{group['defined_findings']} | {_number(group['mean_auroc_14'])} |\n"
+        for field, values in metrics["subgroups"].items()
+        for name, group in values.items()
     ]
-    for field, groups in metrics["subgroups"].items():
-        for name, group in groups.items():
-            few = " (too few)" if group["too_few_images"] else ""
-            lines.append(
-                f"| {field} {name} | {group['num_images']}{few} | {group['defined_findings']} | "
-                f"{_number(group['mean_auroc_14'])} |"
-            )
-    lines += [
-        "",
-        "## How it was trained",
-        "",
-        f"Backend {run['backend']['name']} ({run['backend']['reason']}), precision {run['precision']['name']}, seed {run['seed']}, "
-        f"data fingerprint `{run['data']['fingerprint']}`. All settings: `run.json`.",
-        "",
-        "```",
-        run["batch_table"],
-        "```",
-    ]
-    return "\n".join(lines) + "\n"
+    return f"""---
+library_name: transformers
+pipeline_tag: image-classification
+tags: [chest-x-ray, multi-label, vit, ipu_trainer]
+---
+# Chest X-ray findings, multi-label
+
+**Not for clinical use.** {caution}
+
+Fine-tuned from `{run["model"]}`; {len(run["findings"])} outputs, each through a sigmoid: {", ".join(run["findings"])}.
+
+## Evaluation ({evaluation})
+
+```
+{metrics_table(metrics)}
+```
+
+Thresholds for sensitivity and specificity were chosen on the validation split.
+
+## Subgroups
+
+| group | images | findings with both classes | mean AUROC |
+|---|---|---|---|
+{"".join(groups)}
+## How it was trained
+
+Backend {run["backend"]["name"]} ({run["backend"]["reason"]}), precision {run["precision"]["name"]}, seed {run["seed"]}, \
+data fingerprint `{run["data"]["fingerprint"]}`. All settings: `run.json`.
+
+```
+{run["batch_table"]}
+```
+"""
 
 
 def _line(name: str, row: Dict[str, Any], width: int) -> str:

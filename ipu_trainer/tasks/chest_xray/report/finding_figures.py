@@ -9,6 +9,7 @@ import numpy as np
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from ipu_trainer.tasks.chest_xray.evaluation.calibration import ReliabilityBin, reliability
+from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import number_or_nan
 from ipu_trainer.tasks.reporting.drawing import (
     BLUE,
     GRAY,
@@ -23,7 +24,6 @@ from ipu_trainer.tasks.reporting.drawing import (
 )
 
 _MOST_POINTS = 120
-_NAN = float("nan")
 
 
 def plot_evaluation(
@@ -55,7 +55,7 @@ def auroc_forest(metrics: Mapping[str, Any], names: Sequence[str]) -> Any:
     return forest(rows, line=(mean, f"macro mean {mean:.3f}"))
 
 
-def finding_card(y: np.ndarray, score: np.ndarray, threshold: float = _NAN) -> Any:
+def finding_card(y: np.ndarray, score: np.ndarray, threshold: float = float("nan")) -> Any:
     """ROC, precision-recall and reliability of one finding with both classes; a dot marks the threshold."""
     margins = {"left": 0.095, "bottom": 0.23, "right": 0.97, "top": 0.88, "wspace": 0.52}
     with styled_figure(4.6, 1.75, columns=3, margins=margins) as (figure, axes):
@@ -112,8 +112,3 @@ def auroc_point(row: Mapping[str, Any]) -> Tuple[float, float, float]:
     """(value, low, high) of a row of metrics.json; NaN for null."""
     low, high = row.get("auroc_interval") or (None, None)
     return number_or_nan(row.get("auroc")), number_or_nan(low), number_or_nan(high)
-
-
-def number_or_nan(value: Any) -> float:
-    """NaN is null in JSON."""
-    return _NAN if value is None else float(value)

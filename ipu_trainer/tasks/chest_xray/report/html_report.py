@@ -6,7 +6,6 @@ data that were evaluated. Where something is missing, the report says so and how
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional, Sequence
 
@@ -40,26 +39,23 @@ METRIC = ValidationMetric("eval_mean_auroc_14", "validation AUROC, macro mean")
 WORKLOAD = ("image-classification",)
 
 
-@dataclass(frozen=True)
-class ReportInputs:
-    """Optional inputs of a report: boxes, radiologists' labels, and the folder that the prepared data moved to."""
-
-    boxes: Optional[Path] = None
-    radiologist_labels: Optional[Path] = None
-    data: Optional[Path] = None
-
-
-def write_report(folder: Path, output: Optional[Path] = None, inputs: Optional[ReportInputs] = None) -> Path:
+def write_report(
+    folder: Path,
+    output: Optional[Path] = None,
+    boxes: Optional[Path] = None,
+    radiologist_labels: Optional[Path] = None,
+    data: Optional[Path] = None,
+) -> Path:
     """Write report.html of a run or an evaluation, into its folder or to output; returns the path.
 
-    Raises ValueError for a folder that is no finished run, and for boxes or labels that cannot be read.
+    data: the folder that the prepared data moved to. Raises ValueError for a folder that is no finished run, and for boxes or
+    labels that cannot be read.
     """
-    given = inputs or ReportInputs()
-    boxes = read_boxes(given.boxes) if given.boxes else None
-    labels = read_radiologist_labels(given.radiologist_labels) if given.radiologist_labels else None
+    boxes_by_name = read_boxes(boxes) if boxes else None
+    labels = read_radiologist_labels(radiologist_labels) if radiologist_labels else None
     evaluation = load_evaluation(folder)
     file = Path(output) if output else Path(folder) / REPORT_FILE
-    write_page(file, evaluation_page(evaluation, _evaluated_images(evaluation, given.data), boxes, labels))
+    write_page(file, evaluation_page(evaluation, _evaluated_images(evaluation, data), boxes_by_name, labels))
     return file
 
 
@@ -115,7 +111,9 @@ def notice(*evaluations: Evaluation) -> str:
             "The split is by image: patients are in training and evaluation, so the numbers are too optimistic."
         )
     if any(evaluation.seen_in_training == "training" for evaluation in evaluations):
-        sentences.append("The model was trained on some of the evaluated images, so the numbers are too optimistic.")
+        sentences.append(
+            "The model was trained on some or all of the evaluated images, so the numbers are too optimistic."
+        )
     return " ".join(sentences)
 
 

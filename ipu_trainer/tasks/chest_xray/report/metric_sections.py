@@ -18,13 +18,12 @@ from ipu_trainer.tasks.chest_xray.evaluation.radiologist_labels import (
     matching,
     scores,
 )
-from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import Evaluation
+from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import Evaluation, number_or_nan
 from ipu_trainer.tasks.chest_xray.report.finding_figures import (
     auroc_forest,
     auroc_point,
     calibration,
     finding_card,
-    number_or_nan,
 )
 from ipu_trainer.tasks.reporting.drawing import forest, to_svg
 from ipu_trainer.tasks.reporting.html_document import (
@@ -102,19 +101,10 @@ def calibration_blocks(evaluation: Evaluation) -> List[Block]:
     per_finding = evaluation.metrics["per_finding"]
     rows = []
     for name, (truth, probability) in zip(names, columns):
-        baseline = brier_score(truth, np.full(len(truth), truth.mean()))
-        brier = brier_score(truth, probability)
-        skill = 1 - brier / baseline if baseline else _NAN
-        rows.append(
-            [
-                name,
-                number(brier, 4),
-                number(skill, 2),
-                number(per_finding.get(name, {}).get("ece"), 4),
-                number(float(probability.mean())),
-                number(float(truth.mean())),
-            ]
-        )
+        brier, baseline = (brier_score(truth, p) for p in (probability, np.full(len(truth), truth.mean())))
+        skill, ece = 1 - brier / baseline if baseline else _NAN, per_finding.get(name, {}).get("ece")
+        means = (number(float(values.mean())) for values in (probability, truth))
+        rows.append([name, number(brier, 4), number(skill, 2), number(ece, 4), *means])
     caption = f"Reliability of {len(names)} findings together, {len(y):,} predictions"
     drawing = Drawing(to_svg(calibration(y, score)), caption)
     return [
@@ -171,20 +161,11 @@ def subgroup_blocks(metrics: Mapping[str, Any]) -> List[Block]:
     for kind, values in groups.items():
         for name, group in values.items():
             few = " (too few)" if group["too_few_images"] else ""
-            bounds = group.get("mean_auroc_14_interval")
-            low, high = (number_or_nan(v) for v in (bounds or (None, None)))
-            points.append(
-                (f"{kind} {name} ({group['num_images']})", [(number_or_nan(group["mean_auroc_14"]), low, high)])
-            )
-            rows.append(
-                [
-                    f"{kind} {name}",
-                    f"{group['num_images']}{few}",
-                    str(group["defined_findings"]),
-                    number(group["mean_auroc_14"]),
-                    interval(bounds),
-                ]
-            )
+            mean, bounds = group["mean_auroc_14"], group.get("mean_auroc_14_interval")
+            point = auroc_point({"auroc": mean, "auroc_interval": bounds})
+            points.append((f"{kind} {name} ({group['num_images']})", [point]))
+            counts = (f"{group['num_images']}{few}", str(group["defined_findings"]))
+            rows.append([f"{kind} {name}", *counts, number(mean), interval(bounds)])
     overall = number_or_nan(metrics["mean_auroc_14"])
     drawings: List[Block] = []
     if any(np.isfinite(series[0][0]) for _, series in points):
@@ -231,23 +212,14 @@ def radiologist_blocks(
         return [Text(summary + " There is nothing to compare.", "warning")]
     blocks: List[Block] = [Text(summary + (" This is too few images for a conclusion." if num_evaluated < 100 else ""))]
     where = "all prepared images" if all_images is not None else "the evaluated images"
-    blocks += [
-        Text(f"The mined labels of {where}, with the radiologists' labels as ground truth:"),
-        Table(
-            ["label", "images", "radiologists +", "mined +", "both +", "sensitivity", "precision", "kappa"],
-            [
-                [
-                    row.name,
-                    *(
-                        str(n)
-                        for n in (row.num_images, row.radiologist_positive, row.mined_positive, row.both_positive)
-                    ),
-                    *(number(value, 2) for value in (row.sensitivity, row.precision, row.kappa)),
-                ]
-                for row in mined
-            ],
-        ),
-    ]
+    rows = []
+    for row in mined:
+        counts = (row.num_images, row.radiologist_positive, row.mined_positive, row.both_positive)
+        shares = (row.sensitivity, row.precision, row.kappa)
+        rows.append([row.name, *map(str, counts), *(number(share, 2) for share in shares)])
+    head = ["label", "images", "radiologists +", "mined +", "both +", "sensitivity", "precision", "kappa"]
+    blocks.append(Text(f"The mined labels of {where}, with the radiologists' labels as ground truth:"))
+    blocks.append(Table(head, rows))
     bootstrap = evaluation.metrics["bootstrap"]
     found = scores(predictions, labels, bootstrap["replicates"], bootstrap["seed"])
     return blocks + _score_blocks(found)

@@ -238,11 +238,11 @@ def test_an_ipu_config_brings_the_pipeline_and_a_prediction_that_says_so(tmp_pat
     )
     write_run(tmp_path / "run", *predictions(20), settings=values)
     page = checked_page(write_report(tmp_path / "run"))
-    told = page.sections["on-ipus"]
-    assert "predictions and no measurements" in told and "stage 2 on IPU 2" in told and "5 of 5 micro-batches" in told
+    text = page.sections["on-ipus"]
+    assert "predictions and no measurements" in text and "stage 2 on IPU 2" in text and "5 of 5 micro-batches" in text
     # Five micro-batches, three stages: each runs forward and backward, all but the last make forward again.
-    assert told.count("forward of micro-batch") == told.count("backward of micro-batch") == 15
-    assert told.count("recompute of micro-batch") == 10
+    assert text.count("forward of micro-batch") == text.count("backward of micro-batch") == 15
+    assert text.count("recompute of micro-batch") == 10
     values["training"]["ipu_config_overrides"] = "layers_per_ipu=[1 1],ipus_per_replica=2,gradient_accumulation_steps=5"
     write_run(tmp_path / "run", *predictions(20), settings=values)
     page = checked_page(write_report(tmp_path / "run"))

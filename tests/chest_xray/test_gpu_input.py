@@ -1,4 +1,4 @@
-"""What a GPU is fed: bytes, from which it makes what the CPU's collator makes; and a patch projection on one channel."""
+"""The input of a GPU: stored bytes, which it augments and normalises as the CPU's collator does; a patch projection of one channel."""
 
 import copy
 
@@ -76,7 +76,7 @@ def trained(prepared, phantoms, folder, feed, *more, use_cpu=True):
     job = prepare(words)
     trainer = job.trainer(model=seeded_model(job))
     if feed:
-        trainer._feed_gpu()
+        trainer._augment_on_gpu()
         assert trainer.data_collator is collate_stored
     trainer.train()
     return trainer, job
@@ -98,7 +98,7 @@ def test_training_on_bytes_ends_in_the_same_weights_and_evaluation(prepared, pha
     assert fed.state.total_flos == plain.state.total_flos > 0
 
 
-def test_bytes_reach_the_model_once_and_pictures_are_made_there(prepared, phantoms, tmp_path):
+def test_bytes_reach_the_model_once_and_are_augmented_there(prepared, phantoms, tmp_path):
     trainer, job = trained(prepared, phantoms, tmp_path, True)
     batch = collate_stored([job.train_set[(0, 1)], job.train_set[(0, 2)]])
     assert batch["pixels"].dtype == torch.uint8
@@ -112,7 +112,7 @@ def test_bytes_reach_the_model_once_and_pictures_are_made_there(prepared, phanto
     torch.testing.assert_close(trainer.prepare_inputs(batch)["pixel_values"], expected["pixel_values"], rtol=0, atol=0)
 
 
-def test_pictures_are_collate_stored_into_pinned_memory_while_a_gpu_is_in_use(prepared, monkeypatch):
+def test_images_are_gathered_into_pinned_memory_while_a_gpu_is_in_use(prepared, monkeypatch):
     dataset, keys = load_prepared(prepared).split("train"), [(0, 5), (0, 0), (0, 5)]
     plain, empty, pinned = dataset.__getitems__(keys), torch.empty, []
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
@@ -125,13 +125,13 @@ def test_pictures_are_collate_stored_into_pinned_memory_while_a_gpu_is_in_use(pr
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_a_gpu_makes_the_pictures_that_a_cpu_makes(prepared, phantoms, tmp_path):
+def test_a_gpu_augments_as_a_cpu_does(prepared, phantoms, tmp_path):
     trainer, job = trained(prepared, phantoms, tmp_path, False, use_cpu=False)
     batch = collate_stored([job.train_set[(3, index)] for index in range(8)])
     expected = trainer._collator_on_gpu(batch)["pixel_values"]
     collator = trainer._collator_on_gpu
-    assert trainer._change_pictures is not augment_images  # compiled
-    for compute in (augment_images, trainer._change_pictures):
+    assert trainer._augment_images is not augment_images  # compiled
+    for compute in (augment_images, trainer._augment_images):
         given = (batch["pixels"].cuda(), batch["epoch"], batch["index"], collator.augmentation, collator.seed)
         on_gpu = collator.normalisation(augment(*given, compute)).cpu()
         # Rotation samples between pixels: the two round its grid differently.

@@ -67,15 +67,15 @@ def test_a_box_that_cannot_be_is_refused_with_its_line(tmp_path, capsys, text, m
 
 @given(st.integers(1, 16), st.integers(1, 16), st.data())
 def test_a_box_around_the_highest_cell_is_a_hit_and_one_elsewhere_is_none(rows, cols, data):
-    heat = np.zeros((rows, cols))
+    saliency_map = np.zeros((rows, cols))
     row, col = data.draw(st.integers(0, rows - 1)), data.draw(st.integers(0, cols - 1))
-    heat[row, col] = 1.0
+    saliency_map[row, col] = 1.0
     cell = Box("Mass", col / cols, row / rows, 1 / cols, 1 / rows)
     if rows * cols == 1:
-        assert highest_point(heat) is None and not is_hit(heat, [cell])
+        assert highest_point(saliency_map) is None and not is_hit(saliency_map, [cell])
         return
-    assert is_hit(heat, [cell])
-    assert not is_hit(np.roll(heat, 1, axis=1 if cols > 1 else 0), [cell])
+    assert is_hit(saliency_map, [cell])
+    assert not is_hit(np.roll(saliency_map, 1, axis=1 if cols > 1 else 0), [cell])
     assert not is_hit(np.full((rows, cols), 0.3), [cell])
 
 
@@ -85,10 +85,10 @@ def test_boxes_that_overlap_are_covered_once():
 
 
 def test_the_box_of_a_phantoms_mass_is_brighter_than_the_same_place_in_the_other_lung(phantoms):
-    from ipu_trainer.tasks.chest_xray.data.phantoms import _Body, draw_phantom
+    from ipu_trainer.tasks.chest_xray.data.phantoms import Anatomy, draw_phantom
 
     assert sum(len(boxes) for boxes in read_boxes(phantoms / BOXES_NAME).values()) > 40
-    signs, body = {}, _Body.draw(np.random.default_rng(0))
+    signs, body = {}, Anatomy.draw(np.random.default_rng(0))
     with_mass = draw_phantom(body, ("Mass",), "PA", 64, np.random.default_rng(5), signs)
     ((left, top, width, height),) = signs["Mass"]
     rows, cols = slice(int(top * 64), int((top + height) * 64)), slice(int(left * 64), int((left + width) * 64))
@@ -140,15 +140,15 @@ def test_saliency_of_a_batch_is_that_of_its_images_and_of_the_finding_that_is_as
 def striped(count, seed):
     """Noise with horizontal stripes (output 0) and vertical ones (output 1), each in half of the images, in a patch of its own."""
     generator = torch.Generator().manual_seed(seed)
-    pictures = 0.3 * torch.randn(count, 1, 32, 32, generator=generator)
+    images = 0.3 * torch.randn(count, 1, 32, 32, generator=generator)
     truth = (torch.rand(count, 2, generator=generator) < 0.5).float()
     patches = torch.stack([torch.randperm(16, generator=generator)[:2] for _ in range(count)])
     stripes = torch.ones(8, 8)
     stripes[::2] = -1
     for image, output in truth.nonzero().tolist():
         row, column = divmod(int(patches[image, output]), 4)
-        pictures[image, 0, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] += (stripes, stripes.T)[output]
-    return pictures.expand(-1, 3, -1, -1).contiguous(), truth, patches
+        images[image, 0, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] += (stripes, stripes.T)[output]
+    return images.expand(-1, 3, -1, -1).contiguous(), truth, patches
 
 
 def test_a_model_that_learned_two_signs_is_seen_to_look_at_the_one_that_is_asked_for(tmp_path):
@@ -169,9 +169,9 @@ def test_a_model_that_learned_two_signs_is_seen_to_look_at_the_one_that_is_asked
     pixels, truth, patches = striped(100, 1000)
     both = [image for image in range(100) if truth[image].sum() == 2]
     for output in range(2):
-        heat = saliency(load_for_saliency(tmp_path, ["A", "B"]), pixels[both], [output] * len(both)).gradient
+        saliency_map = saliency(load_for_saliency(tmp_path, ["A", "B"]), pixels[both], [output] * len(both)).gradient
         boxes = [divmod(int(patches[image, output]), 4) for image in both]
-        hits = [is_hit(one, [Box("", c / 4, r / 4, 0.25, 0.25)]) for one, (r, c) in zip(heat, boxes)]
+        hits = [is_hit(one, [Box("", c / 4, r / 4, 0.25, 0.25)]) for one, (r, c) in zip(saliency_map, boxes)]
         assert len(both) > 15 and sum(hits) >= 0.9 * len(both)
 
 
@@ -218,9 +218,9 @@ def test_radiologists_are_compared_where_names_match_and_nodule_or_mass_is_eithe
     assert scored[1].against_radiologists["auroc"] == pytest.approx(roc_auc_score(expert[:40, 1], score))
     assert scored[1].against_mined["auroc"] == pytest.approx(roc_auc_score(either, score))
     assert main(["report", str(run), "--radiologist-labels", str(tmp_path / "l.csv")]) == 0
-    told = checked_page(run / "report.html").sections["radiologists-labels"]
-    assert "40 of the 60 evaluated images" in told and "Left out, because no finding has this name: Fracture." in told
-    assert "This is too few images for a conclusion" in told
+    text = checked_page(run / "report.html").sections["radiologists-labels"]
+    assert "40 of the 60 evaluated images" in text and "Left out, because no finding has this name: Fracture." in text
+    assert "This is too few images for a conclusion" in text
 
 
 def test_labels_that_are_no_labels_are_refused(tmp_path):
@@ -236,7 +236,7 @@ def test_labels_that_are_no_labels_are_refused(tmp_path):
     assert matching("Nodule or mass", ("Mass",)) == ()
 
 
-def test_the_sample_of_nih_is_told_how_few_boxes_and_radiologist_labels_it_has(nih_sample, phantoms, tmp_path):
+def test_a_report_on_the_sample_of_nih_counts_its_boxes_and_radiologist_labels(nih_sample, phantoms, tmp_path):
     """Images with a box or a radiologist's label, and some without either, split as NIH does."""
     official = nih_sample / "official"
     boxed = read_boxes(official / "BBox_List_2017.csv")
@@ -273,11 +273,11 @@ def test_the_sample_of_nih_is_told_how_few_boxes_and_radiologist_labels_it_has(n
     page = checked_page(tmp_path / "run" / "report.html")
     boxes_here = sum(name in boxed for name in test.table["file_name"])
     pairs = sum(len({box.finding for box in boxed[name]}) for name in test.table["file_name"] if name in boxed)
-    told = page.sections["localisation"]
-    assert f"{boxes_here} of the {len(test)} evaluated images have boxes, {pairs} pairs" in told and boxes_here > 20
-    assert "the file lists 880 images" in told and "This is a small number" in told and "gradient-weighted" in told
+    text = page.sections["localisation"]
+    assert f"{boxes_here} of the {len(test)} evaluated images have boxes, {pairs} pairs" in text and boxes_here > 20
+    assert "the file lists 880 images" in text and "This is a small number" in text and "gradient-weighted" in text
     labelled = sum(name in read.values for name in data.split("all").table["file_name"])
-    told = page.sections["radiologists-labels"]
-    assert f"{labelled} of all {len(data.split('all'))} prepared ones; the file has labels of 4,376 images" in told
-    assert "Fracture, Airspace opacity" in told and "Nodule or Mass" in told and labelled > 20
+    text = page.sections["radiologists-labels"]
+    assert f"{labelled} of all {len(data.split('all'))} prepared ones; the file has labels of 4,376 images" in text
+    assert "Fracture, Airspace opacity" in text and "Nodule or Mass" in text and labelled > 20
     assert sum(name == "src" for _, name, _ in page.attributes) >= 3 * 12

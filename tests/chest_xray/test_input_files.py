@@ -43,7 +43,7 @@ def plain_table(path, names=NAMES, labels=LABELS, patients=PATIENTS, **form):
 
 def column_table(path, header=None, values=("0", "1"), patients=PATIENTS, **form):
     head = header or ["Image", *COLUMNS, "PatientId"]
-    cells = [[values[column in told.split("|")] for column in COLUMNS] for told in LABELS]
+    cells = [[values[column in label.split("|")] for column in COLUMNS] for label in LABELS]
     return write(path, [head, *([name, *row, patient] for name, row, patient in zip(NAMES, cells, patients))], **form)
 
 
@@ -251,7 +251,7 @@ def test_names_with_spaces_and_the_same_name_in_two_folders_are_told_apart(files
     summary = prepare(
         settings_of(files, table, train_val_list=lists[0], test_list=lists[1], validation_fraction=0.0), progress=False
     )
-    assert {split: told["images"] for split, told in summary.manifest["counts"].items()} == {
+    assert {split: counts["images"] for split, counts in summary.manifest["counts"].items()} == {
         "train": 2,
         "validation": 0,
         "test": 2,
@@ -383,7 +383,7 @@ def test_a_preparation_of_wide_images_that_was_killed_ends_with_the_same_bytes(f
         Image.fromarray(values).save(files / "images" / name)
     table = plain_table(files / "t.csv")
     whole = PrepareSettings(table, files / "images", files / "whole", size=16, workers=1)
-    told = prepare(whole, progress=False).describe()
+    summary_of_whole = prepare(whole, progress=False).describe()
     real, calls = images.open_image, []
 
     def killed(content):
@@ -398,7 +398,7 @@ def test_a_preparation_of_wide_images_that_was_killed_ends_with_the_same_bytes(f
             prepare(settings_of(files, table), progress=False)
     summary = prepare(settings_of(files, table), progress=False)
     assert len(calls) == 18 + 4 + 5 + 17
-    assert summary.describe().replace(str(files / "out"), str(files / "whole")) == told
+    assert summary.describe().replace(str(files / "out"), str(files / "whole")) == summary_of_whole
     assert (files / "out" / "pixels.u8").read_bytes() == (files / "whole" / "pixels.u8").read_bytes()
 
 
