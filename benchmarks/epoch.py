@@ -22,29 +22,11 @@ from ipu_trainer.tasks.chest_xray.model.classifier import load_model
 from ipu_trainer.tasks.chest_xray.recipe_arguments import finding_loss, parse_arguments
 
 
-def setting(data, model_path, num_micro_batches, scratch):
+def trainer_of(data, model_path, num_micro_batches, scratch):
     flags = [
-        "--data",
-        str(data.folder),
-        "--model",
-        model_path,
-        "--output",
-        scratch,
-        "--use_cpu",
-        "True",
-        "--disable_tqdm",
-        "True",
-    ]
-    flags += [
-        "--max_steps",
-        str(num_micro_batches),
-        "--eval_strategy",
-        "no",
-        "--save_strategy",
-        "no",
-        "--logging_strategy",
-        "no",
-    ]
+        "--data", str(data.folder), "--model", model_path, "--output", scratch, "--use_cpu", "True", "--disable_tqdm", "True",
+        "--max_steps", str(num_micro_batches), "--eval_strategy", "no", "--save_strategy", "no", "--logging_strategy", "no",
+    ]  # fmt: skip
     recipe, args = parse_arguments(flags)
     train_set = data.split("train")
     model = load_model(model_path, data.findings, train_set.labels.mean(axis=0))
@@ -61,7 +43,7 @@ def setting(data, model_path, num_micro_batches, scratch):
 
 def with_trainer(data, model_path, num_micro_batches):
     with tempfile.TemporaryDirectory() as scratch:
-        trainer, _ = setting(data, model_path, num_micro_batches, scratch)
+        trainer, _ = trainer_of(data, model_path, num_micro_batches, scratch)
         started = time.perf_counter()
         trainer.train()
         return time.perf_counter() - started
@@ -69,7 +51,7 @@ def with_trainer(data, model_path, num_micro_batches):
 
 def with_plain_loop(data, model_path, num_micro_batches):
     with tempfile.TemporaryDirectory() as scratch:
-        trainer, args = setting(data, model_path, num_micro_batches, scratch)
+        trainer, args = trainer_of(data, model_path, num_micro_batches, scratch)
         model, loss_of = trainer.model, trainer.finding_loss
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
         model.train()

@@ -3,7 +3,7 @@
     python benchmarks/gpt2_gpu.py --rounds 2 --steps 40 --output gpt2.json
 
 All train GPT-2 small from scratch (124 M parameters, no dropout unless named) on rows of `--length` tokens in bfloat16, through
-the stock loop with its clipping and fused AdamW. Rates are tokens a second after `--warm-up` steps.
+the stock loop with its clipping and fused AdamW. Throughput is in tokens/s after `--warm-up` steps.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from ipu_trainer.atomic import write_json
 
 
 class Rows(torch.utils.data.Dataset):
-    """Random tokens: what they say does not change how long they take."""
+    """Random tokens: their values do not change how long a step takes."""
 
     def __init__(self, count, length):
         self.rows = torch.randint(0, 50257, (count, length), generator=torch.Generator().manual_seed(0))
@@ -75,12 +75,12 @@ def main():
     if not 1 < given.length <= 1024:
         parser.error(f"--length {given.length}: GPT-2 has positions for 2 to 1,024 tokens.")
     common = (given.length, given.steps, given.warm_up)
-    ours = {"logging_nan_inf_filter": False, "backend": "host"}
+    shared = {"logging_nan_inf_filter": False, "backend": "host"}
     best = {"tf32": True, "optim": "adamw_torch_fused", "logging_nan_inf_filter": False}
     variants = {
-        "IPUTrainer": variant(IPUTrainer, IPUTrainingArguments, given.batch, *common, **ours),
+        "IPUTrainer": variant(IPUTrainer, IPUTrainingArguments, given.batch, *common, **shared),
         "IPUTrainer, bfloat16 residual": variant(
-            IPUTrainer, IPUTrainingArguments, given.batch, *common, bf16_residual=True, **ours
+            IPUTrainer, IPUTrainingArguments, given.batch, *common, bf16_residual=True, **shared
         ),
         "Trainer, its defaults in bf16, batch 8": variant(Trainer, TrainingArguments, 8, *common, dropout=0.1),
         "Trainer, best uncompiled": variant(Trainer, TrainingArguments, given.batch, *common, **best),

@@ -1,4 +1,4 @@
-"""What the GPU benchmarks share: steady rates inside of Trainer, variants in turns, ratios with their spread."""
+"""Shared by the benchmarks: throughput inside of Trainer, variants in turns, ratios with their spread."""
 
 import statistics
 import time
@@ -10,7 +10,7 @@ PEAK_BF16 = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense, by the ve
 
 
 class SteadyRate(TrainerCallback):
-    """Samples a second from the end of step `warm_up` to the last one, with the GPU's queue empty at both ends."""
+    """Samples/s from the end of step `warm_up` to the last one, with the GPU's queue empty at both ends."""
 
     def __init__(self, samples_per_step, warm_up):
         self.samples_per_step, self.warm_up = samples_per_step, warm_up
@@ -48,23 +48,23 @@ def in_turns(variants, rounds, seconds=float("inf")):
     return {name: values for name, values in rates.items() if values}, failed
 
 
-def ratios(rates, ours):
-    """{other: (median, lowest, highest)} of ours over each other, by round."""
+def ratios(rates, baseline):
+    """{other: (median, lowest, highest)} of the baseline's rate over each other's, by round."""
     found = {}
     for name, values in rates.items():
-        if name == ours:
+        if name == baseline:
             continue
-        pairs = [mine / other for mine, other in zip(rates[ours], values)]
+        pairs = [mine / other for mine, other in zip(rates[baseline], values)]
         found[name] = (statistics.median(pairs), min(pairs), max(pairs))
     return found
 
 
-def report(rates, ours, flops_per_sample, unit):
-    """The table as text, and the same as values for JSON."""
+def report(rates, baseline, flops_per_sample, unit):
+    """The table as text, and its values for JSON. Ratios are the baseline's rate over each other's."""
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     peak = next((value for part, value in PEAK_BF16.items() if part in name), None)
-    lines = [f"{'':44}{unit:>14}{'spread':>20}{'MFU':>8}{'ours is':>10}"]
-    against = ratios(rates, ours)
+    lines = [f"{'':44}{unit:>14}{'spread':>20}{'MFU':>8}{'ratio':>10}"]
+    against = ratios(rates, baseline)
     for variant, values in rates.items():
         middle = statistics.median(values)
         mfu = f"{100 * middle * flops_per_sample / peak:.1f} %" if peak and flops_per_sample else ""

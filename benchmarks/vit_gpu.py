@@ -3,9 +3,9 @@
     python benchmarks/vit_gpu.py --rounds 2 --output vit.json
 
 In turns, in one process: the recipe's trainer end to end from the uint8 store; the same with its batch already on the GPU, with a
-bfloat16 residual stream, without kernels of our own, and with stochastic depth, as `ipu-trainer train chest-xray` has it;
+bfloat16 residual stream, without fused kernels, and with stochastic depth, as `ipu-trainer train chest-xray` has it;
 Trainer in bfloat16 with batches already on the GPU; the same with torch_compile; `datasets` with set_transform from
-1,024 px PNGs, 16 workers in bfloat16, and with all of Trainer's defaults. Pictures are synthetic. Rates are images a second after
+1,024 px PNGs, 16 workers in bfloat16, and with all of Trainer's defaults. Images are synthetic. Throughput is in images/s after
 the warm-up steps; all train with AdamW, clipping and Trainer's loop.
 """
 
@@ -46,8 +46,8 @@ def labels_of(count):
     return np.random.default_rng(0).integers(0, 2, (count, NUM_FINDINGS)).astype(np.float32)
 
 
-def picture(side, seed):
-    """A smooth gray picture with film grain: its PNG is about as large as an X-ray's."""
+def image(side, seed):
+    """A smooth grayscale image with film grain: its PNG is about as large as an X-ray's."""
     random = np.random.default_rng(seed)
     small = Image.fromarray(random.integers(0, 256, (12, 12)).astype(np.uint8))
     smooth = np.asarray(small.resize((side, side), Image.BICUBIC), dtype=np.int16)
@@ -55,10 +55,10 @@ def picture(side, seed):
 
 
 def prepared(folder, count):
-    """A data set of the recipe, its store filled with random pictures."""
+    """A data set of the recipe, its store filled with random images."""
     store = StoreWriter(Path(folder) / "pixels.u8", count, 224, "bilinear", "synthetic", "plan")
     rows = writable_rows(store.partial, count, 224)
-    some = np.stack([picture(224, seed) for seed in range(64)])
+    some = np.stack([image(224, seed) for seed in range(64)])
     for row in range(count):
         rows[row] = some[row % 64]
         store.commit(row, file_digest(b"synthetic"))
@@ -137,7 +137,7 @@ def stock_on_gpu(batch, steps, warm_up, accumulation=1, **changes):
 def write_png(item):
     folder, number = item
     path = Path(folder) / f"{number}.png"
-    Image.fromarray(picture(1024, number)).save(path)
+    Image.fromarray(image(1024, number)).save(path)
     return str(path)
 
 
@@ -190,7 +190,7 @@ def main():
             "recipe, from the store": recipe(dataset, batch, *timed),
             "recipe, its batch on the GPU": recipe(dataset, batch, *timed, on_gpu=True),
             "recipe, from the store, bfloat16 residual": recipe(dataset, batch, *timed, bf16_residual=True),
-            "recipe, from the store, library kernels": recipe(dataset, batch, *timed, gpu_kernels="off"),
+            "recipe, from the store, no fused kernels": recipe(dataset, batch, *timed, gpu_kernels="off"),
             "recipe, from the store, stochastic depth": recipe(dataset, batch, *timed, drop_path=0.1, layer_decay=0.65),
             "Trainer bf16, on the GPU": stock_on_gpu(batch, *timed),
             "Trainer bf16, on the GPU, batch 128": stock_on_gpu(128, *timed),
@@ -198,7 +198,7 @@ def main():
         }
         if given.profile:
             variants = {
-                "recipe, 1 x 128, folded": recipe(dataset, 1, *timed, accumulation=128),
+                "recipe, 1 x 128, coalesced": recipe(dataset, 1, *timed, accumulation=128),
                 "Trainer, 1 x 128, on the GPU": stock_on_gpu(1, 4, 1, accumulation=128),
             }
         elif not given.without_pngs:

@@ -7,8 +7,7 @@ from typing import Any, Callable, ContextManager, Dict, List
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import operations
 
-from ipu_trainer.compat.internals import Internal
-from ipu_trainer.compat.replacement import replaced
+from ipu_trainer.compat.internals import Internal, replaced
 
 FLOAT32_OUTPUTS = Internal(
     "accelerate.utils.operations.convert_to_fp32",

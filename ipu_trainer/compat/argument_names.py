@@ -1,7 +1,7 @@
-"""Names of Trainer and its arguments between transformers 4.29 and 5.x: what each is called in the installed release.
+"""Names of TrainingArguments between transformers 4.29 and 5.x, and what the installed release calls them.
 
-A script may use the names of either end, or of a release between: IPUTrainingArguments and IPUTrainer take and show both.
-Where there is no counterpart, the value that says "as usual" is taken and any other is refused, with the reason.
+A script may use the names of any of these releases: IPUTrainingArguments takes all of them and has them as attributes. Where the
+installed release has no counterpart, the default value is taken and any other is refused, with the reason.
 tests/training/test_argument_names.py compares the releases' own names with these tables.
 """
 
@@ -17,7 +17,7 @@ from transformers import TrainingArguments
 
 INSTALLED = frozenset(item.name for item in dataclasses.fields(TrainingArguments))
 
-# Either name means the same value; the second one is the newer.
+# (older name, newer name) of the same value.
 SAME = (
     ("evaluation_strategy", "eval_strategy"),
     ("no_cuda", "use_cpu"),
@@ -31,14 +31,14 @@ SAME = (
     ("xpu_backend", "ddp_backend"),
 )
 _OTHER = {**dict(SAME), **{new: old for old, new in SAME}}
-# 4.29 has these, and what reads their newer names in this package does not: always by the newer.
+# 4.29 has these too, but this package reads their newer names: they are converted always.
 SUPERSEDED = ("per_gpu_train_batch_size", "per_gpu_eval_batch_size", "torchdynamo")
-# A script may read and set these. No release's Trainer reads the first; TensorBoard's callback is given the second.
+# Attributes for scripts to read and set. No release's Trainer reads the first; TensorBoard's callback gets the second.
 KEPT = {"overwrite_output_dir": False, "logging_dir": None}
 
 
 class Converted(NamedTuple):
-    """A value that has another form under today's name."""
+    """A setting with another name and form of value in the installed release."""
 
     default: Any
     today: Tuple[str, ...]
@@ -47,7 +47,7 @@ class Converted(NamedTuple):
 
 
 def _ratio(value: float) -> Dict[str, Any]:
-    # 5.x takes 1 for one step; the whole training is the largest number below it.
+    # 5.x reads 1 as one step, so the whole training is the largest number below 1.
     if not 0 <= float(value) <= 1:
         raise ValueError(
             f"warmup_ratio {value} must be at least 0 and at most 1. Give --warmup_steps for a number of steps."
@@ -62,9 +62,16 @@ def _accelerator(name: str, default: Any) -> Converted:
     return Converted(default, ("accelerator_config",), lambda value: {"accelerator_config": {name: value}}, read)
 
 
+def _switch(name: str, on: Any, off: Any, is_on: Callable[[Any], bool]) -> Converted:
+    """True and False, which are the values `on` and `off` of another setting."""
+    return Converted(
+        False, (name,), lambda value: {name: on if value else off}, lambda args: is_on(getattr(args, name))
+    )
+
+
 def _sampling(value: Any) -> Dict[str, Any]:
     if value not in ("random", "group_by_length"):
-        raise ValueError(f"train_sampling_strategy={value!r}: transformers 4.29 draws at random, or groups by length.")
+        raise ValueError(f"train_sampling_strategy={value!r}: transformers 4.29 has random and group_by_length.")
     return {"group_by_length": value == "group_by_length"}
 
 
@@ -84,24 +91,11 @@ CONVERTED: Dict[str, Converted] = {
         lambda value: {"optim": "adafactor"} if value else {},
         lambda args: args.optim == "adafactor",
     ),
-    "group_by_length": Converted(
-        False,
-        ("train_sampling_strategy",),
-        lambda value: {"train_sampling_strategy": "group_by_length" if value else "random"},
-        lambda args: args.train_sampling_strategy == "group_by_length",
+    "group_by_length": _switch(
+        "train_sampling_strategy", "group_by_length", "random", lambda value: value == "group_by_length"
     ),
-    "include_inputs_for_metrics": Converted(
-        False,
-        ("include_for_metrics",),
-        lambda value: {"include_for_metrics": ["inputs"] if value else []},
-        lambda args: "inputs" in args.include_for_metrics,
-    ),
-    "include_tokens_per_second": Converted(
-        False,
-        ("include_num_input_tokens_seen",),
-        lambda value: {"include_num_input_tokens_seen": "all" if value else "no"},
-        lambda args: args.include_num_input_tokens_seen != "no",
-    ),
+    "include_inputs_for_metrics": _switch("include_for_metrics", ["inputs"], [], lambda value: "inputs" in value),
+    "include_tokens_per_second": _switch("include_num_input_tokens_seen", "all", "no", lambda value: value != "no"),
     "dispatch_batches": _accelerator("dispatch_batches", None),
     "split_batches": _accelerator("split_batches", False),
     "train_sampling_strategy": Converted(
@@ -120,20 +114,20 @@ CONVERTED: Dict[str, Converted] = {
 
 
 class Removed(NamedTuple):
-    """Values that say "as usual", the first being the default, and why there is no other."""
+    """The values that change nothing, the default first, and why there is no other."""
 
     usual: Tuple[Any, ...]
     reason: str
 
 
 _APEX = Removed(
-    ("auto", "cuda_amp", "cpu_amp"), "NVIDIA's apex is supported no more, and PyTorch's autocast is what there is"
+    ("auto", "cuda_amp", "cpu_amp"), "NVIDIA's apex is no longer supported; use PyTorch's autocast (bf16, fp16)"
 )
 _TPU = "settings of TPUs are torch_xla's own"
 REMOVED: Dict[str, Removed] = {
     "fp16_backend": _APEX,
     "half_precision_backend": _APEX,
-    "fp16_opt_level": Removed(("O1",), "it was a setting of NVIDIA's apex, which is supported no more"),
+    "fp16_opt_level": Removed(("O1",), "it was a setting of NVIDIA's apex, which is no longer supported"),
     "fsdp_min_num_params": Removed((0,), "it is min_num_params of fsdp_config"),
     "fsdp_transformer_layer_cls_to_wrap": Removed((None,), "it is transformer_layer_cls_to_wrap of fsdp_config"),
     "sharded_ddp": Removed(("", [], None, False), "it was fairscale's; fsdp does its work"),
@@ -151,39 +145,33 @@ REMOVED: Dict[str, Removed] = {
     "use_mps_device": Removed((False, True), "Apple's GPU is used where there is one"),
 }  # fmt: skip
 
-# On 4.29: what came after it, with the values that are as 4.29 does it.
+# Fields that came after 4.29, with the values that mean what 4.29 does.
 ADDED_LATER: Dict[str, Tuple[Any, ...]] = {
-    "accelerator_config": (None,),
-    "average_tokens_across_devices": (True, False),  # one process has nothing to average
-    "batch_eval_metrics": (False,),
+    **dict.fromkeys(
+        (
+            "batch_eval_metrics", "dataloader_persistent_workers", "enable_jit_checkpoint", "eval_on_start",
+            "eval_use_gather_object", "hub_always_push", "restore_callback_states_from_checkpoint", "save_only_model",
+            "use_cache", "use_liger_kernel",
+        ),
+        (False,),
+    ),
+    **dict.fromkeys(
+        (
+            "accelerator_config", "dataloader_multiprocessing_context", "ddp_broadcast_buffers", "hub_revision",
+            "liger_kernel_config", "neftune_noise_alpha", "optim_target_modules", "parallelism_config",
+            "torch_empty_cache_steps", "trackio_bucket_id", "trackio_space_id", "trackio_static_space_id",
+        ),
+        (None,),
+    ),
+    "average_tokens_across_devices": (True, False),  # 4.29 has one process here
     "dataloader_in_order": (True,),
-    "dataloader_multiprocessing_context": (None,),
-    "dataloader_persistent_workers": (False,),
     "dataloader_prefetch_factor": (None, 2),
-    "ddp_broadcast_buffers": (None,),
     "ddp_static_graph": (None, False),
-    "enable_jit_checkpoint": (False,),
     "eval_do_concat_batches": (True,),
-    "eval_on_start": (False,),
-    "eval_use_gather_object": (False,),
-    "hub_always_push": (False,),
-    "hub_revision": (None,),
     "include_num_input_tokens_seen": (False, "no"),
-    "liger_kernel_config": (None,),
     "lr_scheduler_kwargs": (None, {}),
-    "neftune_noise_alpha": (None,),
-    "optim_target_modules": (None,),
-    "parallelism_config": (None,),
     "project": ("huggingface",),
-    "restore_callback_states_from_checkpoint": (False,),
-    "save_only_model": (False,),
-    "torch_empty_cache_steps": (None,),
-    "trackio_bucket_id": (None,),
-    "trackio_space_id": (None,),
-    "trackio_static_space_id": (None,),
-    "use_cache": (False,),
-    "use_liger_kernel": (False,),
-}
+}  # fmt: skip
 # Arguments of optimum-graphcore's IPUTrainingArguments.
 OPTIMUM: Dict[str, Removed] = {
     "fp32": Removed((True,), "computing is in float32 unless half=True"),
@@ -191,25 +179,20 @@ OPTIMUM: Dict[str, Removed] = {
     "lamb_no_bias_correction": Removed(
         (False,), "give optimizers=(poptorch.optim.LAMB(..., bias_correction=False), None)"
     ),
-    "n_ipu": Removed((None,), "the IPUConfig says it: replication_factor x ipus_per_replica"),
-    "pod_type": Removed((None,), "the IPUConfig says how many IPUs: replication_factor x ipus_per_replica"),
+    "n_ipu": Removed((None,), "it is replication_factor x ipus_per_replica of the IPUConfig"),
+    "pod_type": Removed((None,), "the number of IPUs is replication_factor x ipus_per_replica of the IPUConfig"),
     "ipu_config_name": Removed((None,), "give the trainer ipu_config=NAME, or ipu-trainer --ipu-config NAME"),
     "auto_loss_scaling": Removed((False, None), "it is auto_loss_scaling of the IPUConfig"),
     "dataloader_mode": Removed(("sync", "async", "async_rebatched"), "dataloader_num_workers processes load"),
-    "pad_on_batch_axis": Removed((False, True), "a last batch is filled up, and what fills it weighs nothing"),
-}
-# Arguments of this package that the last release had: answered for one release.
-WITHDRAWN: Dict[str, Removed] = {
-    "fuse_projections": Removed(
-        (False,), "query, key and value as one matrix product gained nothing (0.995 x, docs/performance.md)"
-    ),
+    "pad_on_batch_axis": Removed((False, True), "the last batch is padded with samples of weight 0"),
 }
 _USUAL: Dict[str, Removed] = {
     **{name: Removed(usual, "it came in a later release") for name, usual in ADDED_LATER.items()},
     "gradient_checkpointing_kwargs": Removed((None,), "it came in a later release"),
     "activation_checkpointing_kwargs": Removed((None,), "it came in a later release"),
     **REMOVED,
-    **WITHDRAWN,
+    # Of this package, withdrawn: answered for one release.
+    "fuse_projections": Removed((False,), "one GEMM for query, key and value gained nothing (docs/experiments.md)"),
 }
 
 
@@ -231,9 +214,9 @@ METHOD_PARAMETERS: Dict[str, Dict[str, str]] = {
 
 
 def answer(name: str, value: Any) -> Optional[Dict[str, Any]]:
-    """{today's name: value} for a name that the installed release does not know; {} where that is as usual.
+    """{installed release's name: value} for a name of another release; {} for a value that changes nothing.
 
-    None for a name that no release has. Raises ValueError for a value without a counterpart.
+    None for a name that needs no answer, or that no release has. Raises ValueError for a value without a counterpart.
     """
     if name in INSTALLED and name not in SUPERSEDED:
         return None
@@ -256,9 +239,9 @@ def answer(name: str, value: Any) -> Optional[Dict[str, Any]]:
 
 
 def today(named: Mapping[str, Any], known: Any = INSTALLED) -> Dict[str, Any]:
-    """Keyword arguments by the installed release's names, those in `known` and those that no release has as they are.
+    """Keyword arguments by the installed release's names. Names in `known`, and those that no release has, stay.
 
-    Raises ValueError for a value without a counterpart, and where two names of one setting contradict each other.
+    Raises ValueError for a value without a counterpart, and for two names of one setting that contradict each other.
     """
     result = {name: value for name, value in named.items() if name in known and name not in SUPERSEDED}
     for name, value in named.items():
@@ -274,7 +257,7 @@ def _put(result: Dict[str, Any], name: str, value: Any, given: str, given_value:
     if result.get(name) is None or result[name] == value:
         result[name] = value
     elif given in CONVERTED and given_value == CONVERTED[given].default:
-        pass  # the old name says nothing, the new one counts
+        pass  # the old name has its default, so the new one counts
     elif isinstance(value, dict) and isinstance(result[name], dict):
         result[name] = {**value, **result[name]}
     elif name == "warmup_steps" and result[name] >= 1:
@@ -288,7 +271,7 @@ def _put(result: Dict[str, Any], name: str, value: Any, given: str, given_value:
 
 
 def _by_value(named: Dict[str, Any]) -> Dict[str, Any]:
-    """Values that a release takes otherwise under the same name."""
+    """Values that releases read differently under the same name."""
     steps = named.get("warmup_steps")
     if "warmup_ratio" in INSTALLED and isinstance(steps, float) and 0 < steps < 1:
         named["warmup_ratio"] = named.pop("warmup_steps")
@@ -296,14 +279,13 @@ def _by_value(named: Dict[str, Any]) -> Dict[str, Any]:
         named["report_to"] = "none"
     if named.get("optim") == "adamw_hf" and "evaluation_strategy" not in INSTALLED:
         raise ValueError(
-            "optim='adamw_hf' was an AdamW of transformers' own, which decayed weights after the update; it is gone. Use "
-            "optim='adamw_torch'."
+            "optim='adamw_hf', an AdamW that decayed weights after the update, was removed. Use optim='adamw_torch'."
         )
     return named
 
 
 class TakesRenamed(type):
-    """Metaclass of training arguments: whoever makes some, a subclass too, may use the names of any release."""
+    """Metaclass of training arguments: their constructors, also of subclasses, take the names of any release."""
 
     def __call__(cls, *positional: Any, **named: Any) -> Any:
         known = {item.name for item in dataclasses.fields(cls) if item.init}  # type: ignore[arg-type]  # they are dataclasses
@@ -315,7 +297,7 @@ class TakesRenamed(type):
 
 
 def show_renamed(arguments: Any) -> Any:
-    """Class decorator: attributes under the names of other releases, to read and to set."""
+    """Class decorator: adds attributes under the names of other releases, to read and to set."""
     for name in {*_OTHER, *CONVERTED, *_USUAL}:
         if name not in INSTALLED and not hasattr(arguments, name):
             setattr(arguments, name, _attribute(name))
@@ -342,7 +324,7 @@ def _setting(stock: Any, parameters: Mapping[str, str]) -> Any:
 
 
 def takes(arguments: Any, name: str) -> bool:
-    """Whether these arguments have an attribute of this name, their own or another release's, that may be set."""
+    """Whether these arguments have a settable attribute of this name, of the installed or of another release."""
     is_shown = (name in _OTHER or name in CONVERTED) and isinstance(getattr(type(arguments), name, None), property)
     return name in vars(arguments) or is_shown
 
@@ -358,7 +340,7 @@ def _attribute(name: str) -> property:
 
     def write(args: Any, value: Any) -> None:
         if value == read(args) or (name == "warmup_ratio" and args.warmup_steps >= 1):
-            return  # it says nothing new; a number of steps counts before a ratio
+            return  # nothing changes; a number of steps counts before a ratio
         for other, found in (answer(name, value) or {}).items():
             held = getattr(args, other, None)
             if isinstance(found, dict) and dataclasses.is_dataclass(held):

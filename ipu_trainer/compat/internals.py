@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import logging
 from dataclasses import dataclass
-from typing import List, Tuple
+from typing import Any, Callable, Iterator, List, Tuple
 
 logger = logging.getLogger(__name__)
 
@@ -54,3 +55,21 @@ def _warn_once(row: Internal, installed: str) -> None:
 def _release(version: str) -> Tuple[int, int]:
     numbers: List[int] = [int(part) for part in version.split("+")[0].split(".")[:2]]
     return numbers[0], numbers[1] if len(numbers) > 1 else 0
+
+
+is_known = functools.lru_cache(maxsize=None)(Internal.is_known)  # every training step asks
+
+
+@contextlib.contextmanager
+def replaced(row: Internal, owner: Any, make: Callable[[Any], Any]) -> Iterator[None]:
+    """Inside the block owner's attribute that `row` names is make(stock), where there is one and the release was seen."""
+    name = row.target.rpartition(".")[2]
+    stock = getattr(owner, name, None)
+    if stock is None or not is_known(row):
+        yield
+        return
+    setattr(owner, name, make(stock))
+    try:
+        yield
+    finally:
+        setattr(owner, name, stock)

@@ -1,4 +1,4 @@
-"""Trainer under the names and signatures of all releases: what a subclass calls, overrides and reads (renamed.py has arguments)."""
+"""Trainer under the names and signatures of all releases: what a subclass calls, overrides and reads."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import CallbackHandler
 
 _PARAMETERS = tuple(inspect.signature(Trainer.__init__).parameters)
-# Keyword arguments of __init__: either name means the same; and what came later, with the version and what does its work in 4.29.
+# Keyword arguments of __init__ with two names; and those that came later, with the release and the replacement in 4.29.
 _SAME = {"tokenizer": "processing_class", "processing_class": "tokenizer"}
 _ADDED_LATER = {
     "compute_loss_func": ("4.46", "override compute_loss"),
     "optimizer_cls_and_kwargs": ("4.47", "give optimizers=, or override create_optimizer"),
 }
-# So many arguments have the same places in all releases: model, args, data_collator, train_dataset, eval_dataset, tokenizer
+# Positional arguments that all releases share: model, args, data_collator, train_dataset, eval_dataset, tokenizer
 # (processing_class), model_init. The next one is compute_metrics, or since 4.46 compute_loss_func.
 _SAME_PLACES = 7
 
-# Attributes and methods of Trainer that some release has, and what does their work in the others.
+# Attributes and methods of Trainer that some releases lack, and what replaces them there.
 ELSEWHERE: Dict[str, str] = {
     **dict.fromkeys(
-        ("use_apex", "use_cpu_amp", "use_cuda_amp", "amp_dtype", "do_grad_scaling"), "args.bf16 and args.fp16 say it"
+        ("use_apex", "use_cpu_amp", "use_cuda_amp", "amp_dtype", "do_grad_scaling"), "args.bf16 and args.fp16"
     ),
     "scaler": "accelerator.scaler",
-    "accelerator": "transformers 4.29 works without Accelerate; args.device and args.world_size say where and how many",
-    "sharded_ddp": "fairscale is supported no more; is_fsdp_enabled",
+    "accelerator": "transformers 4.29 works without Accelerate; args.device and args.world_size",
+    "sharded_ddp": "fairscale is no longer supported; is_fsdp_enabled",
     **dict.fromkeys(("backward_prefetch", "forward_prefetch", "limit_all_gathers"), "args.fsdp_config"),
     "jit_compilation_time": "nothing is traced for evaluation any more",
     "repo": "hub_model_id; nothing is cloned any more",
@@ -40,7 +40,7 @@ ELSEWHERE: Dict[str, str] = {
     "get_num_trainable_parameters": "sum(p.numel() for p in model.parameters() if p.requires_grad)",
     "get_optimizer_group": "optimizer.param_groups",
     "num_tokens": "args.include_num_input_tokens_seen and state.num_input_tokens_seen",
-    "propagate_args_to_deepspeed": "it is done while the arguments are made",
+    "propagate_args_to_deepspeed": "the arguments do it when they are created",
     "initial_num_input_tokens_seen_for_session": "state.num_input_tokens_seen",
     "is_tp_enabled": "args.parallelism_config",
     "compute_loss_func": "override compute_loss",
@@ -53,20 +53,20 @@ ELSEWHERE: Dict[str, str] = {
         ("is_fsdp_enabled", "is_fsdp_xla_enabled", "is_fsdp_xla_v1_enabled", "is_fsdp_xla_v2_enabled"), "args.fsdp"
     ),
     "fsdp": "is_fsdp_enabled",
-    "is_distributed_loading_by_transformers": "nothing is loaded so in 4.29",
+    "is_distributed_loading_by_transformers": "4.29 loads no model so",
     "model_accepts_loss_kwargs": "no loss counts labels in 4.29",
     "loss_is_scaled_for_ga": "no loss counts labels in 4.29",
     "model_preparation_time": "time.perf_counter() around it",
     **dict.fromkeys(("neftune_hook_handle", "neftune_noise_alpha"), "a forward hook on model.get_input_embeddings()"),
     "create_accelerator_and_postprocess": "transformers 4.29 works without Accelerate",
-    "end": "nothing is left open after a training",
+    "end": "a training leaves nothing open",
     "get_batch_samples": "get_train_dataloader; 4.29 takes one batch at a time",
-    **dict.fromkeys(("get_cp_size", "get_sp_size", "get_tp_size"), "1: there is data parallelism alone"),
+    **dict.fromkeys(("get_cp_size", "get_sp_size", "get_tp_size"), "1: there is only data parallelism"),
     "get_decay_parameter_names": "transformers.trainer_pt_utils.get_parameter_names",
     "get_total_train_batch_size": "args.train_batch_size * args.gradient_accumulation_steps * args.world_size",
     "set_initial_training_values": "state.max_steps, once training has begun",
 }  # fmt: skip
-# Methods that are called otherwise: name -> the other one, with the same arguments.
+# Renamed methods with the same arguments.
 RENAMED_METHODS = {
     "prediction_loop": "evaluation_loop",
     "init_git_repo": "init_hf_repo",
@@ -75,7 +75,7 @@ RENAMED_METHODS = {
 
 
 def renamed_arguments(positional: Tuple[Any, ...], named: Mapping[str, Any]) -> Dict[str, Any]:
-    """Trainer's keyword arguments by the installed release's names. positional: all but self, to refuse those whose place moved."""
+    """Trainer's keyword arguments by the installed release's names. Raises ValueError where `positional` are ambiguous."""
     if len(positional) > _SAME_PLACES:
         raise ValueError(
             f"{len(positional)} arguments without a name: from the {_SAME_PLACES + 1}th on their places differ between "
@@ -101,7 +101,7 @@ def renamed_arguments(positional: Tuple[Any, ...], named: Mapping[str, Any]) -> 
 
 
 class AnyReleaseCallbackHandler(CallbackHandler):  # type: ignore[misc]  # transformers is not typed
-    """Hands callbacks the tokenizer, or what processes inputs, under its names of 4.29 and of today."""
+    """Gives callbacks the tokenizer (processing_class) under both names."""
 
     def call_event(self, event: str, args: Any, state: Any, control: Any, **named: Any) -> Any:
         own, other = (
@@ -114,11 +114,11 @@ class AnyReleaseCallbackHandler(CallbackHandler):  # type: ignore[misc]  # trans
 
 
 class AnyRelease(Trainer):  # type: ignore[misc]  # transformers is not typed
-    """Trainer, with what other releases call its attributes and methods."""
+    """Trainer with the attributes and methods of other releases."""
 
     def __init__(self, model: Any = None, args: Any = None, *positional: Any, **named: Any) -> None:
         with warnings.catch_warnings():
-            if type(args) is not TrainingArguments:  # said below, where it is so
+            if type(args) is not TrainingArguments:  # _check_smoothing() raises
                 warnings.filterwarnings("ignore", "Label smoothing is not compatible")
             super().__init__(model, args, *positional, **named)
         self._check_smoothing()
@@ -129,7 +129,7 @@ class AnyRelease(Trainer):  # type: ignore[misc]  # transformers is not typed
                 callback.logging_dir = folder
 
     def _check_smoothing(self) -> None:
-        """Trainer's smoothing is of one class a sample; 5.x leaves it out for several, with a warning, and 4.29 fails later."""
+        """Trainer smooths one class a sample; for several 5.x ignores label_smoothing_factor and warns, and 4.29 fails later."""
         several = getattr(getattr(self.model, "config", None), "problem_type", None) == "multi_label_classification"
         own_loss = not type(self).compute_loss.__module__.startswith(
             ("transformers.", "ipu_trainer.training.", "ipu_trainer.compat.")
@@ -141,7 +141,14 @@ class AnyRelease(Trainer):  # type: ignore[misc]  # transformers is not typed
                 "problem_type is multi_label_classification. Override compute_loss to smooth the targets, or leave it at 0."
             )
 
-    def __getattr__(self, name: str) -> Any:  # what is not there
+    def _report_to_hp_search(self, trial: Any, step: int, metrics: Dict[str, float]) -> None:
+        """4.29 reports one objective to an optuna study that has several, and fails."""
+        if len(getattr(getattr(trial, "study", None), "directions", ())) > 1:
+            self.objective = self.compute_objective(dict(metrics))
+        else:
+            super()._report_to_hp_search(trial, step, metrics)
+
+    def __getattr__(self, name: str) -> Any:  # called for missing attributes
         other = _SAME.get(name) or RENAMED_METHODS.get(name)
         if other and (other in vars(self) or hasattr(type(self), other)):
             return getattr(self, other)
@@ -149,7 +156,7 @@ class AnyRelease(Trainer):  # type: ignore[misc]  # transformers is not typed
             raise AttributeError(
                 f"{type(self).__name__} has no {name} with transformers {transformers.__version__}. Instead: {ELSEWHERE[name]}."
             )
-        return object.__getattribute__(self, name)  # raises what Python does, or what a property raised
+        return object.__getattribute__(self, name)  # raises AttributeError, or what a property raised
 
     def __setattr__(self, name: str, value: Any) -> None:
         other = _SAME.get(name)
@@ -157,7 +164,7 @@ class AnyRelease(Trainer):  # type: ignore[misc]  # transformers is not typed
 
 
 def _taking_more(name: str, argument: str) -> Any:
-    """A method that leaves out the argument that this release's does not take: a subclass written for a later one passes it on."""
+    """A method that drops `argument`, which this release does not take: a subclass written for a later one passes it on."""
     stock = getattr(Trainer, name)
     parameters = tuple(inspect.signature(stock).parameters)[1:]
 
@@ -169,7 +176,7 @@ def _taking_more(name: str, argument: str) -> Any:
     return method
 
 
-# Arguments that came after 4.29, which nothing of 4.29 reads: the number of labels, the start time.
+# Arguments that came after 4.29 and that 4.29 does not need: the number of labels, the start time.
 for _name, _argument in (
     ("compute_loss", "num_items_in_batch"), ("training_step", "num_items_in_batch"), ("log", "start_time"),
     ("create_optimizer", "model"),

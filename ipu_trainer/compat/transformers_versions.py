@@ -1,7 +1,4 @@
-"""Every difference between Trainer versions that this package has to know, and nothing else.
-
-Supported: transformers 4.29.2 (the Pod stack) and 5.x. The rest of the package asks here instead of comparing versions.
-"""
+"""Differences between transformers 4.29.2 (the Pod stack) and 5.x. The rest of the package compares no versions."""
 
 from __future__ import annotations
 
@@ -19,15 +16,24 @@ from safetensors import safe_open
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from ipu_trainer.compat.internals import Internal
+
+LABEL_SHIFT = Internal(
+    "transformers.Trainer._loss_shifts_labels",
+    "Trainer keeps to itself how it counts labels",
+    "5.24",
+    "5.24",
+    "tests/training/test_accumulation.py::test_a_head_takes_the_same_step_however_its_samples_are_cut",
+)
 _FIELDS = {field.name for field in dataclasses.fields(TrainingArguments)}
 # Name in transformers 5 -> name in 4.29.
 _OLD_NAMES = {"eval_strategy": "evaluation_strategy", "use_cpu": "no_cuda"}
 
 
 def field_name(name: str) -> str:
-    """What the installed transformers calls a field of TrainingArguments that 5.x calls name.
+    """The installed release's name of a field of TrainingArguments that 5.x calls `name`.
 
-    "warmup_ratio" is what 4.29 calls it; 5.x reads warmup_steps below 1 as a ratio.
+    For "warmup_ratio", 4.29's name, it is warmup_steps in 5.x, which reads a value below 1 as a ratio.
     """
     if name == "warmup_ratio":
         return name if name in _FIELDS else "warmup_steps"
@@ -35,20 +41,20 @@ def field_name(name: str) -> str:
 
 
 def has_only_cpus() -> bool:
-    """Whether PyTorch finds nothing else to compute with on this machine."""
+    """Whether PyTorch finds no GPU or other accelerator on this machine."""
     others = getattr(torch, "accelerator", None)  # since torch 2.6
     return not torch.cuda.is_available() and not (others is not None and others.is_available())
 
 
 def training_defaults(**values: Any) -> Dict[str, Any]:
-    """TrainingArguments values by their names of today, renamed for the installed version.
+    """TrainingArguments values by 5.x's names, renamed for the installed release.
 
-    save_safetensors is left out where there is no such choice any more: 5.x always saves so.
+    save_safetensors is left out in 5.x, which always saves safetensors.
     """
     named = {field_name(name): value for name, value in values.items()}
     if "save_safetensors" not in _FIELDS:
         named.pop("save_safetensors", None)
-    # 4.29's default is its own AdamW, which it calls deprecated and no device has bit for bit.
+    # 4.29's default is its own deprecated AdamW, which no device implements bit for bit.
     if TrainingArguments.__dataclass_fields__["optim"].default == "adamw_hf":
         named.setdefault("optim", "adamw_torch")
     return named
@@ -61,11 +67,13 @@ def is_deprecated_adamw(optimizer: Any) -> bool:
 
 @contextlib.contextmanager
 def undivided_loss(trainer: Any) -> Iterator[None]:
-    """Inside the block the stock training_step divides no loss by the number of micro-batches, wherever it reads that."""
+    """Inside the block the stock training_step does not divide the loss by the number of micro-batches."""
+    documented = "loss_is_scaled_for_ga"  # since 5.24
     owner: Any = trainer if hasattr(Trainer, "get_batch_samples") else trainer.args
-    name = "current_gradient_accumulation_steps" if owner is trainer else "gradient_accumulation_steps"
+    older = "current_gradient_accumulation_steps" if owner is trainer else "gradient_accumulation_steps"
+    name, value = (documented, True) if hasattr(Trainer, documented) else (older, 1)
     given = getattr(owner, name, 1)
-    setattr(owner, name, 1)
+    setattr(owner, name, value)
     try:
         yield
     finally:
@@ -73,7 +81,7 @@ def undivided_loss(trainer: Any) -> Iterator[None]:
 
 
 def loss_shifts_labels(trainer: Any) -> bool:
-    """Whether transformers says of a model that each label belongs to the token before it: Trainer of 5.24, else by the class."""
+    """Whether the model's loss compares each label with the token before it: Trainer of 5.24 knows, else by the class."""
     shifts = getattr(trainer, "_loss_shifts_labels", None)
     return (
         type(trainer.model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() if shifts is None else bool(shifts)
@@ -86,7 +94,7 @@ def wants_gradient_checkpointing(args: TrainingArguments) -> bool:
     return bool(getattr(args, name))
 
 
-# Methods that got arguments since 4.29, which overrides of that time do not take: name -> positions that they had.
+# Methods that got arguments since 4.29: name -> number of arguments in 4.29.
 _GREW = {
     "compute_loss": 3,
     "training_step": 2,
@@ -99,28 +107,25 @@ _GREW = {
 
 
 def adapt_old_overrides(trainer: Any, base: type) -> None:
-    """Let methods that a subclass of `base` overrode with the signatures of 4.29 be called by today's loop.
+    """Let the installed loop call methods that a subclass of `base` overrode with the signatures of 4.29.
 
-    What they do not take is left out: the number of labels (compute_loss, training_step) and the start time (log).
-    A compute_loss that does not know the number of labels returns means, so labels are not counted for it.
+    Arguments that they do not take are dropped: the number of labels (compute_loss, training_step) and the start time (log).
+    A compute_loss without the number of labels returns means, so labels are not counted for it.
     """
     for name, positions in _GREW.items():
         method = getattr(type(trainer), name, None)
-        if method is None or method is getattr(base, name, None):
-            continue
-        parameters = _own_parameters(trainer, name)
-        if parameters is None:
-            continue
-        if len(parameters) <= positions:
+        overridden = method is not None and method is not getattr(base, name, None)
+        parameters = _own_parameters(trainer, name) if overridden else None
+        if parameters is not None and len(parameters) <= positions:
             setattr(trainer, name, _without_new_arguments(getattr(trainer, name), parameters))
             if name == "compute_loss":
                 trainer.model_accepts_loss_kwargs = False
 
 
 def refuse_old_overrides(trainer: Any, base: type) -> None:
-    """Raise ValueError for a method that a subclass of `base` overrode, and that cannot take what today's loop gives it.
+    """Raise ValueError for a method that a subclass of `base` overrode and that takes too few of the installed loop's arguments.
 
-    Those of adapt_old_overrides apart: what other methods got did not come last, and means something.
+    adapt_old_overrides() handles the others. New arguments of these are not the last ones, so they cannot be dropped.
     """
     overridden = {name for cls in type(trainer).__mro__ if cls not in base.__mro__ for name in vars(cls)}
     for name in sorted(overridden - set(_GREW) - {"__init__"}):
@@ -142,7 +147,7 @@ def refuse_old_overrides(trainer: Any, base: type) -> None:
 
 
 def _own_parameters(trainer: Any, name: str) -> Any:
-    """Parameters of a trainer's method; None where it takes any, or is no method."""
+    """Parameters of a trainer's method; None for *args or **kwargs, or where it is no method."""
     method = getattr(trainer, name, None)
     if not inspect.isroutine(method):
         return None
@@ -163,11 +168,11 @@ def _without_new_arguments(method: Any, parameters: Any) -> Any:
 
 
 def load_renamed_weights(model: Any, checkpoint: Union[str, os.PathLike[str]]) -> bool:
-    """Load a checkpoint whose tensors have other names than the model's; False if the names agree (nothing is done).
+    """Load a checkpoint whose tensors have other names than the model's; returns False, and loads nothing, if the names agree.
 
     transformers 5 renames the layers of some models (ViT's among them) and saves them under their old names. Its Trainer
-    resumes with load_state_dict(strict=False), which then loads next to nothing and warns (seen on 5.23.0): the run would
-    go on from its initial weights. from_pretrained knows the renaming, so it does the reading here.
+    resumes with load_state_dict(strict=False), which then loads almost nothing and warns (seen on 5.23.0): the run would
+    continue from its initial weights. from_pretrained() knows the renaming, so it reads the checkpoint here.
     """
     if not isinstance(model, PreTrainedModel):
         return False

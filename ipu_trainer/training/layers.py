@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional, Tuple
+from types import MethodType
+from typing import Any, Callable, Dict, List, Tuple
 
 from torch import nn
 
-from ipu_trainer.compat.torch_hooks import has_hooks
-
-# Names of the three projections in an attention module, as Transformers models have them.
-_PROJECTIONS = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q_lin", "k_lin", "v_lin"))
+from ipu_trainer.compat.torch_acceleration import has_hooks
 
 
 def layer_stacks(model: nn.Module) -> List[Tuple[str, nn.ModuleList]]:
@@ -26,19 +24,26 @@ def layer_stacks(model: nn.Module) -> List[Tuple[str, nn.ModuleList]]:
     return stacks
 
 
+def bind_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
+    """Replace the module's forward; `del module.__dict__["forward"]` undoes it.
+
+    As a bound method: deepcopy rebinds it to the copy's weights, and unpickling, by its name, restores the class's forward.
+    """
+    forward.__name__ = "forward"
+    module.__dict__["forward"] = MethodType(forward, module)
+
+
 def is_plain_linear(module: Any) -> bool:
     """Exactly nn.Linear with its class's forward and without hooks (adapters and quantised layers compute something else)."""
     return type(module) is nn.Linear and "forward" not in module.__dict__ and not has_hooks(module)
 
 
-def qkv_projections(attention: nn.Module) -> Optional[Tuple[nn.Linear, nn.Linear, nn.Linear]]:
-    """Query, key and value projections of an attention module if they are plain linear layers of one input width; else None."""
-    for names in _PROJECTIONS:
-        found: List[Any] = [getattr(attention, name, None) for name in names]
-        if all(is_plain_linear(linear) for linear in found):
-            alike = {(linear.in_features, linear.bias is None) for linear in found}
-            return tuple(found) if len(alike) == 1 else None  # type: ignore[return-value]
-    return None
+def has_plain_projections(attention: Any) -> bool:
+    """Whether an attention module has query, key and value projections that are plain linear layers of one input width."""
+    found: List[Any] = [getattr(attention, name, None) for name in ("q_proj", "k_proj", "v_proj")]
+    if not all(is_plain_linear(linear) for linear in found):
+        return False
+    return len({(linear.in_features, linear.bias is None) for linear in found}) == 1
 
 
 def parameter_depths(model: nn.Module) -> Tuple[Dict[str, int], int]:

@@ -20,12 +20,7 @@ from transformers import TrainerCallback
 
 def watch(trainer: Any, tokens_per_sample: int = 0) -> Monitor:
     """Add a Monitor to an IPUTrainer, before the callbacks of trackers, so that all of them get what it adds to a log."""
-    monitor = Monitor(
-        lambda: samples_per_step(trainer),
-        tokens_per_sample,
-        lambda: loss_scale(trainer),
-        lambda: trainer.data_wait_seconds,
-    )
+    monitor = Monitor(trainer, tokens_per_sample)
     trainer.callback_handler.callbacks.insert(0, monitor)
     return monitor
 
@@ -54,21 +49,12 @@ def memory_bytes(device: Any) -> int:
 
 
 class Monitor(TrainerCallback):  # type: ignore[misc]
-    """Adds throughput and memory to logs that have a training loss.
-
-    scale() is the loss scale, waited() the seconds that the loop has waited for batches so far; None where unknown.
-    """
+    """Adds throughput and memory to a trainer's logs that have a training loss."""
 
     def __init__(
-        self,
-        samples: Callable[[], int],
-        tokens_per_sample: int = 0,
-        scale: Callable[[], Optional[float]] = lambda: None,
-        waited: Callable[[], Optional[float]] = lambda: None,
-        clock: Callable[[], float] = time.perf_counter,
+        self, trainer: Any, tokens_per_sample: int = 0, clock: Callable[[], float] = time.perf_counter
     ) -> None:
-        self._samples, self._tokens, self._scale, self._clock = samples, tokens_per_sample, scale, clock
-        self._waited = waited
+        self._trainer, self._tokens, self._clock = trainer, tokens_per_sample, clock
         self._waited_before = 0.0
         self._began: Optional[float] = None  # start of the measured steps; evaluation and saving move it on
         self._first_step = 0
@@ -86,27 +72,30 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         self._last_event = self._clock()
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._exclude()
+        """Moves the start of the measured steps on by the time since the last event."""
+        now = self._clock()
+        if self._began is not None:
+            self._began += now - self._last_event
+        self._last_event = now
 
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._exclude()
+    on_save = on_evaluate
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Optional[Dict[str, Any]] = None, **_: Any) -> None:
         if logs is None or "loss" not in logs:
             return
         now = self._clock()
         added: Dict[str, Any] = {"memory_bytes": memory_bytes(args.device)}
-        scale = self._scale()
+        scale = loss_scale(self._trainer)
         if scale is not None:
             added["loss_scale"] = scale
         if self._began is not None:
             steps, seconds = state.global_step - self._first_step, now - self._began
             if steps > 0 and seconds > 0:
-                rate = steps * self._samples() / seconds
+                rate = steps * samples_per_step(self._trainer) / seconds
                 added["samples_per_second"] = round(rate, 3)
                 if self._tokens:
                     added["tokens_per_second"] = round(rate * self._tokens, 1)
-                waited = self._waited()
+                waited = self._trainer.data_wait_seconds
                 if waited is not None:
                     added["data_wait_share"] = round(min(1.0, (waited - self._waited_before) / seconds), 4)
             self._begin(now, state.global_step)
@@ -116,10 +105,5 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
             state.log_history[-1].update(added)  # a copy that Trainer made before
 
     def _begin(self, now: float, step: int) -> None:
-        self._began, self._first_step, self._waited_before = now, step, self._waited() or 0.0
-
-    def _exclude(self) -> None:
-        now = self._clock()
-        if self._began is not None:
-            self._began += now - self._last_event
-        self._last_event = now
+        self._began, self._first_step = now, step
+        self._waited_before = self._trainer.data_wait_seconds or 0.0

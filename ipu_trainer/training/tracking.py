@@ -39,7 +39,7 @@ def check_reporters(report_to: Any) -> None:
             )
 
 
-def tracker_hint(report_to: Sequence[str], output_dir: str) -> str:
+def experiment_tracker_hint(report_to: Sequence[str], output_dir: str) -> str:
     """How to follow the run in its trackers, in one line."""
     if not report_to:
         return "none (--report_to tensorboard, trackio, wandb or mlflow, where its package is installed)"

@@ -9,8 +9,8 @@ from accelerate.utils import operations
 from transformers import PreTrainedModel
 
 from ipu_trainer.compat import internals
-from ipu_trainer.compat.replacement import is_known
-from ipu_trainer.compat.transformers_checks import PADDING_WARNING, masking_utils
+from ipu_trainer.compat.internals import is_known
+from ipu_trainer.compat.transformers_training import PADDING_WARNING, masking_utils
 from ipu_trainer.training.acceleration.choices import choose_compile
 from ipu_trainer.training.acceleration.host_sync import deferred_padding_warning, skip_packing_check
 from ipu_trainer.training.acceleration.loss_only_forward import skip_logits_upcast

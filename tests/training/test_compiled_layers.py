@@ -14,9 +14,9 @@ from transformers import (
 from ipu_trainer import IPUTrainer, IPUTrainingArguments
 from ipu_trainer.compat import transformers_versions as compat
 from ipu_trainer.training.acceleration import compiled_layers as module
-from ipu_trainer.training.acceleration.choices import Choice, choose_compile, describe_acceleration
+from ipu_trainer.training.acceleration.choices import choose_compile, describe_acceleration
 from ipu_trainer.training.acceleration.compiled_layers import compiled_layers
-from ipu_trainer.training.acceleration.precision import used_precision
+from ipu_trainer.training.acceleration.precision import Precision, used_precision
 
 IDS = torch.randint(3, 50, (3, 8), generator=torch.Generator().manual_seed(0))
 PIXELS = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -119,7 +119,7 @@ def test_a_run_says_what_is_compiled_and_in_which_arithmetic(tmp_path):
     assert describe_acceleration(arguments(tmp_path, compile="model"), False, vit()) == "compile model (asked for)"
     assert used_precision("fp32", args).reason == "asked for"
     args.bf16 = True  # as a device's flag may set it
-    assert used_precision("fp32", args) == Choice("bf16", "--bf16")
+    assert used_precision("fp32", args) == Precision("bf16", "--bf16")
 
 
 def test_arguments_that_contradict_each_other_are_refused(tmp_path):

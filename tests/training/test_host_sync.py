@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, Trainer
 
 from ipu_trainer import IPUTrainer, IPUTrainingArguments
 from ipu_trainer.compat import transformers_versions as compat
-from ipu_trainer.compat.transformers_checks import PADDING_WARNING, masking_utils
+from ipu_trainer.compat.transformers_training import PADDING_WARNING, masking_utils
 from ipu_trainer.training.acceleration import host_sync
 from ipu_trainer.training.acceleration.host_sync import deferred_padding_warning, skip_packing_check
 
@@ -95,20 +95,22 @@ def test_on_a_cpu_the_padding_warning_comes_at_once_and_nothing_is_left_behind(m
 def test_the_padding_warning_comes_once_the_tokens_have_arrived_and_at_the_end(monkeypatch):
     made = []
 
-    class EndTokens:
-        def __init__(self, input_ids):
-            assert input_ids.device.type == "meta"  # of which no number can be read
-            self.tokens, self.there = torch.full((2, 2), len(made)), False
-            made.append(self)
+    class Copied:
+        there = False
 
-        def arrived(self):
+        def query(self):
             return self.there
 
-        def wait(self):
+        def synchronize(self):
             self.there = True
 
+    def copy_ends(input_ids):
+        assert input_ids.device.type == "meta"  # of which no number can be read
+        made.append(Copied())
+        return torch.full((2, 2), len(made) - 1), made[-1]
+
     checked = []
-    monkeypatch.setattr(host_sync, "_EndTokens", EndTokens)
+    monkeypatch.setattr(host_sync, "_copy_ends", copy_ends)
     monkeypatch.setattr(PreTrainedModel, WARNING, lambda model, ends, mask: checked.append(int(ends[0, 0])))
     model, without_padding = gpt2(pad_token_id=0), gpt2()
     rows = torch.zeros(2, 8, dtype=torch.long, device="meta")

@@ -35,9 +35,11 @@ def trainer_with(folder, config=None, **changes):
 
 def test_rates_count_steps_after_the_first_and_leave_evaluation_and_saving_out():
     clock = SimpleNamespace(now=0.0, waited=0.0)
-    monitor = Monitor(
-        lambda: 8, tokens_per_sample=10, scale=lambda: 4.0, waited=lambda: clock.waited, clock=lambda: clock.now
-    )
+    trainer = type("", (), {"data_wait_seconds": property(lambda _: clock.waited)})()
+    trainer.backend, trainer.batch_geometry = SimpleNamespace(has_executors=False), SimpleNamespace(global_batch=8)
+    scaler = SimpleNamespace(is_enabled=lambda: True, get_scale=lambda: 4.0)
+    trainer.accelerator = SimpleNamespace(scaler=scaler)
+    monitor = Monitor(trainer, tokens_per_sample=10, clock=lambda: clock.now)
     state, args = TrainerState(), SimpleNamespace(device=torch.device("cpu"))
 
     def happens(event, seconds, **more):
@@ -158,8 +160,8 @@ def test_tensorboard_is_the_default_where_it_is_installed_and_the_run_says_how_t
     assert reporting.default_reporters() == ["tensorboard"]
     monkeypatch.setattr(reporting, "get_available_reporting_integrations", lambda: ["wandb"])
     assert reporting.default_reporters() == ["none"]
-    assert reporting.tracker_hint(["tensorboard", "wandb"], "run") == "tensorboard --logdir run/runs, wandb"
-    assert reporting.tracker_hint([], "run").startswith("none (--report_to tensorboard")
+    assert reporting.experiment_tracker_hint(["tensorboard", "wandb"], "run") == "tensorboard --logdir run/runs, wandb"
+    assert reporting.experiment_tracker_hint([], "run").startswith("none (--report_to tensorboard")
 
 
 def test_an_interrupted_run_goes_on_with_another_reporter(tmp_path):

@@ -5,7 +5,7 @@ import torch
 from tiny_models import vit
 from torch import nn
 
-from ipu_trainer.compat.torch_hooks import has_hooks
+from ipu_trainer.compat.torch_acceleration import has_hooks
 from ipu_trainer.training.acceleration.compiled_layers import compiled_layers
 from ipu_trainer.training.finetuning.stochastic_depth import DropPath, add_drop_path, has_only_drop_path
 

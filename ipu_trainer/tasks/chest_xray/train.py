@@ -53,7 +53,7 @@ from ipu_trainer.training.acceleration.choices import describe_acceleration
 from ipu_trainer.training.acceleration.precision import used_precision
 from ipu_trainer.training.arguments import IPUTrainingArguments
 from ipu_trainer.training.monitor import watch
-from ipu_trainer.training.tracking import tracker_hint
+from ipu_trainer.training.tracking import experiment_tracker_hint
 
 METRICS = ("mean_auroc_14",)  # of _watch
 
@@ -95,7 +95,7 @@ def train(recipe: ChestXrayArguments, args: IPUTrainingArguments) -> Dict[str, A
         print(f"precision  {record['precision']['name']} ({record['precision']['reason']})")
         print(f"speed      {describe_acceleration(args, trainer.backend.has_executors, trainer.model)}")
         print(f"loss       {job.loss.describe()}")
-        print(f"live view  {tracker_hint(args.report_to, args.output_dir)}")
+        print(f"live view  {experiment_tracker_hint(args.report_to, args.output_dir)}")
         if trained or checkpoint:
             print(f"resuming from {'the trained weights' if trained else checkpoint}")
         begin_run(run_dir, record)

@@ -65,7 +65,7 @@ from ipu_trainer.training.acceleration.choices import describe_acceleration
 from ipu_trainer.training.acceleration.precision import used_precision
 from ipu_trainer.training.monitor import watch
 from ipu_trainer.training.seq2seq import IPUSeq2SeqTrainer, IPUSeq2SeqTrainingArguments
-from ipu_trainer.training.tracking import tracker_hint
+from ipu_trainer.training.tracking import experiment_tracker_hint
 
 METRICS = ("bleu", "chrf", "exact_match", "generated_tokens")  # of generation_metrics()
 
@@ -111,7 +111,7 @@ def train(recipe: Seq2SeqArguments, args: IPUSeq2SeqTrainingArguments) -> Dict[s
         print(f"backend     {trainer.backend.name} ({trainer.backend.reason})")
         print(f"precision   {record['precision']['name']} ({record['precision']['reason']})")
         print(f"speed       {describe_acceleration(args, trainer.backend.has_executors, trainer.model)}")
-        print(f"live view   {tracker_hint(args.report_to, args.output_dir)}")
+        print(f"live view   {experiment_tracker_hint(args.report_to, args.output_dir)}")
         print(f"baseline    words of the name: BLEU {baseline['bleu']:.1f}, chrF {baseline['chrf']:.1f}")
         if trained or checkpoint:
             print(f"resuming from {'the trained weights' if trained else checkpoint}")

@@ -9,8 +9,7 @@ from typing import Any, Optional
 import torch
 from torch import nn
 
-from ipu_trainer.compat.torch_attention import has_cudnn_attention
-from ipu_trainer.compat.torch_compilation import COMPILED_CALL
+from ipu_trainer.compat.torch_acceleration import COMPILED_CALL, has_cudnn_attention
 
 COMPILES = ("auto", "layers", "model", "off")
 KERNELS = ("auto", "on", "off")

@@ -17,7 +17,7 @@ from typing import Any, Callable, Iterator
 import torch
 from torch import nn
 
-from ipu_trainer.compat.torch_compilation import compiled_call, recompile_limit, set_compiled_call
+from ipu_trainer.compat.torch_acceleration import compiled_call, recompile_limit, set_compiled_call
 from ipu_trainer.training.acceleration.padded_lm_head import padded_lm_head
 from ipu_trainer.training.finetuning.stochastic_depth import (
     apply_drop_path,
@@ -79,14 +79,15 @@ def _compile(layer: Any, backend: str) -> None:
     layer.compile(backend=backend)
     defers_add = hasattr(layer.forward, "add_and_normalise")
     given_rate = drop_path_rate(layer)
-    if not defers_add and given_rate is None:
+    drops = given_rate is not None
+    if not defers_add and not drops:
         return
     with_hooks: Any = compiled_call(layer)
-    # A number would be a constant of the compiled function, and each layer has its own.
+    # A float, also in the closure, would be a constant of the compiled function, and each layer has its own.
     rate = torch.tensor(given_rate or 0.0, dtype=torch.float64, device=next(layer.parameters()).device)
 
     def with_drop_path(hidden: Any, *given: Any, **named: Any) -> Any:
-        if given_rate is None or not layer.training:
+        if not drops or not layer.training:
             return layer.forward(hidden, *given, **named)
         mask = drop_path_mask(hidden[0] if isinstance(hidden, tuple) else hidden, rate)
         if defers_add:

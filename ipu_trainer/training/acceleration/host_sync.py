@@ -7,12 +7,12 @@ the GPU then idles until there is more.
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Callable, ContextManager, Dict, Iterator, Mapping
+from typing import Any, Callable, ContextManager, Dict, Iterator, Mapping, Tuple
 
 import torch
 from transformers import PreTrainedModel
 
-from ipu_trainer.compat.transformers_checks import packing_check, padding_warning
+from ipu_trainer.compat.transformers_training import packing_check, padding_warning
 
 
 def skip_packing_check(inputs: Any) -> ContextManager[None]:
@@ -39,7 +39,7 @@ def skip_packing_check(inputs: Any) -> ContextManager[None]:
 def deferred_padding_warning() -> Iterator[None]:
     """Inside the block models on a GPU warn of padding without an attention mask once the tokens have been copied, not at once."""
     stock: Any = None
-    copies: Dict[PreTrainedModel, _EndTokens] = {}
+    copies: Dict[PreTrainedModel, Tuple[torch.Tensor, Any]] = {}
 
     def make(check: Any) -> Any:
         nonlocal stock
@@ -49,30 +49,23 @@ def deferred_padding_warning() -> Iterator[None]:
             if attention_mask is not None or input_ids.device.type == "cpu" or torch.compiler.is_compiling():
                 check(model, input_ids, attention_mask)
                 return
-            if model in copies and copies[model].arrived():
-                check(model, copies.pop(model).tokens, None)
+            if model in copies and copies[model][1].query():
+                check(model, copies.pop(model)[0], None)
             if model not in copies and getattr(model.config, "pad_token_id", None) is not None:
-                copies[model] = _EndTokens(input_ids)
+                copies[model] = _copy_ends(input_ids)
 
         return later
 
     with padding_warning(make):
         yield
-        for model, ends in copies.items():
-            ends.wait()
-            stock(model, ends.tokens, None)
+        for model, (tokens, copied) in copies.items():
+            copied.synchronize()
+            stock(model, tokens, None)
 
 
-class _EndTokens:
-    """The first and last token of each row, which the warning looks at, while they are copied to the CPU."""
-
-    def __init__(self, input_ids: torch.Tensor) -> None:
-        self.tokens = torch.stack((input_ids[:, 0], input_ids[:, -1]), dim=1).to("cpu", non_blocking=True)
-        self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self.copied.record()
-
-    def wait(self) -> None:
-        self.copied.synchronize()
-
-    def arrived(self) -> bool:
-        return bool(self.copied.query())  # type: ignore[no-untyped-call]
+def _copy_ends(input_ids: torch.Tensor) -> Tuple[torch.Tensor, Any]:
+    """The first and last token of each row, which the warning looks at, and an event after their copy to the CPU."""
+    tokens = torch.stack((input_ids[:, 0], input_ids[:, -1]), dim=1).to("cpu", non_blocking=True)
+    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    copied.record()
+    return tokens, copied

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import Trainer
 
 from ipu_trainer.compat.accelerate_internals import float32_outputs
-from ipu_trainer.compat.torch_hooks import forward_hooks
+from ipu_trainer.compat.torch_acceleration import forward_hooks
 
 
 def reads_only_loss(trainer: Any, model: nn.Module) -> bool:

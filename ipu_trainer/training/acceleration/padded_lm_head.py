@@ -7,14 +7,13 @@ that take six times as long (docs/performance.md). The padding is cut off again,
 from __future__ import annotations
 
 import contextlib
-from types import MethodType
-from typing import Any, Callable, Iterator, Optional
+from typing import Any, Iterator, Optional
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from ipu_trainer.training.layers import is_plain_linear
+from ipu_trainer.training.layers import bind_forward, is_plain_linear
 
 ALIGNED = 8  # numbers of half precision in 16 bytes: GEMMs are slow where rows are no multiple of it
 _MULTIPLE = 64  # as wide as one tile's step, whatever kernel is chosen
@@ -29,7 +28,8 @@ def padded_lm_head(model: nn.Module, backend: str = "inductor") -> Iterator[Opti
     """
     linear = _unaligned_lm_head(model)
     if linear is not None:
-        linear.forward = _padded_forward(linear, torch.compile(padded_linear, backend=backend))  # type: ignore[method-assign]
+        product = torch.compile(padded_linear, backend=backend)
+        bind_forward(linear, lambda self, hidden: product(hidden, self.weight, self.bias))
     try:
         yield linear
     finally:
@@ -43,15 +43,6 @@ def padded_linear(hidden: torch.Tensor, weight: torch.Tensor, bias: Optional[tor
     missing = -rows % _MULTIPLE
     padded_bias = None if bias is None else functional.pad(bias, (0, missing))
     return functional.linear(hidden, functional.pad(weight, (0, 0, 0, missing)), padded_bias)[..., :rows]
-
-
-def _padded_forward(linear: nn.Linear, product: Callable[..., torch.Tensor]) -> Any:
-    """A bound method: deepcopy rebinds it to the copy's weights, and unpickling restores the class's forward."""
-
-    def forward(self: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
-        return product(hidden, self.weight, self.bias)
-
-    return MethodType(forward, linear)
 
 
 def _unaligned_lm_head(model: nn.Module) -> Optional[nn.Linear]:

@@ -10,7 +10,7 @@ from typing import Any, List, Optional, Tuple, Union
 import torch
 from torch import nn
 
-from ipu_trainer.compat.torch_hooks import forward_hooks, has_global_hooks, has_hooks
+from ipu_trainer.compat.torch_acceleration import forward_hooks, has_global_hooks, has_hooks
 from ipu_trainer.training.layers import layer_stacks, parameter_depths
 
 

@@ -29,7 +29,6 @@ from transformers.trainer_utils import (
 from transformers.utils import logging
 
 from ipu_trainer.compat.argument_names import takes
-from ipu_trainer.compat.transformers_search import reporting_to
 from ipu_trainer.config.batching import BatchGeometry
 from ipu_trainer.config.ipu_config import IPUConfig
 
@@ -52,12 +51,9 @@ def search_backend(name: Any) -> str:
     """The backend's name, optuna for None. Raises ValueError for one that this transformers does not have."""
     chosen = str(getattr(name, "value", name or "optuna"))
     known = [item.value for item in HPSearchBackend]
-    if chosen == "sigopt" and chosen not in known:
-        raise ValueError(
-            f"backend='sigopt': SigOpt is a dead service, which transformers 5 removed. Use one of {', '.join(known)}."
-        )
     if chosen not in known:
-        raise ValueError(f"backend={chosen!r} is not one of {', '.join(known)}.")
+        hint = ": SigOpt is a dead service, which transformers 5 removed. It" if chosen == "sigopt" else ""
+        raise ValueError(f"backend={chosen!r}{hint} is not one of {', '.join(known)}.")
     return chosen
 
 
@@ -154,7 +150,7 @@ def open_storage(storage: Any) -> Any:
             f"storage {path}: name it .db for SQLite or .journal for a journal file, or give a database URL."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix in (".db", ".sqlite", ".sqlite3"):
+    if path.suffix not in (".journal", ".log"):
         return f"sqlite:///{path}"
     from optuna import storages
 
@@ -221,8 +217,7 @@ def search_with_optuna(
     optimize["callbacks"] = [*(optimize.get("callbacks") or ()), trials.stop_after_last]
     try:
         if _num_started(study) < n_trials:
-            with reporting_to(trainer, trials.report):
-                study.optimize(trials.run, n_trials=n_trials, catch=(_TrialFailed,), **optimize)
+            study.optimize(trials.run, n_trials=n_trials, catch=(_TrialFailed,), **optimize)
     finally:
         trials.close()
     best = study.best_trials if any(item.state.name == "COMPLETE" for item in study.trials) else []
@@ -300,7 +295,8 @@ class _TrialRunner:
         trainer.hp_search_backend = HPSearchBackend.OPTUNA
         trainer.hp_name = name
         trainer.hp_space = lambda trial: {}  # set here, before the trainer asks
-        trainer.compute_objective = objective or default_compute_objective
+        self.objective = objective or default_compute_objective
+        trainer.compute_objective = self.checked_objective
 
     def run(self, trial: Any) -> Any:
         import optuna
@@ -309,9 +305,8 @@ class _TrialRunner:
         # The host last: once it is there, fail_stale_trials() of another process judges the trial by its pid.
         trial.set_user_attr("pid", os.getpid())
         trial.set_user_attr("host", platform.node())
-        if (
-            _num_started(trial.study, trial.number) >= self.n_trials
-        ):  # another process started the last one at the same time
+        # Another process may have started the last trial at the same time.
+        if _num_started(trial.study, trial.number) >= self.n_trials:
             trial.study.stop()
             raise _TrialFailed("the study is complete")
         if self.draws_by_number:  # else a resumed study or another process would draw the same values again
@@ -322,7 +317,7 @@ class _TrialRunner:
             trainer.objective = None
             trainer.train(trial=trial)
             if trainer.objective is None:
-                trainer.objective = self._objective(trainer.evaluate())
+                trainer.objective = trainer.compute_objective(trainer.evaluate())
             return trainer.objective
         except (optuna.TrialPruned, SearchError):
             raise
@@ -341,21 +336,9 @@ class _TrialRunner:
         if _num_started(study) >= self.n_trials:
             study.stop()
 
-    def report(self, trial: Any, step: int, metrics: Dict[str, float]) -> None:
-        """Called by the training loop after each evaluation; raises TrialPruned where the pruner decides so."""
-        import optuna
-
-        if trial is None:
-            return
-        self.trainer.objective = self._objective(metrics)
-        if len(self.directions) == 1:
-            trial.report(self.trainer.objective, step)
-            if trial.should_prune():
-                self.trainer.callback_handler.on_train_end(self.trainer.args, self.trainer.state, self.trainer.control)
-                raise optuna.TrialPruned()
-
-    def _objective(self, metrics: Dict[str, float]) -> Any:
-        value = self.trainer.compute_objective(dict(metrics))
+    def checked_objective(self, metrics: Dict[str, float]) -> Any:
+        """One number, or one for each direction. Raises SearchError for another count."""
+        value = self.objective(dict(metrics))
         count = len(value) if isinstance(value, (tuple, list)) else 1
         if count != len(self.directions):
             raise SearchError(
@@ -400,4 +383,4 @@ class _TrialRunner:
 
     def close(self) -> None:
         self._restore(self.given)
-        self.trainer.hp_search_backend = None
+        self.trainer.hp_search_backend, self.trainer.compute_objective = None, self.objective

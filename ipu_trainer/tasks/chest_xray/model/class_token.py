@@ -15,11 +15,11 @@ from torch import nn
 from torch.nn import functional
 from transformers import ViTForImageClassification
 
-from ipu_trainer.compat.torch_hooks import has_hooks
-from ipu_trainer.compat.transformers_checks import attention_implementation
+from ipu_trainer.compat.torch_acceleration import has_hooks
+from ipu_trainer.compat.transformers_training import attention_implementation
 from ipu_trainer.training.acceleration.padded_lm_head import ALIGNED
 from ipu_trainer.training.finetuning.stochastic_depth import DropPath, apply_drop_path
-from ipu_trainer.training.layers import layer_stacks, qkv_projections
+from ipu_trainer.training.layers import has_plain_projections, layer_stacks
 
 _PARTS = ("attention", "layernorm_before", "layernorm_after", "mlp", "dropout")
 _ATTENTION_PARTS = ("q_proj", "k_proj", "v_proj", "o_proj", "head_dim", "scaling", "attention_dropout")
@@ -105,7 +105,7 @@ class ClassTokenLayer:
     def _keys_are_products(self) -> bool:
         """Whether keys and values are plain products with the tokens, and none of what they give is dropped."""
         attention: Any = self.layer.attention
-        return qkv_projections(attention) is not None and not attention.attention_dropout
+        return has_plain_projections(attention) and not attention.attention_dropout
 
     def _read_directly(self, normalised: torch.Tensor) -> torch.Tensor:
         """What the class token reads, (micro_batch, 1, heads * head_dim), of (micro_batch, tokens, width)."""

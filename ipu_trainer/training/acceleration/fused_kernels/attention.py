@@ -9,7 +9,7 @@ from typing import Any, Optional, Tuple
 import torch
 from torch.library import triton_op
 
-from ipu_trainer.compat.torch_attention import cudnn_attention
+from ipu_trainer.compat.torch_acceleration import cudnn_attention
 from ipu_trainer.training.acceleration.fused_kernels.operations import NAMESPACE, operations, upcast
 
 # What the kernel was tuned for: one program holds all queries of a head (ViT: 197 tokens, heads of 64).
@@ -64,7 +64,7 @@ def _forward_on_gpu(
     packed: torch.Tensor, query_bias: Optional[torch.Tensor], key_bias: Optional[torch.Tensor], scale: float
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     query, key, value = _heads_first(packed)
-    # cuDNN's is the fastest of torch's for these shapes (docs/performance.md).
+    # cuDNN's is the fastest of torch's for these shapes (docs/experiments.md).
     output, log_sums = cudnn_attention(query, key, value, scale)
     return output.transpose(1, 2).contiguous(), log_sums.reshape(query.shape[:3])
 

@@ -10,8 +10,8 @@ from typing import Any, Iterable, Optional, Tuple, Union
 import torch
 from torch.nn import functional
 
-from ipu_trainer.compat.torch_hooks import has_hooks
-from ipu_trainer.compat.transformers_checks import attention_implementation
+from ipu_trainer.compat.torch_acceleration import has_hooks
+from ipu_trainer.compat.transformers_training import attention_implementation
 from ipu_trainer.training.acceleration.fused_kernels.attention import has_kernel_for, packed_attention
 from ipu_trainer.training.acceleration.fused_kernels.bias_gelu import bias_gelu
 from ipu_trainer.training.acceleration.fused_kernels.residual_norm import MOST_COLUMNS, residual_norm

@@ -6,13 +6,12 @@ Parameters keep their names and do not move, and everything is undone at the end
 from __future__ import annotations
 
 import contextlib
-from types import MethodType
 from typing import Any, Iterator, List, Optional, Tuple
 
 from torch import nn
 from torch.nn import functional
 
-from ipu_trainer.training.layers import is_plain_linear, layer_stacks, qkv_projections
+from ipu_trainer.training.layers import bind_forward, has_plain_projections, is_plain_linear, layer_stacks
 
 # Classes of one row have the same forward function in Transformers 5.
 _ATTENTIONS = ("ViTAttention", "DeiTAttention", "ViTMAEAttention", "ViTMSNAttention")
@@ -30,10 +29,10 @@ def fused_layers(model: nn.Module) -> Iterator[int]:
 
         for module in modules:
             is_attention = type(module).__name__ in _ATTENTIONS
-            _bind(module, vit_forwards.attention_forward if is_attention else vit_forwards.mlp_forward)
+            bind_forward(module, vit_forwards.attention_forward if is_attention else vit_forwards.mlp_forward)
         for layer, following in layers:
             layer.__dict__["next_layer"] = following  # not a submodule: its parameters stay where they are
-            _bind(layer, vit_forwards.layer_forward)
+            bind_forward(layer, vit_forwards.layer_forward)
     try:
         yield len(modules)
     finally:
@@ -41,12 +40,6 @@ def fused_layers(model: nn.Module) -> Iterator[int]:
             del module.__dict__["forward"]
         for layer, _ in layers:
             del layer.__dict__["forward"], layer.__dict__["next_layer"]
-
-
-def _bind(module: nn.Module, forward: Any) -> None:
-    """A bound method: deepcopy rebinds it to the copy's weights, and unpickling restores the class's forward."""
-    forward.__name__ = "forward"
-    module.__dict__["forward"] = MethodType(forward, module)
 
 
 def supported_modules(model: nn.Module) -> List[nn.Module]:
@@ -58,7 +51,7 @@ def _is_supported(module: Any) -> bool:
     if "forward" in module.__dict__:
         return False
     if type(module).__name__ in _ATTENTIONS:
-        return qkv_projections(module) is not None and _is_linear_with_bias(getattr(module, "o_proj", None))
+        return has_plain_projections(module) and _is_linear_with_bias(getattr(module, "o_proj", None))
     if type(module).__name__ in _MLPS:
         return _is_linear_with_bias(getattr(module, "fc1", None)) and _is_gelu(getattr(module, "activation_fn", None))
     return False

@@ -1,10 +1,10 @@
-"""Feeding a model: batches from the prepared store against what `datasets` offers, in turns, without any training.
+"""The input pipeline alone: batches from the prepared store against what `datasets` offers, in turns, without any training.
 
-    python benchmarks/feeding.py --images 512 --workers 2 --output feeding.json
+    python benchmarks/input_pipeline.py --images 512 --workers 2 --output input_pipeline.json
 
-Each variant delivers float32 (micro_batch, 3, 224, 224) and labels on the device (the GPU if there is one), and nothing is
-done with them. The store's batches are augmented besides, with the recipe's defaults; the others are not. The alternatives
-read 1,024 px PNGs through set_transform, and arrays that `datasets.map` made of them before. Prints images a second.
+Each variant delivers float32 (micro_batch, 3, 224, 224) and labels on the device (the GPU if there is one), and are not
+used. The store's batches are augmented too, with the recipe's defaults; the others are not. The alternatives
+read 1,024 px PNGs through set_transform, and arrays that `datasets.map` made of them before. Prints images/s.
 """
 
 import argparse
@@ -30,8 +30,8 @@ from ipu_trainer.training.arguments import IPUTrainingArguments
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def rate_of(batches, seconds):
-    """Images a second after the first batch, whose wait is for workers to start."""
+def throughput_of(batches, seconds):
+    """Images/s after the first batch, which waits for workers to start."""
     count, begin = 0, None
     for batch in batches:
         if DEVICE.type == "cuda":
@@ -70,7 +70,7 @@ def from_store(dataset, batch, workers, seconds):
             )
             trainer.model.eval()  # RGB, as the alternatives deliver it
             loader = trainer.get_train_dataloader()
-            return rate_of((trainer._prepare_inputs(inputs) for inputs in endless(loader)), seconds)
+            return throughput_of((trainer._prepare_inputs(inputs) for inputs in endless(loader)), seconds)
 
     return run
 
@@ -79,7 +79,7 @@ def from_datasets(data, batch, workers, seconds):
     def run():
         loader = DataLoader(data, batch, shuffle=True, num_workers=workers, pin_memory=DEVICE.type == "cuda")
         moved = ({name: value.to(DEVICE) for name, value in inputs.items()} for inputs in endless(loader))
-        return rate_of(moved, seconds)
+        return throughput_of(moved, seconds)
 
     return run
 
@@ -110,7 +110,7 @@ def main():
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each variant in each round")
-    parser.add_argument("--output", type=Path, default=Path("feeding.json"))
+    parser.add_argument("--output", type=Path, default=Path("input_pipeline.json"))
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         with multiprocessing.Pool(min(16, os.cpu_count() or 1)) as pool:
@@ -119,9 +119,9 @@ def main():
         dataset = prepared(folder, given.images)
         timed = (given.batch, given.workers, given.seconds)
         alone = (given.batch, 0, given.seconds)
-        ours = "store, no workers"  # as the recipe does by default
+        baseline = "store, no workers"  # the recipe's default
         variants = {
-            ours: from_store(dataset, *alone),
+            baseline: from_store(dataset, *alone),
             f"store, {given.workers} workers": from_store(dataset, *timed),
             f"datasets.map before, {given.workers} workers": from_datasets(mapped, *timed),
             "datasets.map before, no workers": from_datasets(mapped, *alone),
@@ -129,7 +129,7 @@ def main():
             "set_transform from PNGs, no workers": from_datasets(transformed, *alone),
         }
         rates, failed = in_turns(variants, given.rounds)
-    text, about = report(rates, ours, 0, "images/s")
+    text, about = report(rates, baseline, 0, "images/s")
     print(text)
     write_json(given.output, {**about, "batch": given.batch, "workers": given.workers, "failed": failed})
 

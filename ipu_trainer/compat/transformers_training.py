@@ -1,4 +1,4 @@
-"""Checks of inputs that transformers' models make in every forward pass, and which implementation of attention they use."""
+"""transformers' internals that training replaces or reads: checks of inputs, and the attention in use."""
 
 from __future__ import annotations
 
@@ -6,34 +6,34 @@ from typing import Any, Callable, ContextManager, Optional
 
 from transformers import PreTrainedModel
 
-from ipu_trainer.compat.internals import Internal
-from ipu_trainer.compat.replacement import replaced
+from ipu_trainer.compat.internals import Internal, replaced
 
 try:
     from transformers import masking_utils as masking_utils
 except ImportError:  # before 4.53 each model made its own attention masks
     masking_utils = None  # type: ignore[assignment]
 
+_TESTS = "tests/training/test_"
 PACKING_CHECK = Internal(
     "transformers.masking_utils.find_packed_sequence_indices",
-    "it reads a number from the GPU, and the mask registry is asked after it",
+    "it reads a number from the GPU, before the registry of mask functions is used",
     "4.53",
     "5.24",
-    "tests/training/test_host_sync.py::test_positions_of_one_row_for_all_are_not_searched_on_a_device",
+    f"{_TESTS}host_sync.py::test_positions_of_one_row_for_all_are_not_searched_on_a_device",
 )
 PADDING_WARNING = Internal(
     "transformers.PreTrainedModel.warn_if_padding_and_no_attention_mask",
     "it reads a number from the GPU",
     "4.53",
     "5.24",
-    "tests/training/test_host_sync.py::test_the_padding_warning_comes_once_the_tokens_have_arrived_and_at_the_end",
+    f"{_TESTS}host_sync.py::test_the_padding_warning_comes_once_the_tokens_have_arrived_and_at_the_end",
 )
 ATTENTION = Internal(
     "transformers.PretrainedConfig._attn_implementation",
-    "what set_attn_implementation() chose has no public name",
+    "the choice of set_attn_implementation() has no public name",
     "4.53",
     "5.24",
-    "tests/training/test_fused_layers.py::test_what_they_were_not_made_for_stays_as_it_is",
+    f"{_TESTS}fused_layers.py::test_what_they_were_not_made_for_stays_as_it_is",
 )
 
 
