@@ -27,7 +27,7 @@ COMPILED_CALL = Internal(
 )
 RECOMPILE_LIMIT = Internal(
     "torch._dynamo.config.recompile_limit",
-    "torch.compiler.config has it in newer releases; in older ones it is called cache_size_limit",
+    "older releases do not have it in torch.compiler.config, and call it cache_size_limit",
     "2.2",
     "2.13",
     f"{_TESTS}fused_layers.py::test_smaller_batches_and_evaluations_in_between_are_compiled_too",
@@ -74,7 +74,9 @@ def set_compiled_call(module: nn.Module, call: Optional[Callable[..., Any]]) -> 
 
 def recompile_limit(at_least: int) -> Any:
     """Context manager: inside the block torch compiles at least so many variants of a function before it gives up."""
-    config: Any = importlib.import_module("torch._dynamo.config")
+    public = getattr(getattr(torch, "compiler", None), "config", None)
+    has_limit = hasattr(public, "recompile_limit")
+    config: Any = public if has_limit else importlib.import_module("torch._dynamo.config")
     name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
     return config.patch(name, max(at_least, getattr(config, name)))
 
