@@ -28,7 +28,7 @@ import ipu_trainer
 from ipu_trainer.atomic import read_json
 from ipu_trainer.command_line import hint, snake_case
 from ipu_trainer.config import profiles
-from ipu_trainer.errors import UserError, is_user_error
+from ipu_trainer.errors import MissingFileError, UserError, is_user_error
 from ipu_trainer.tasks.task import load_task, task_names
 
 # Commands that begin with the name of a task, and what --help says of them.
@@ -188,7 +188,7 @@ def _simulate(namespace: argparse.Namespace) -> int:
     simulator.coalesce_micro_batches(namespace.coalesce or namespace.fold)
     simulator.install()
     if not namespace.is_module and not Path(namespace.script).is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{namespace.script} is not a file; give the Python script to simulate, or -m and a module's name."
         )
     run = simulator.run_module if namespace.is_module else simulator.run_script
@@ -229,7 +229,7 @@ def _profiles_check(namespace: argparse.Namespace) -> int:
     profile = profiles.load_profile(namespace.file)
     path = namespace.model / "config.json" if namespace.model.is_dir() else namespace.model
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist. Give a model folder with a config.json, or that file.")
+        raise MissingFileError(f"{path} does not exist. Give a model folder with a config.json, or that file.")
     problems = profiles.check(profile.config, read_json(path))
     print("\n".join(problems) if problems else f"{namespace.file} fits {namespace.model}")
     return 1 if problems else 0

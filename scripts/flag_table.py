@@ -34,8 +34,8 @@ HARMLESS: Dict[str, Tuple[str, str]] = {
     "hub_token": ("x", "where nothing is pushed it may load the model"),
     "pipelining": ("none", "a device reads it; the same command runs on the host"),
     "loss_scaling": ("8", "a device reads it; float32 on the host has the same gradients with any factor"),
-    "fold": ("False", "the host reads it; a device has nothing to fold"),
-    "verify_folding": ("True", "where nothing is folded there is nothing to check"),
+    "host_micro_batch_size": ("micro_batch", "the host reads it; a device computes micro-batches one by one"),
+    "verify": ("True", "the host reads it; micro-batches that are computed one by one have nothing to compare"),
     "run_name": ("x", "trackers show it; without one run.json keeps it"),
 }
 

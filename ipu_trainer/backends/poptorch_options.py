@@ -16,6 +16,7 @@ import torch
 from ipu_trainer.backends import sdk
 from ipu_trainer.backends.base import Backend
 from ipu_trainer.config.ipu_config import IPUConfig
+from ipu_trainer.errors import UserError
 
 _OUTPUT_MODES = {"all": "All", "sum": "Sum", "final": "Final", "default": "Default"}
 
@@ -33,7 +34,7 @@ def make_options(
 
     seed is the default for a config without one. replicas are those of this process (default: the config's); a launcher such
     as poprun divides them among processes, of which this one is process = (index, count).
-    compile_only targets absent IPUs. Raises ValueError for processes that no launcher of IPUs started.
+    compile_only targets absent IPUs. Raises UserError for processes that no launcher of IPUs started.
     """
     poptorch, popart = backend.poptorch, backend.popart
     used = config.for_inference() if for_inference else config
@@ -107,7 +108,7 @@ def _set_processes(options: Any, backend: Backend, process: Tuple[int, int]) -> 
     if backend.name == "simulated":
         options.Distributed.configureProcessId(index, count)
         return
-    raise ValueError(
+    raise UserError(
         f"{count} processes were started, but poptorch knows {options.Distributed.numProcesses}: their gradients would "
         "not be summed. Start processes with IPUs through poprun (scripts/poprun_chest_xray.sh), not torchrun."
     )

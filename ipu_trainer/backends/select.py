@@ -13,7 +13,7 @@ BACKENDS = ("sdk", "simulated", "host")
 
 
 def check_name(requested: str) -> None:
-    """Raise ValueError for a name that is no backend's."""
+    """Raise UserError for a name that is no backend's."""
     if requested != "auto" and requested not in BACKENDS:
         raise UserError(f"backend {requested!r} is not one of auto, {', '.join(BACKENDS)}. Use --backend auto.")
 
@@ -26,7 +26,7 @@ def host_backend(reason: str) -> Backend:
 def simulated_backend(reason: str, device: str = "") -> Backend:
     """The simulator, computing on the torch device of that name; empty keeps the one in use, at first "cpu".
 
-    Raises ValueError for a device that torch does not have here.
+    Raises UserError for a device that torch does not have here.
     """
     from ipu_trainer import simulator
     from ipu_trainer.simulator.execution.devices import torch_device
@@ -47,7 +47,7 @@ copyreg.pickle(Backend, _reduce)
 
 
 def _unpickled(name: str, reason: str, simulator_device: str) -> Backend:
-    """The backend of a trainer that another process pickled. Raises ValueError if this machine does not have it."""
+    """The backend of a trainer that another process pickled. Raises UserError if this machine does not have it."""
     if name == "sdk":
         found = sdk.probe()
         if found.poptorch is None:
@@ -60,7 +60,7 @@ def choose_backend(requested: str = "auto", simulator_device: str = "", compile_
     """The backend for `--backend requested`.
 
     auto chooses the SDK if an IPU answers, the simulator for a program under `ipu-trainer simulate`, else the host.
-    compile_only needs poptorch, but no IPU. Raises ValueError for an unknown name, or for `sdk` with what it lacks.
+    compile_only needs poptorch, but no IPU. Raises UserError for an unknown name, or for `sdk` with what it lacks.
     """
     check_name(requested)
     if requested == "host":

@@ -24,6 +24,19 @@ SHARED_STATE = Internal(
     "tests/training/test_trainer_features.py::test_a_trainer_keeps_its_precision_when_another_one_is_made",
 )
 
+ORIGINAL_FORWARD = Internal(
+    "accelerate.Accelerator.prepare_model",
+    "keeps the forward that it wraps in autocast as _original_forward, and has no public sign of it",
+    "0.20",
+    "1.15",
+    "tests/training/test_loss_reduction.py::test_the_reduction_is_found_through_rounding",
+)
+
+
+def is_prepared(model: Any) -> bool:
+    """Whether Accelerate has wrapped the model's forward, so that it computes under autocast."""
+    return hasattr(model, "_original_forward")
+
 
 def float32_outputs(make: Callable[[Any], Any]) -> ContextManager[None]:
     """Inside the block outputs of a model under autocast are converted with make(stock function)."""

@@ -16,6 +16,8 @@ from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional, Tuple
 import transformers
 from transformers import TrainingArguments
 
+from ipu_trainer.errors import UserError
+
 INSTALLED = frozenset(item.name for item in dataclasses.fields(TrainingArguments))
 
 # (older name, newer name) of the same value.
@@ -50,7 +52,7 @@ class Converted(NamedTuple):
 def _ratio(value: float) -> Dict[str, Any]:
     # 5.x reads 1 as one step, so the whole training is the largest number below 1.
     if not 0 <= float(value) <= 1:
-        raise ValueError(
+        raise UserError(
             f"warmup_ratio {value} must be at least 0 and at most 1. Give --warmup_steps for a number of steps."
         )
     return {"warmup_steps": min(float(value), 1.0 - 2.0**-53)}
@@ -72,13 +74,13 @@ def _switch(name: str, on: Any, off: Any, is_on: Callable[[Any], bool]) -> Conve
 
 def _sampling(value: Any) -> Dict[str, Any]:
     if value not in ("random", "group_by_length"):
-        raise ValueError(f"train_sampling_strategy={value!r}: transformers 4.29 has random and group_by_length.")
+        raise UserError(f"train_sampling_strategy={value!r}: transformers 4.29 has random and group_by_length.")
     return {"group_by_length": value == "group_by_length"}
 
 
 def _inputs_for_metrics(value: Any) -> Dict[str, Any]:
     if set([value] if isinstance(value, str) else value) - {"inputs"}:
-        raise ValueError(f"include_for_metrics={value!r}: transformers 4.29 can give metrics the inputs alone.")
+        raise UserError(f"include_for_metrics={value!r}: transformers 4.29 can give metrics the inputs alone.")
     return {"include_inputs_for_metrics": "inputs" in value}
 
 
@@ -227,7 +229,7 @@ METHOD_PARAMETERS: Dict[str, Dict[str, str]] = {
 def answer(name: str, value: Any) -> Optional[Dict[str, Any]]:
     """{installed release's name: value} for a name of another release; {} for a value that changes nothing.
 
-    None for a name that needs no answer, or that no release has. Raises ValueError for a value without a counterpart.
+    None for a name that needs no answer, or that no release has. Raises UserError for a value without a counterpart.
     """
     if name in INSTALLED and name not in SUPERSEDED:
         return None
@@ -249,7 +251,7 @@ def answer(name: str, value: Any) -> Optional[Dict[str, Any]]:
     if usual is None:
         return None
     if not any(value == item and type(value) is type(item) for item in usual.usual):
-        raise ValueError(
+        raise UserError(
             f"{name}={value!r}: transformers {transformers.__version__} has no {name}; {usual.reason}. Leave it out."
         )
     return {}
@@ -258,7 +260,7 @@ def answer(name: str, value: Any) -> Optional[Dict[str, Any]]:
 def today(named: Mapping[str, Any], known: Any = INSTALLED) -> Dict[str, Any]:
     """Keyword arguments by the installed release's names. Names in `known`, and those that no release has, stay.
 
-    Raises ValueError for a value without a counterpart, and for two names of one setting that contradict each other.
+    Raises UserError for a value without a counterpart, and for two names of one setting that contradict each other.
     """
     result = {name: value for name, value in named.items() if name in known and name not in SUPERSEDED}
     for name, value in named.items():
@@ -282,7 +284,7 @@ def _put(result: Dict[str, Any], name: str, value: Any, given: str, given_value:
     elif name == "warmup_steps" and not result[name]:
         result[name] = value
     else:
-        raise ValueError(
+        raise UserError(
             f"{given}={given_value!r} and {name}={result[name]!r} are one setting under two names. Give {name} alone."
         )
 
@@ -295,7 +297,7 @@ def _by_value(named: Dict[str, Any]) -> Dict[str, Any]:
     if "report_to" in named and named["report_to"] is None and "evaluation_strategy" not in INSTALLED:
         named["report_to"] = "none"
     if named.get("optim") == "adamw_hf" and "evaluation_strategy" not in INSTALLED:
-        raise ValueError(
+        raise UserError(
             "optim='adamw_hf', an AdamW that decayed weights after the update, was removed. Use optim='adamw_torch'."
         )
     return named

@@ -1,4 +1,4 @@
-"""torch's modules: the dictionaries in which they keep parameters, buffers, children and hooks."""
+"""torch's modules and optimizers: the dictionaries in which they keep parameters, buffers, children, hooks and steps."""
 
 from __future__ import annotations
 
@@ -30,6 +30,20 @@ PRE_HOOKS = Internal(
     "2.13",
     f"{_TESTS}::test_pre_hooks_can_be_listed_and_removed",
 )
+
+OPTIMIZER_STEPS = Internal(
+    "torch.optim.Optimizer._step_count",
+    "with _opt_called: a scheduler warns where its optimizer was not seen to step",
+    "2.0",
+    "2.13",
+    "tests/training/test_on_device.py::test_optimizers_and_schedulers_that_are_given_are_used",
+)
+
+
+def note_step(optimizer: torch.optim.Optimizer) -> None:
+    """Let schedulers see a step of an optimizer whose update was made elsewhere."""
+    state = vars(optimizer)
+    state.update(_opt_called=True, _step_count=state.get("_step_count", 0) + 1)
 
 
 def own_tensors(module: torch.nn.Module) -> Tuple[Dict[str, Any], Dict[str, Any]]:

@@ -10,6 +10,8 @@ import transformers
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import CallbackHandler
 
+from ipu_trainer.errors import UserError
+
 _PARAMETERS = tuple(inspect.signature(Trainer.__init__).parameters)
 # Keyword arguments of __init__ with two names; and those that came later, with the release and the replacement in 4.29.
 _SAME = {"tokenizer": "processing_class", "processing_class": "tokenizer"}
@@ -72,7 +74,7 @@ RENAMED_METHODS = {
 
 
 def renamed_arguments(named: Mapping[str, Any]) -> Dict[str, Any]:
-    """Trainer's keyword arguments by the installed release's names. Raises ValueError for what it does not have."""
+    """Trainer's keyword arguments by the installed release's names. Raises UserError for what it does not have."""
     renamed = dict(named)
     for name, value in named.items():
         if name in _PARAMETERS:
@@ -80,12 +82,12 @@ def renamed_arguments(named: Mapping[str, Any]) -> Dict[str, Any]:
         other = _SAME.get(name, "")
         if other in _PARAMETERS:
             if renamed.get(other) is not None and renamed[other] is not value:
-                raise ValueError(f"{name}= and {other}= are one argument under two names. Give one of them.")
+                raise UserError(f"{name}= and {other}= are one argument under two names. Give one of them.")
             renamed[other] = renamed.pop(name)
         elif name in _ADDED_LATER:
             version, instead = _ADDED_LATER[name]
             if value is not None:
-                raise ValueError(
+                raise UserError(
                     f"{name}= came with transformers {version}, and this is {transformers.__version__}. Instead: {instead}."
                 )
             del renamed[name]
@@ -128,7 +130,7 @@ class AnyRelease(Trainer):  # type: ignore[misc]  # transformers is not typed
         )
         stock_arguments = type(self.args) is TrainingArguments  # whose warning is shown
         if self.args.label_smoothing_factor and several and not own_loss and not stock_arguments:
-            raise ValueError(
+            raise UserError(
                 f"label_smoothing_factor={self.args.label_smoothing_factor} is for one class a sample, and the model's "
                 "problem_type is multi_label_classification. Override compute_loss to smooth the targets, or leave it at 0."
             )

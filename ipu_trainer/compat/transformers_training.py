@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, ContextManager, Optional
+from typing import Any, Callable, ContextManager, Dict, Optional
 
+import torch
 from transformers import PreTrainedModel
 
 from ipu_trainer.compat.internals import Internal, replaced
@@ -35,6 +36,25 @@ ATTENTION = Internal(
     "5.24",
     f"{_TESTS}fused_layers.py::test_what_they_were_not_made_for_stays_as_it_is",
 )
+
+GENERATION = Internal(
+    "transformers.Seq2SeqTrainer._gen_kwargs",
+    "settings of evaluate() and predict() for the steps in them, with _pad_tensors_to_max_len for what they return",
+    "4.29",
+    "5.24",
+    f"{_TESTS}seq2seq.py::test_evaluation_takes_generation_settings_and_the_arguments_defaults",
+)
+
+
+def generation_settings(trainer: Any) -> Dict[str, Any]:
+    """What evaluate() or predict() of a Seq2SeqTrainer was given for generate()."""
+    return dict(getattr(trainer, "_gen_kwargs", {}))
+
+
+def padded_tokens(trainer: Any, tokens: torch.Tensor, length: int) -> torch.Tensor:
+    """Tokens (samples, length), padded as Seq2SeqTrainer pads."""
+    padded: torch.Tensor = trainer._pad_tensors_to_max_len(tokens, length)
+    return padded
 
 
 def packing_check(make: Callable[[Any], Any]) -> ContextManager[None]:

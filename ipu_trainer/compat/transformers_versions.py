@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ipu_trainer.compat.internals import Internal
+from ipu_trainer.errors import UserError
 
 LABEL_SHIFT = Internal(
     "transformers.Trainer._loss_shifts_labels",
@@ -123,7 +124,7 @@ def adapt_old_overrides(trainer: Any, base: type) -> None:
 
 
 def refuse_old_overrides(trainer: Any, base: type) -> None:
-    """Raise ValueError for a method that a subclass of `base` overrode and that takes too few of the installed loop's arguments.
+    """Raise UserError for a method that a subclass of `base` overrode and that takes too few of the installed loop's arguments.
 
     adapt_old_overrides() handles the others. New arguments of these are not the last ones, so they cannot be dropped.
     """
@@ -140,7 +141,7 @@ def refuse_old_overrides(trainer: Any, base: type) -> None:
             if item.default is inspect.Parameter.empty and item.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
         ]
         if len(parameters) < len(needed):
-            raise ValueError(
+            raise UserError(
                 f"{type(trainer).__name__}.{name} takes {', '.join(item.name for item in parameters) or 'nothing'}, but "
                 f"transformers {transformers.__version__} calls it with {', '.join(needed)}. Give it these parameters."
             )
@@ -188,7 +189,7 @@ def load_renamed_weights(model: Any, checkpoint: Union[str, os.PathLike[str]]) -
         return False
     read, report = type(model).from_pretrained(str(folder), config=model.config, output_loading_info=True)
     if report["missing_keys"] or report["mismatched_keys"]:
-        raise ValueError(
+        raise UserError(
             f"{folder} does not hold the weights of this {type(model).__name__}: missing {sorted(report['missing_keys'])[:5]}, "
             f"of other shape {sorted(map(str, report['mismatched_keys']))[:5]}. Resume with the model that was trained."
         )

@@ -49,7 +49,7 @@ class BatchGeometry:
     def accumulation_per_process(self, num_processes: int) -> int:
         """Micro-batches that each of num_processes computes for one weight update, replicas spread over them.
 
-        Raises ValueError where the replicas cannot be shared out equally.
+        Raises UserError where the replicas cannot be shared out equally.
         """
         if num_processes < 1 or self.replicas % num_processes:
             possible = [count for count in range(1, self.replicas + 1) if self.replicas % count == 0]
@@ -65,7 +65,7 @@ class BatchGeometry:
         tail: the treatment of samples that do not fill a host step. "drop" omits them (static shapes), "pad" fills the step
         with repeated samples, "partial" runs fewer and smaller micro-batches, which only the host can.
 
-        Raises ValueError where an epoch would be empty.
+        Raises UserError where an epoch would be empty.
         """
         if tail not in TAILS:
             raise UserError(f"tail {tail!r} is not one of {', '.join(TAILS)}.")

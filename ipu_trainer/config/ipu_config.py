@@ -19,7 +19,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from ipu_trainer.atomic import write_text
 from ipu_trainer.config.older_files import current_fields
-from ipu_trainer.errors import UserError
+from ipu_trainer.errors import MissingFileError, UserError
 from ipu_trainer.machine.placement import resolve_wildcards
 
 CONFIG_FILE = "ipu_config.json"
@@ -235,7 +235,7 @@ class IPUConfig:
         if path.is_dir():
             path = path / CONFIG_FILE
             if not path.is_file():
-                raise FileNotFoundError(
+                raise MissingFileError(
                     f"{path.parent} has no {CONFIG_FILE}. Write one with IPUConfig.save_pretrained()."
                 )
         elif not path.is_file():

@@ -56,7 +56,7 @@ def is_pod_table(value: Any) -> bool:
 def current_fields(values: Mapping[str, Any], pod: Optional[str] = None) -> Dict[str, Any]:
     """A file's values by present fields. pod selects from counts that differ by the size of the Pod.
 
-    Keys that are no field of any release stay, for the caller to refuse. Raises ValueError for a removed key, with a remedy.
+    Keys that are no field of any release stay, for the caller to refuse. Raises UserError for a removed key, with a remedy.
     """
     read = {name: _of_pod(name, value, pod, values) for name, value in values.items() if name not in _NEVER_READ}
     unread = [f"{name}={values[name]} ({_NEVER_READ[name]})" for name in values if name in _NEVER_READ]

@@ -39,7 +39,7 @@ def profile_names() -> Tuple[str, ...]:
 def load_profile(name_or_path: str) -> Profile:
     """A packaged profile by name, or a profile or `ipu_config.json` by path (a folder that holds one will do).
 
-    Raises ValueError with the nearest names if there is neither.
+    Raises UserError with the nearest names if there is neither.
     """
     packaged = _read_packaged()
     path = Path(name_or_path)

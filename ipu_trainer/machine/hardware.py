@@ -6,6 +6,8 @@ import difflib
 from dataclasses import dataclass
 from typing import Dict, Tuple
 
+from ipu_trainer.errors import UserError
+
 # poptorch, popart_compiler/source/Utils.cpp: tiles of a Mk2 IPU.
 TILES_PER_IPU = 1472
 # popart, tests/integration/available_memory_proportion_test.py: 638,976 bytes a tile (624 KiB).
@@ -65,9 +67,9 @@ SYSTEMS: Dict[str, System] = {
 
 
 def find_system(name: str) -> System:
-    """A system by name; "bow_pod16" and "Bow-Pod16" are "bow-pod16". Raises ValueError naming the nearest."""
+    """A system by name; "bow_pod16" and "Bow-Pod16" are "bow-pod16". Raises UserError naming the nearest."""
     wanted = name.lower().replace("_", "-")
     if wanted in SYSTEMS:
         return SYSTEMS[wanted]
     near: Tuple[str, ...] = tuple(difflib.get_close_matches(wanted, SYSTEMS, n=2))
-    raise ValueError(f"system {name!r} is not one of {', '.join(SYSTEMS)}." + (f" Nearest: {near[0]}." if near else ""))
+    raise UserError(f"system {name!r} is not one of {', '.join(SYSTEMS)}." + (f" Nearest: {near[0]}." if near else ""))

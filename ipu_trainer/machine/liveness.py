@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Dict, List, Sequence, Tuple
 
+from ipu_trainer.errors import UserError
 from ipu_trainer.machine.schedule import BACKWARD, FORWARD, Schedule
 
 
@@ -56,10 +57,10 @@ def stash_depths(schedule: Schedule) -> Tuple[int, ...]:
 def stash_bytes(schedule: Schedule, activation_bytes: Sequence[int]) -> Tuple[int, ...]:
     """Peak bytes of stashed activations on each IPU.
 
-    activation_bytes[i] is what IPU i keeps per micro-batch, in bytes. Raises ValueError if the lengths differ.
+    activation_bytes[i] is what IPU i keeps per micro-batch, in bytes. Raises UserError if the lengths differ.
     """
     if len(activation_bytes) != schedule.num_ipus:
-        raise ValueError(
+        raise UserError(
             f"activation_bytes has {len(activation_bytes)} entries, but the schedule has {schedule.num_ipus} IPUs."
         )
     return tuple(depth * size for depth, size in zip(stash_depths(schedule), activation_bytes))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import List, Sequence, Tuple
 
+from ipu_trainer.errors import UserError
+
 WILDCARD = -1
 
 
@@ -14,12 +16,12 @@ def even_split(num_layers: int, num_ipus: int) -> Tuple[int, ...]:
 
 
 def resolve_wildcards(layers_per_ipu: Sequence[int], num_layers: int) -> Tuple[int, ...]:
-    """Replace each -1 by its share of the remaining layers. Raises ValueError if the counts do not add up."""
+    """Replace each -1 by its share of the remaining layers. Raises UserError if the counts do not add up."""
     wildcards = [ipu for ipu, count in enumerate(layers_per_ipu) if count == WILDCARD]
     fixed = sum(count for count in layers_per_ipu if count != WILDCARD)
     rest = num_layers - fixed
     if rest < 0 or (rest and not wildcards):
-        raise ValueError(
+        raise UserError(
             f"layers_per_ipu {list(layers_per_ipu)} places {fixed} layers, but the model has {num_layers}. "
             f"Use {list(even_split(num_layers, len(layers_per_ipu)))}, or -1 where the remainder may go."
         )
@@ -46,9 +48,9 @@ def balance(
     Source: the linear partition problem, Skiena, "The algorithm design manual", section 8.5.
     """
     if num_ipus < 1:
-        raise ValueError(f"num_ipus {num_ipus} must be at least 1.")
+        raise UserError(f"num_ipus {num_ipus} must be at least 1.")
     if min([first_cost, last_cost, *layer_costs]) < 0:
-        raise ValueError("costs must not be negative.")
+        raise UserError("costs must not be negative.")
     num_layers = len(layer_costs)
     prefix = [0.0]
     for cost in layer_costs:

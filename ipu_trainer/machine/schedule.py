@@ -18,6 +18,8 @@ import re
 from dataclasses import dataclass
 from typing import Dict, List, Tuple
 
+from ipu_trainer.errors import UserError
+
 FORWARD, RECOMPUTE, BACKWARD = "F", "R", "B"
 # The order of an IPU's actions within a cycle.
 _ORDER = {FORWARD: 0, RECOMPUTE: 1, BACKWARD: 2}
@@ -64,20 +66,20 @@ class Schedule:
 
 
 def parse_grid(text: str) -> Schedule:
-    """The schedule that `grid` printed. Raises ValueError for a table that is not one."""
+    """The schedule that `grid` printed. Raises UserError for a table that is not one."""
     rows: List[List[Tuple[Action, ...]]] = []
     for line in text.strip().splitlines():
         name, _, cells = line.strip().partition("  ")
         if name != f"IPU {len(rows)}":
-            raise ValueError(f"line {line!r} should begin with 'IPU {len(rows)}  '.")
+            raise UserError(f"line {line!r} should begin with 'IPU {len(rows)}  '.")
         row = []
         for cell in cells.split():
             if cell != "." and not re.fullmatch(r"([FRB]\d+)+", cell):
-                raise ValueError(f"cell {cell!r} of {name} is neither '.' nor actions such as F4B0.")
+                raise UserError(f"cell {cell!r} of {name} is neither '.' nor actions such as F4B0.")
             row.append(tuple(Action(kind, int(number)) for kind, number in re.findall(r"([FRB])(\d+)", cell)))
         rows.append(row)
     if len({len(row) for row in rows}) != 1:
-        raise ValueError(f"the lines have {[len(row) for row in rows]} cells, but each needs as many.")
+        raise UserError(f"the lines have {[len(row) for row in rows]} cells, but each needs as many.")
     cycles = tuple(tuple(row[cycle] for row in rows) for cycle in range(len(rows[0])))
     micro_batches = {action.micro_batch for cycle in cycles for actions in cycle for action in actions}
     return Schedule(len(rows), len(micro_batches), cycles)
@@ -101,7 +103,7 @@ def pipelined_training(num_ipus: int, num_micro_batches: int, recompute: bool = 
 def pipelined_inference(num_ipus: int, num_micro_batches: int) -> Schedule:
     """One host step of inference under PipelinedExecution: device iterations fill the pipeline."""
     if num_micro_batches < num_ipus:
-        raise ValueError(
+        raise UserError(
             f"{num_micro_batches} device iterations cannot fill a pipeline of {num_ipus} stages. "
             f"Use deviceIterations of {num_ipus} or more."
         )
@@ -134,12 +136,12 @@ def sharded_inference(num_ipus: int, num_micro_batches: int) -> Schedule:
 
 
 def check_accumulation(num_ipus: int, num_micro_batches: int) -> None:
-    """Raises ValueError unless the micro-batches of an update fill the pipeline."""
+    """Raises UserError unless the micro-batches of an update fill the pipeline."""
     if num_ipus < 1:
-        raise ValueError(f"num_ipus {num_ipus} must be at least 1.")
+        raise UserError(f"num_ipus {num_ipus} must be at least 1.")
     smallest = 2 * num_ipus - 1
     if num_micro_batches < smallest:
-        raise ValueError(
+        raise UserError(
             f"{num_micro_batches} micro-batches per weight update cannot fill a pipeline of {num_ipus} IPUs, which needs at "
             f"least 2 x {num_ipus} - 1. Use a gradient accumulation of {smallest} or more."
         )

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ipu_trainer.config.ipu_config import IPUConfig
+from ipu_trainer.errors import UserError
 from ipu_trainer.pipelining.anatomy import PipeliningError, find_anatomy
 from ipu_trainer.pipelining.large_weights import (
     Undo,
@@ -146,7 +147,7 @@ def pipelined(model: nn.Module, config: IPUConfig, poptorch: Any, pipelining: st
     parts, and ValueError for an unknown name.
     """
     if pipelining not in PIPELININGS:
-        raise ValueError(f"pipelining {pipelining!r} is not one of {', '.join(PIPELININGS)}.")
+        raise UserError(f"pipelining {pipelining!r} is not one of {', '.join(PIPELININGS)}.")
     if pipelining == "optimum":
         from ipu_trainer.pipelining.optimum import OptimumPipeline
 

@@ -50,7 +50,7 @@ ORIGIN = TimeConstants(0.5, 0.07, 3e5, 1.0, 5.0, 0.1, 0.05, 1.5)
 
 
 def calibrate(rows: Sequence[PublishedRow]) -> Calibration:
-    """Constants from rows, with a spread for each family. Raises ValueError where no row has a throughput of training alone."""
+    """Constants from rows, with a spread for each family. Raises UserError where no row has a throughput of training alone."""
     constants = fit(rows)
     spread = spreads(leave_out(rows))
     used = sum(row.is_fitted for row in rows)

@@ -75,7 +75,7 @@ def run(namespace: argparse.Namespace) -> int:
 
 
 def _refuse(namespace: argparse.Namespace) -> None:
-    """Raises ValueError for counts under 1 and for flags that would be ignored."""
+    """Raises UserError for counts under 1 and for flags that would be ignored."""
     values = vars(namespace)
     counts = "global_batch", "device_iterations", "dataset_size", "epochs", "top", "micro_batch"
     for name in (*counts, "sequence_length", "target_length"):

@@ -89,7 +89,7 @@ class Calibration:
 
 
 def load_calibration(path: Optional[Path] = None) -> Calibration:
-    """From a file of `calibrate --write`, by default the packaged one. Raises ValueError for a file that is not one."""
+    """From a file of `calibrate --write`, by default the packaged one. Raises UserError for a file that is not one."""
     text = path.read_text(encoding="utf-8") if path else _packaged()
     try:
         values = json.loads(text)

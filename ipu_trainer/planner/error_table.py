@@ -18,7 +18,7 @@ _COLOURS = {"bert": "#1f5fa8", "gpt2": "#c8501e", "image": "#2c8a4b", "unseen": 
 
 
 def replace_between_markers(text: str, section: str) -> str:
-    """The document with the section between its markers. Raises ValueError where it has none."""
+    """The document with the section between its markers. Raises UserError where it has none."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:

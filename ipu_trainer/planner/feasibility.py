@@ -56,7 +56,7 @@ def feasibility(
     optimizer: str = "adamw",
     constants: MemoryConstants = MEMORY,
 ) -> Feasibility:
-    """Predict memory, and check IPUs and accumulation. Raises ValueError where layers_per_ipu does not match the model."""
+    """Predict memory, and check IPUs and accumulation. Raises UserError where layers_per_ipu does not match the model."""
     job = Job.from_config(config, workload, micro_batch, optimizer)
     memory = predict_memory(workload, job, constants, system.ipu.sram_bytes)
     findings = []
@@ -100,7 +100,7 @@ def why_not_feasible(
     target_length a decoder's; both as measure() has them. float16 is assumed, as a device run with --half has it.
     system: by default the smallest Pod of GC200 that has the IPUs. A model is measured once for each of its shapes.
     Made for hyper-parameter search: is_feasible=functools.partial(why_not_feasible, config, task="causal-lm").
-    Raises ValueError where the model cannot be measured; a setting that breaks a rule is a reason, not an error.
+    Raises UserError where the model cannot be measured; a setting that breaks a rule is a reason, not an error.
     """
     workload = workload_of(model_or_config, task, sequence_length, target_length)
     home = system or smallest_system(ipu_config.num_ipus)

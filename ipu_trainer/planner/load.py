@@ -73,7 +73,7 @@ def load_of(parts: Sequence[PartCost]) -> Load:
 
 @functools.lru_cache(maxsize=4096)
 def loads(workload: Workload, layers_per_ipu: Tuple[int, ...]) -> Tuple[Load, ...]:
-    """The load of every IPU. Raises ValueError where the counts do not add up to the model's layers."""
+    """The load of every IPU. Raises UserError where the counts do not add up to the model's layers."""
     return tuple(load_of(parts) for parts in Job(layers_per_ipu, 1, 1).placed(workload))
 
 

@@ -110,7 +110,7 @@ class PublishedRow:
 
 
 def read_rows(path: Optional[Path] = None) -> List[PublishedRow]:
-    """Rows of a CSV, by default the packaged one. Raises ValueError naming line and column of what cannot be read."""
+    """Rows of a CSV, by default the packaged one. Raises UserError naming line and column of what cannot be read."""
     text = path.read_text(encoding="utf-8") if path else _packaged()
     rows = []
     for line, row in enumerate(csv.DictReader(io.StringIO(text)), start=2):

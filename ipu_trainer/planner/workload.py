@@ -85,7 +85,7 @@ def measure(
 
     sequence_length counts tokens (samples of sound for audio models; default 128, 16,000), target_length those of a decoder
     (default as sequence_length); images have the config's size.
-    Raises ValueError where the model cannot be built, cut or run from shapes alone.
+    Raises UserError where the model cannot be built, cut or run from shapes alone.
     """
     config = type(model_config).from_dict(model_config.to_dict())
     use_eager_attention(config)  # attention probabilities exist on an IPU

@@ -10,6 +10,8 @@ import logging
 import sys
 from typing import Any, Dict, Tuple, Union
 
+from ipu_trainer.errors import UserError
+
 logger = logging.getLogger("poptorch::python")
 
 # name -> (level of the C++ layers, level of Python's logging)
@@ -34,12 +36,12 @@ def setLogLevel(level: Union[str, int]) -> None:
     if isinstance(level, int):
         names = [name for name, (number, _) in LEVELS.items() if number == level]
         if not names:
-            raise ValueError("Invalid log level integer")
+            raise UserError("Invalid log level integer")
         level = names[0]
     if level not in LEVELS:
         public = [name for name in sorted(LEVELS) if name not in _INTERNAL]
         listed = ", ".join(public[:-1]) + " and " + public[-1]
-        raise ValueError(f"Unknown log level: {level}. Valid values are {listed}")
+        raise UserError(f"Unknown log level: {level}. Valid values are {listed}")
     logger.setLevel(LEVELS[level][1])
 
 
@@ -49,7 +51,7 @@ def setPopartLogLevel(level: str) -> None:
     Raises ValueError for an unknown level.
     """
     if not isinstance(level, str) or level not in LEVELS:
-        raise ValueError("Level must be one of " + ", ".join(LEVELS))
+        raise UserError("Level must be one of " + ", ".join(LEVELS))
 
 
 class _StandardError(logging.Handler):

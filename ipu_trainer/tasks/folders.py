@@ -44,12 +44,12 @@ def data_to_read(flag: str, name: str) -> Path:
 
 
 def data_to_write(flag: str, name: str) -> Path:
-    """DATASETS_DIR/name. Raises ValueError if the variable is not set."""
+    """DATASETS_DIR/name. Raises UserError if the variable is not set."""
     return _writable(flag, DATASETS_DIR, name)
 
 
 def results(flag: str, name: str) -> Path:
-    """CHECKPOINT_DIR/name. Raises ValueError if the variable is not set."""
+    """CHECKPOINT_DIR/name. Raises UserError if the variable is not set."""
     return _writable(flag, CHECKPOINT_DIR, name)
 
 

@@ -21,7 +21,7 @@ DTYPE = "dtype" if hasattr(PretrainedConfig(), "dtype") else "torch_dtype"
 def load_pretrained(auto_class: Any, source: str, next_move: str, **options: Any) -> Tuple[Any, Set[str]]:
     """(the model in float32 whatever the file holds, names of the tensors that are new). options: for from_pretrained.
 
-    New are tensors of the head alone, which lies outside the base model. Raises ValueError where another tensor is missing or
+    New are tensors of the head alone, which lies outside the base model. Raises UserError where another tensor is missing or
     has another shape, and for files of weights that cannot be read; next_move ends these messages.
     """
     try:

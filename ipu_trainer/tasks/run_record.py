@@ -25,7 +25,7 @@ _MAY_DIFFER = ("report", "report_to", "run_name", "disable_tqdm")
 
 
 def read_run(run_dir: Path) -> Dict[str, Any]:
-    """run.json of a run with all its results. Raises ValueError if there is none."""
+    """run.json of a run with all its results. Raises UserError if there is none."""
     path = Path(run_dir) / RUN_FILE
     if not path.is_file():
         raise UserError(f"{run_dir} holds no run ({RUN_FILE} is missing). Make one: ipu-trainer train ...")

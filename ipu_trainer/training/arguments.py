@@ -269,7 +269,7 @@ _HOST_ONLY = {
 
 
 def refuse_on_device(args: Any) -> None:
-    """Raise ValueError for arguments that a device cannot honour, with what does their work there."""
+    """Raise UserError for arguments that a device cannot honour, with what does their work there."""
     for name, instead in _HOST_ONLY.items():
         value = getattr(args, name, None)
         if value:

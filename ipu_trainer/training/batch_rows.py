@@ -8,6 +8,8 @@ from typing import Any, Dict, Optional, Tuple
 import torch
 from transformers.trainer_pt_utils import find_batch_size
 
+from ipu_trainer.errors import UserError
+
 
 def shapes_of_rows(batch: Any, rows: int) -> Optional[Tuple[Any, ...]]:
     """Names, types and shapes of one sample in a batch of so many; None if it is not made of tensors of that many rows."""
@@ -19,7 +21,7 @@ def shapes_of_rows(batch: Any, rows: int) -> Optional[Tuple[Any, ...]]:
 
 
 def rows_of(inputs: Any, begin: int, end: int) -> Dict[str, Any]:
-    """Samples begin to end of a batch. Raises ValueError if something in it is not one row a sample."""
+    """Samples begin to end of a batch. Raises UserError if something in it is not one row a sample."""
     rows = find_batch_size(inputs)
     cut: Dict[str, Any] = {}
     for name, value in inputs.items():
@@ -29,5 +31,5 @@ def rows_of(inputs: Any, begin: int, end: int) -> Dict[str, Any]:
         elif value is None or isinstance(value, (bool, int, float, str)):
             cut[name] = value
         else:
-            raise ValueError(f"{name} of a batch of {rows} samples has no row for each of them.")
+            raise UserError(f"{name} of a batch of {rows} samples has no row for each of them.")
     return cut

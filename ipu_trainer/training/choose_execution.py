@@ -11,7 +11,7 @@ from ipu_trainer.training.host.host_execution import HostExecution
 
 
 def choose_execution(trainer: Any, args: Any) -> Tuple[Backend, Execution]:
-    """(backend, execution) as args say. Raises ValueError for a backend that is not here, or arguments that it cannot honour."""
+    """(backend, execution) as args say. Raises UserError for a backend that is not here, or arguments that it cannot honour."""
     place = (getattr(args, "simulator_device", ""), getattr(args, "compile_only", False))
     backend = choose_backend(getattr(args, "backend", "auto"), *place)
     if backend.has_executors:

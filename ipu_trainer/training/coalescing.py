@@ -21,6 +21,7 @@ from typing import Callable, List, Mapping, Optional, Union
 import torch
 
 from ipu_trainer.atomic import write_json
+from ipu_trainer.errors import UserError
 
 AUTO = "auto"
 ONE_BY_ONE = "micro_batch"
@@ -88,7 +89,7 @@ def decide(
     """How many of the `accumulation` micro-batches of one update this process computes together.
 
     requested: host_micro_batch_size. why_not(factor): why an epoch's samples do not allow such passes, or None. rounds: whether
-    products are in less than float32. verify: compare all micro-batches of an update. Raises ValueError for a size that was
+    products are in less than float32. verify: compare all micro-batches of an update. Raises UserError for a size that was
     asked for and cannot be.
     """
     if requested == ONE_BY_ONE:
@@ -123,7 +124,7 @@ def decide(
         return Coalescing(factor, f"equal: gradients of {compared} differ by {found.difference:.1e}")
     reason = reason or "two micro-batches do not fit into the memory"
     if requested != AUTO:
-        raise ValueError(
+        raise UserError(
             f"host_micro_batch_size {requested} computes {sizes[0]} micro-batches of {micro_batch} together, which is not possible "
             f"here: {reason}. Use {micro_batch}, or auto."
         )
@@ -131,19 +132,19 @@ def decide(
 
 
 def check_requested(requested: str) -> None:
-    """Raise ValueError for a host_micro_batch_size that is neither a number of samples nor auto."""
+    """Raise UserError for a host_micro_batch_size that is neither a number of samples nor auto."""
     if requested not in (AUTO, ONE_BY_ONE) and not (requested.isdigit() and int(requested)):
-        raise ValueError(
+        raise UserError(
             f"host_micro_batch_size {requested!r} must be auto, micro_batch (one by one), or the samples of a forward pass."
         )
 
 
 def factor_of(size: int, micro_batch: int, accumulation: int) -> int:
-    """Micro-batches in a pass of so many samples. Raises ValueError, with the possible sizes, where they are not whole."""
+    """Micro-batches in a pass of so many samples. Raises UserError, with the possible sizes, where they are not whole."""
     factor, rest = divmod(size, micro_batch)
     if rest or not factor or accumulation % factor:
         possible = [micro_batch * number for number in range(1, accumulation + 1) if accumulation % number == 0]
-        raise ValueError(
+        raise UserError(
             f"host_micro_batch_size {size} does not divide an update of {accumulation} micro-batches of {micro_batch} samples in "
             f"each process. Use one of {', '.join(map(str, possible))}, or auto."
         )

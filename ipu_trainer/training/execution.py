@@ -109,7 +109,7 @@ class Execution:
         """Drop what was found out of the model, which is replaced by another one."""
 
     def load_optimizer_state(self, checkpoint: Optional[str], stock: Stock) -> None:
-        """Raises ValueError for a state that another place wrote in its own form."""
+        """Raises UserError for a state that another place wrote in its own form."""
         stock(checkpoint)
 
 

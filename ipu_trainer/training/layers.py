@@ -8,6 +8,7 @@ from typing import Any, Callable, Dict, List, Tuple
 from torch import nn
 
 from ipu_trainer.compat.torch_acceleration import has_hooks
+from ipu_trainer.errors import UserError
 
 
 def layer_stacks(model: nn.Module) -> List[Tuple[str, nn.ModuleList]]:
@@ -48,11 +49,11 @@ def parameter_depths(model: nn.Module) -> Tuple[Dict[str, int], int]:
     """Depth of every parameter by name, and the largest depth.
 
     0 is the stem (what is registered before the first layer), 1 the first layer, ..., the number of layers + 1 whatever
-    follows the last one. Raises ValueError if the model has no repeated layers.
+    follows the last one. Raises UserError if the model has no repeated layers.
     """
     stacks = layer_stacks(model)
     if not stacks:
-        raise ValueError(
+        raise UserError(
             f"{type(model).__name__} has no repeated layers (a ModuleList of one class), so layers have no depth. "
             "Use layer_decay=1 and drop_path=0."
         )

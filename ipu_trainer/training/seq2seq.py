@@ -10,6 +10,7 @@ from torch import nn
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 from transformers.utils import logging
 
+from ipu_trainer.compat.transformers_training import generation_settings, padded_tokens
 from ipu_trainer.training.arguments import IPUTrainingArguments
 from ipu_trainer.training.device.device_execution import DeviceExecution
 from ipu_trainer.training.device.generation import generate_on_device, why_not_on_device
@@ -54,14 +55,14 @@ class IPUSeq2SeqTrainer(IPUTrainer, Seq2SeqTrainer):  # type: ignore[misc]  # tr
         labels = given.get("labels")
         if labels is not None:
             loss, _, _ = super().prediction_step(model, given, True, ignore_keys=ignore_keys)
-        tokens = self._generate(given, gen_kwargs or dict(getattr(self, "_gen_kwargs", {})))
+        tokens = self._generate(given, gen_kwargs or generation_settings(self))
         if self.args.prediction_loss_only:
             return loss, None, None
         longest = max(tokens.shape[-1], _max_length(self.model))  # what Seq2SeqTrainer pads to
         if tokens.shape[-1] < longest:
-            tokens = self._pad_tensors_to_max_len(tokens, longest)
+            tokens = padded_tokens(self, tokens, longest)
         if labels is not None and labels.shape[-1] < longest:
-            labels = self._pad_tensors_to_max_len(labels, longest)
+            labels = padded_tokens(self, labels, longest)
         return loss, tokens, labels
 
     def _generate(self, given: Dict[str, Any], gen_kwargs: Dict[str, Any]) -> torch.Tensor:

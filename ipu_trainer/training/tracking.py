@@ -22,7 +22,7 @@ def default_reporters() -> List[str]:
 
 
 def check_reporters(report_to: Any) -> None:
-    """Raises ValueError for a reporter that transformers does not know, or whose package is not installed."""
+    """Raises UserError for a reporter that transformers does not know, or whose package is not installed."""
     names = [report_to] if isinstance(report_to, str) else list(report_to or ())
     for name in names:
         if name in ("none", "all"):

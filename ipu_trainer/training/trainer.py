@@ -65,7 +65,7 @@ class IPUTrainer(
     args may be plain TrainingArguments. optimizers= is (optimizer, scheduler), or a name and settings:
     ("adamw_torch", {"lr": 1e-4}). tokenizer= is what releases before 4.46 call processing_class=.
 
-    Raises ValueError before any work where the IPUConfig and the processes that were started do not go together, or the backend
+    Raises UserError before any work where the IPUConfig and the processes that were started do not go together, or the backend
     cannot honour an argument.
     """
 

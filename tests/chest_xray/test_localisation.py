@@ -85,10 +85,10 @@ def test_boxes_that_overlap_are_covered_once():
 
 
 def test_the_box_of_a_phantoms_mass_is_brighter_than_the_same_place_in_the_other_lung(phantoms):
-    from ipu_trainer.tasks.chest_xray.data.phantoms import Anatomy, draw_phantom
+    from ipu_trainer.tasks.chest_xray.data.phantoms import PhantomAnatomy, draw_phantom
 
     assert sum(len(boxes) for boxes in read_boxes(phantoms / BOXES_NAME).values()) > 40
-    signs, body = {}, Anatomy.draw(np.random.default_rng(0))
+    signs, body = {}, PhantomAnatomy.draw(np.random.default_rng(0))
     with_mass = draw_phantom(body, ("Mass",), "PA", 64, np.random.default_rng(5), signs)
     ((left, top, width, height),) = signs["Mass"]
     rows, cols = slice(int(top * 64), int((top + height) * 64)), slice(int(left * 64), int((left + width) * 64))

@@ -18,31 +18,6 @@ from ipu_trainer.compat.internals import Internal
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGE = REPOSITORY / "ipu_trainer"
 
-# To be emptied: files that still reach into other libraries. A file that no longer does has to leave the list.
-NOT_YET_CLEARED = frozenset(
-    [
-        "ipu_trainer/tasks/chest_xray/explain/saliency.py",
-        "ipu_trainer/tasks/chest_xray/model/class_token.py",
-        "ipu_trainer/training/acceleration/choices.py",
-        "ipu_trainer/training/acceleration/compiled_layers.py",
-        "ipu_trainer/training/acceleration/fused_kernels/attention.py",
-        "ipu_trainer/training/acceleration/fused_kernels/forwards.py",
-        "ipu_trainer/training/acceleration/host_sync.py",
-        "ipu_trainer/training/acceleration/loss_only_forward.py",
-        "ipu_trainer/training/device/written_weights.py",
-        "ipu_trainer/training/finetuning/stochastic_depth.py",
-        "ipu_trainer/training/host/coalescing.py",
-        "ipu_trainer/training/host/host_loop.py",
-        "ipu_trainer/training/hyperparameter_search/optuna_search.py",
-        "ipu_trainer/training/hyperparameter_search/ray_search.py",
-        "ipu_trainer/training/layers.py",
-        "ipu_trainer/training/loss/accumulated_loss.py",
-        "ipu_trainer/training/seq2seq.py",
-        "ipu_trainer/training/state/accelerate_state.py",
-        "ipu_trainer/training/trainer.py",
-    ]
-)
-
 STANDARD_LIBRARY = {module.name for module in pkgutil.iter_modules([os.path.dirname(os.__file__)])}
 STANDARD_LIBRARY |= {*sys.builtin_module_names, "__future__"}
 # namedtuple's documented methods begin with an underscore so that they cannot be mistaken for fields.
@@ -155,13 +130,8 @@ def found():
 
 
 def test_only_compat_reaches_into_other_libraries(found):
-    lines = [f"{name}:{hit}" for name, hits in found.items() for hit in hits if name not in NOT_YET_CLEARED]
+    lines = [f"{name}:{hit}" for name, hits in found.items() for hit in hits]
     assert not lines, "Move these into ipu_trainer/compat, beside a row:\n" + "\n".join(lines)
-
-
-def test_the_list_of_files_to_clear_shrinks(found):
-    cleared = [name for name in NOT_YET_CLEARED if not found.get(name)]
-    assert not cleared, f"Take these off NOT_YET_CLEARED: {cleared}"
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Dict, List, Sequence, Tuple
 
+from ipu_trainer.errors import UserError
 from ipu_trainer.machine.hardware import SRAM_BYTES_PER_IPU
 from ipu_trainer.machine.liveness import stash_depths
 from ipu_trainer.machine.schedule import Schedule
@@ -89,7 +90,7 @@ def memory_report(
     Raises ValueError if schedule and stages differ in length.
     """
     if schedule.num_ipus != len(stages):
-        raise ValueError(f"the schedule has {schedule.num_ipus} stages and the model {len(stages)}")
+        raise UserError(f"the schedule has {schedule.num_ipus} stages and the model {len(stages)}")
     depths = stash_depths(schedule) if training else (0,) * len(stages)
     totals: Dict[int, Dict[str, int]] = {}
     largest: Dict[int, List[Tuple[int, str]]] = {}

@@ -7,6 +7,7 @@ from typing import Any, Dict, Optional, Union
 
 import torch
 
+from ipu_trainer.errors import UserError
 from ipu_trainer.simulator.errors import compiler_error
 from ipu_trainer.simulator.logs import logger
 
@@ -19,9 +20,9 @@ def use_torch_device(device: Union[str, torch.device]) -> None:
     global _device
     wanted = torch.device(device)
     if wanted.type not in ("cpu", "cuda"):
-        raise ValueError(f"the simulator computes on cpu or cuda, not on {wanted}")
+        raise UserError(f"the simulator computes on cpu or cuda, not on {wanted}")
     if wanted.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"{wanted} was requested, and torch {torch.__version__} sees no CUDA device. Use cpu.")
+        raise UserError(f"{wanted} was requested, and torch {torch.__version__} sees no CUDA device. Use cpu.")
     _device = wanted
 
 

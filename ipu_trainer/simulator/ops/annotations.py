@@ -12,6 +12,7 @@ from typing import Any, Callable, Optional
 import torch
 
 from ipu_trainer.compat.torch_modules import forward_pre_hooks
+from ipu_trainer.errors import UserError
 from ipu_trainer.simulator.errors import createPoptorchError
 from ipu_trainer.simulator.forward.context import context
 
@@ -125,7 +126,7 @@ def recomputationCheckpoint(*tensors: Any) -> Any:
         marked = recomputationCheckpoint(*tensors[0])
         return type(tensors[0])(marked if isinstance(marked, tuple) else (marked,))
     if not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
-        raise ValueError("All inputs must be tensors")
+        raise UserError("All inputs must be tensors")
     if context.blocks is not None:
         context.blocks.checkpoint(tensors)
     return tensors[0] if len(tensors) == 1 else tensors

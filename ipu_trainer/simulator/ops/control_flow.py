@@ -10,6 +10,7 @@ from typing import Any, Callable, List
 
 import torch
 
+from ipu_trainer.errors import UserError
 from ipu_trainer.simulator.errors import compiler_error, createPoptorchError
 from ipu_trainer.simulator.forward.context import context, on_host
 from ipu_trainer.simulator.forward.observer import CompilationObserver
@@ -23,10 +24,10 @@ def for_loop(count: int, body: Callable[..., Any], inputs: List[torch.Tensor]) -
     """
     prefix = "poptorch.for_loop expects input tensors (inputs) to be a list of tensors. "
     if not isinstance(inputs, list):
-        raise ValueError(prefix + "(Object is not list)")
+        raise UserError(prefix + "(Object is not list)")
     for index, tensor in enumerate(inputs):
         if not isinstance(tensor, torch.Tensor):
-            raise ValueError(prefix + f"(Object contained in list at index {index} is not torch.tensor)")
+            raise UserError(prefix + f"(Object contained in list at index {index} is not torch.tensor)")
     _refuse_training("for_loop")
     values = [tensor.clone() for tensor in inputs]
     for _ in range(count):
@@ -53,7 +54,7 @@ def cond(
     numbers of tensors.
     """
     if not isinstance(then_inps, list) or not isinstance(else_inps, list):
-        raise ValueError(
+        raise UserError(
             "poptorch.cond expects then_inps and else_inps tensors to be a list of tensors. (Object is not list)"
         )
     _refuse_training("cond")

@@ -12,6 +12,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
 
+from ipu_trainer.errors import UserError
 from ipu_trainer.simulator.errors import createPoptorchError
 
 AttributeValue = Union[float, int, str, List[Any], Tuple[Any, ...]]
@@ -58,18 +59,18 @@ def custom_op(
 
 def _check_attribute(key: Any, value: Any) -> None:
     if not isinstance(key, str):
-        raise ValueError("All attribute keys must be strings.")
+        raise UserError("All attribute keys must be strings.")
     if not isinstance(value, (float, int, str, list, tuple)):
-        raise ValueError("Attribute values must be floats, ints, strings or a list/tuple of float, ints of strings.")
+        raise UserError("Attribute values must be floats, ints, strings or a list/tuple of float, ints of strings.")
     items: Sequence[Any] = value if isinstance(value, (list, tuple)) else [value]
     if any(not isinstance(item, type(items[0])) for item in items):
-        raise ValueError("The types in a list/tuple attribute must all be the same.")
+        raise UserError("The types in a list/tuple attribute must all be the same.")
     for text in [key, *items]:
         if isinstance(text, str) and not text.isascii():
-            raise ValueError(f"{text} contains non-ASCII characters.")
+            raise UserError(f"{text} contains non-ASCII characters.")
     for number in items:
         if isinstance(number, float) and torch.finfo(torch.float32).max < abs(number) < float("inf"):
             side = "low" if number < 0 else "high"
-            raise ValueError(f"{number:g} is too {side} for a Popart float attribute.")
+            raise UserError(f"{number:g} is too {side} for a Popart float attribute.")
         if isinstance(number, int) and not -(2**63) <= number < 2**63:
-            raise ValueError(f"{number} is out of range for a Popart integer attribute.")
+            raise UserError(f"{number} is out of range for a Popart integer attribute.")

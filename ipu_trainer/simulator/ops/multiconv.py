@@ -6,6 +6,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
 
+from ipu_trainer.errors import UserError
 from ipu_trainer.simulator import enums
 from ipu_trainer.simulator.errors import compiler_error
 from ipu_trainer.simulator.forward.context import context
@@ -28,7 +29,7 @@ class MultiConv:
         """The type to sum in, per convolution or one for all: torch.float or torch.half."""
         types = list(value) if isinstance(value, (list, tuple)) else [value]
         if any(kind not in (torch.float32, torch.float16) for kind in types):
-            raise ValueError("Invalid partials types. Expecting torch.float or torch.half")
+            raise UserError("Invalid partials types. Expecting torch.float or torch.half")
         self._hints["partials types"] = types
         return self
 
@@ -36,7 +37,7 @@ class MultiConv:
         """Spread over tiles, per convolution or one for all."""
         flags = list(value) if isinstance(value, (list, tuple)) else [value]
         if value is not None and any(not isinstance(flag, bool) for flag in flags):
-            raise ValueError("value must be bool or list of bools")
+            raise UserError("value must be bool or list of bools")
         self._hints["dithering"] = None if value is None else flags
         return self
 

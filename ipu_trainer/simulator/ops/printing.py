@@ -8,6 +8,7 @@ from typing import Any, List
 import torch
 
 from ipu_trainer.compat.torch_modules import forward_pre_hooks, own_children
+from ipu_trainer.errors import UserError
 
 
 def module_repr(m: torch.nn.Module) -> str:
@@ -45,7 +46,7 @@ def format_tensor(
     digits counts significant digits, of which one is before the point. Raises ValueError for an unknown float_format.
     """
     if float_format not in ("auto", "fixed", "scientific", "none"):
-        raise ValueError(f"float_format is {float_format!r}; choose auto, fixed, scientific or none")
+        raise UserError(f"float_format is {float_format!r}; choose auto, fixed, scientific or none")
     style = {"auto": "g", "none": "g", "fixed": "f", "scientific": "e"}[float_format]
     places = digits if style == "g" else digits - 1
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ipu_trainer.errors import UserError
 from ipu_trainer.simulator import enums
 from ipu_trainer.simulator.arguments.nested_values import tensors_of, with_tensors
 from ipu_trainer.simulator.errors import createPoptorchError
@@ -80,7 +81,7 @@ def set_available_memory(tensor: torch.Tensor, available_memory_proportion: floa
         f"You may only set available memory for torch.tensor values. {type(tensor)} is not supported.",
     )
     if not 0 < available_memory_proportion <= 1:
-        raise ValueError(f"available_memory_proportion is {available_memory_proportion}; it must be in (0, 1]")
+        raise UserError(f"available_memory_proportion is {available_memory_proportion}; it must be in (0, 1]")
     return tensor
 
 

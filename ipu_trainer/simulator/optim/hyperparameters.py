@@ -14,6 +14,7 @@ from typing import Any, Dict, List, Optional, Tuple, Type
 
 import torch
 
+from ipu_trainer.errors import UserError
 from ipu_trainer.simulator.logs import logger
 from ipu_trainer.simulator.optim import optimizers as optim
 
@@ -158,7 +159,7 @@ def read(optimizer: torch.optim.Optimizer, tracker: AttributeTracker, automatic_
     defaults = {name: _value(optimizer.defaults, name) for name in group_vars}
     groups = tuple({name: _value(group, name) for name in group_vars} for group in optimizer.param_groups)
     if any(group.get("maximize") for group in optimizer.param_groups):
-        raise ValueError("maximize=True: the device's optimizers minimise. Negate the loss instead.")
+        raise UserError("maximize=True: the device's optimizers minimise. Negate the loss instead.")
     loss_scaling = getattr(optimizer, "loss_scaling", 1.0)
     _require_number(loss_scaling, "loss_scaling")
 
@@ -175,7 +176,7 @@ def read(optimizer: torch.optim.Optimizer, tracker: AttributeTracker, automatic_
     constant = [n for n in [*numeric, "loss_scaling"] if _is_constant(n, kind, variable, defaults, loss_scaling)]
     max_grad_norm = getattr(optimizer, "max_grad_norm", math.inf)
     if math.isnan(max_grad_norm):
-        raise ValueError("max_grad_norm must not be NaN")
+        raise UserError("max_grad_norm must not be NaN")
     return HyperParameters(
         kind=kind,
         defaults=defaults,
@@ -237,7 +238,7 @@ def _value(group: Dict[str, Any], name: str) -> Any:
     assert value is not None, f"Mandatory attribute {name} not found in optimizer group"
     if name == "amsgrad":
         if value:
-            raise ValueError("Only non-amsgrad Adam/AdamW optimizers are supported.")
+            raise UserError("Only non-amsgrad Adam/AdamW optimizers are supported.")
     elif name == "betas":
         assert isinstance(value, tuple) and len(value) == 2, f"Expected a pair for betas but got {value} instead"
         for i, beta in enumerate(value):
@@ -256,7 +257,7 @@ def _require_number(value: Any, name: str) -> None:
 def _type(optimizer: torch.optim.Optimizer, name: str) -> torch.dtype:
     dtype = getattr(optimizer, name, torch.float32)
     if dtype not in (torch.float16, torch.float32):
-        raise ValueError(f"{name} must be set to either torch.float16 or torch.float32 not {dtype}")
+        raise UserError(f"{name} must be set to either torch.float16 or torch.float32 not {dtype}")
     return dtype  # type: ignore[no-any-return]  # checked above
 
 

@@ -11,6 +11,7 @@ from typing import Any, Dict, Optional, Tuple
 
 import torch
 
+from ipu_trainer.errors import UserError
 from ipu_trainer.simulator.enums import MeanReductionStrategy, ReductionType
 from ipu_trainer.simulator.errors import createPoptorchError
 from ipu_trainer.simulator.logs import logger
@@ -73,7 +74,7 @@ class OptimizerLink:
         if hyper.accum_type != torch.float16 or combined or not (post and is_mean):
             return
         if self.update is not None:
-            raise ValueError(
+            raise UserError(
                 "The optimizer accumulates in float16 now, for which the mean reduction strategy must be Running, but "
                 "the model is already compiled with Post. Call destroy() on the executor first."
             )

@@ -14,6 +14,7 @@ from typing import Any, Dict, List, Optional
 
 import torch
 
+from ipu_trainer.errors import UserError
 from ipu_trainer.simulator import enums
 from ipu_trainer.simulator.logs import logger
 from ipu_trainer.simulator.options.closed_dictionary import OptionsDict
@@ -123,11 +124,11 @@ class Options(OptionsDict):
         if input_group_type == enums.CommGroupType.NoGrouping:
             input_group_size, input_group_type = 1, enums.CommGroupType.Consecutive
         if input_group_type == enums.CommGroupType.All:
-            raise ValueError("input_group_type cannot be All")
+            raise UserError("input_group_type cannot be All")
         if self.replication_factor < input_group_size:
-            raise ValueError("input_group_size cannot be larger than replication_factor")
+            raise UserError("input_group_size cannot be larger than replication_factor")
         if self.replication_factor % input_group_size != 0:
-            raise ValueError("input_group_size must be a factor of replication_factor")
+            raise UserError("input_group_size must be a factor of replication_factor")
         self.set(input_group_size=input_group_size)
         self.set(input_cgt=input_group_type)
         return self
@@ -355,7 +356,7 @@ class Attribute:
     def __init__(self, **kwargs: Dict[str, Any]) -> None:
         for group, attributes in kwargs.items():
             if not isinstance(attributes, dict):
-                raise ValueError(f"Attribute {group} needs a dictionary of names and values, not {attributes!r}")
+                raise UserError(f"Attribute {group} needs a dictionary of names and values, not {attributes!r}")
         self._kwargs = kwargs
 
     def __enter__(self) -> None:

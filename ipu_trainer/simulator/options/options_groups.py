@@ -9,6 +9,7 @@ from typing import Any, Dict, List, Optional, Set, Union
 
 import torch
 
+from ipu_trainer.errors import UserError
 from ipu_trainer.simulator import enums
 from ipu_trainer.simulator.logs import logger
 from ipu_trainer.simulator.options.closed_dictionary import OptionsDict
@@ -69,7 +70,7 @@ class _JitOptions(OptionsDict):
             "[Deprecated] Do not call options.Jit.traceModel(): False is the only supported value and the default"
         )
         if trace_model:
-            raise ValueError("options.Jit.traceModel(True) is no longer supported")
+            raise UserError("options.Jit.traceModel(True) is no longer supported")
         return self
 
 
@@ -89,7 +90,7 @@ class _PrecisionOptions(OptionsDict):
     def runningStatisticsAlwaysFloat(self, value: bool) -> _PrecisionOptions:
         """Deprecated: running statistics have the type that the model gives them."""
         if not isinstance(value, bool):
-            raise ValueError("runningStatisticsAlwaysFloat needs to be set to a bool")
+            raise UserError("runningStatisticsAlwaysFloat needs to be set to a bool")
         logger.warning(
             "[Deprecated] Do not call options.Precision.runningStatisticsAlwaysFloat(): False is now the only "
             "supported option, and what PyTorch does"
@@ -111,7 +112,7 @@ class _PrecisionOptions(OptionsDict):
         """The type of partial sums of matrix products: torch.float or torch.half."""
         names = {torch.float32: "float", torch.float16: "half"}
         if dtype not in names:
-            raise ValueError("parameter to setPartialsType should be either torch.float or torch.half")
+            raise UserError("parameter to setPartialsType should be either torch.float or torch.half")
         self._popart_options.set("partialsTypeMatMuls", names[dtype])
         self._popart_options.set("convolutionOptions", {"partialsType": names[dtype]})
         return self
@@ -135,7 +136,7 @@ class _TrainingOptions(OptionsDict):
         """Mean or Sum over the micro-batches of all replicas."""
         supported = (enums.ReductionType.Mean, enums.ReductionType.Sum)
         if not isinstance(reduction_type, enums.ReductionType) or reduction_type not in supported:
-            raise ValueError(
+            raise UserError(
                 "accumulationAndReplicationReductionType must be set to poptorch.ReductionType.Mean or "
                 "poptorch.ReductionType.Sum"
             )

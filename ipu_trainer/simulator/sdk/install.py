@@ -17,6 +17,7 @@ import sys
 import types
 from typing import Any, Callable, Dict, Iterator, List, Sequence
 
+from ipu_trainer.errors import MissingFileError
 from ipu_trainer.simulator.sdk import optimum_extensions
 
 VERSION = "3.4.0"
@@ -176,7 +177,7 @@ def run_script(path: str, arguments: Sequence[str] = ()) -> Dict[str, Any]:
     Raises FileNotFoundError for a path that is no file.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path} is not a file; give the Python script to simulate")
+        raise MissingFileError(f"{path} is not a file; give the Python script to simulate")
     folder = os.path.dirname(os.path.abspath(path))
     return _as_main([path, *arguments], folder, lambda: runpy.run_path(path, run_name="__main__"))
 

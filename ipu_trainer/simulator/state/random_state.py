@@ -12,6 +12,7 @@ from typing import Any, Dict, Iterator, List, Optional
 
 import torch
 
+from ipu_trainer.errors import UserError
 from ipu_trainer.simulator.logs import logger
 
 
@@ -73,7 +74,7 @@ class DeviceRandom:
             return
         expected = [s.numel() for s in self._states()]
         if [s.numel() for s in states] != expected:
-            raise ValueError(
+            raise UserError(
                 f"rng_state has generators of {[s.numel() for s in states]} bytes, this device has {expected}: it was "
                 "read on another kind of device. Pass [seed] to restart them."
             )

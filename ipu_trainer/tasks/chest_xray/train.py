@@ -33,8 +33,8 @@ from ipu_trainer.training.arguments import IPUTrainingArguments
 
 
 @dataclasses.dataclass
-class Job:
-    """A run before it has a model, as recipe.Job says: flags are checked, the prepared data are open."""
+class ChestXrayRun:
+    """A run before it has a model, as recipe.TaskRun says: flags are checked, the prepared data are open."""
 
     recipe: ChestXrayArguments
     args: IPUTrainingArguments
@@ -122,8 +122,8 @@ class Job:
         return {"mean_auroc_14": metric.mean_auroc(prediction.label_ids, probability, self.data.findings)}
 
 
-def prepare(flags: Sequence[str]) -> Job:
-    """Flags of `ipu-trainer train chest-xray` to a Job. Raises UserError for what does not go together."""
+def prepare(flags: Sequence[str]) -> ChestXrayRun:
+    """Flags of `ipu-trainer train chest-xray` to a ChestXrayRun. Raises UserError for what does not go together."""
     recipe, args = parse_arguments(flags)
     read_config(recipe.model)
     data = load_prepared(recipe.data)
@@ -153,4 +153,4 @@ def prepare(flags: Sequence[str]) -> Job:
         normalisation=dataclasses.asdict(normalisation),
     )
     report = write_report if recipe.report else None
-    return Job(recipe, args, data, config, normalisation, loss, settings, train_set, validation_set, report)
+    return ChestXrayRun(recipe, args, data, config, normalisation, loss, settings, train_set, validation_set, report)

@@ -62,7 +62,7 @@ def is_masked(config: Any, objective: str) -> bool:
 
 
 def check_architecture(model: str, config: Any, masked: bool) -> None:
-    """Raises ValueError for a model_type without a language model of this objective."""
+    """Raises UserError for a model_type without a language model of this objective."""
     mapping = MODEL_FOR_MASKED_LM_MAPPING if masked else MODEL_FOR_CAUSAL_LM_MAPPING
     check_task(model, config, mapping, f"{'masked' if masked else 'causal'} language modelling")
 
@@ -72,7 +72,7 @@ def build_model(model: str, choice: ModelChoice, tokenizer: Any, sequence_length
     From scratch its vocabulary is len(tokenizer), with the tokenizer's bos, eos and pad ids; a vocab_size of overrides, which
     the configuration has already, counts instead.
 
-    Raises ValueError where the tokenizer has more tokens than the model, rows are longer than its positions, or weights are
+    Raises UserError where the tokenizer has more tokens than the model, rows are longer than its positions, or weights are
     missing.
     """
     config = copy.deepcopy(choice.config)
@@ -87,7 +87,7 @@ def build_model(model: str, choice: ModelChoice, tokenizer: Any, sequence_length
 
 
 def load_model(model: str, masked: bool) -> Any:
-    """The model with its weights, float32. Raises ValueError where tensors are missing but for a new head."""
+    """The model with its weights, float32. Raises UserError where tensors are missing but for a new head."""
     auto = AutoModelForMaskedLM if masked else AutoModelForCausalLM
     return load_pretrained(auto, model, "Give another --model, or add --from_scratch true.")[0]
 

@@ -48,7 +48,7 @@ def read_stream(path: Path) -> np.ndarray:
 
 def row_starts(num_tokens: int, row: int, overlap: int) -> np.ndarray:
     """Where rows of `row` tokens begin so that they cover all tokens: steps of row - overlap, the last row moved back to
-    end with the stream instead of being padded. Raises ValueError for a stream shorter than one row.
+    end with the stream instead of being padded. Raises UserError for a stream shorter than one row.
     """
     if num_tokens < row:
         raise UserError(

@@ -42,8 +42,8 @@ from ipu_trainer.training.trainer import IPUTrainer
 
 
 @dataclasses.dataclass
-class Job:
-    """A run before it has a model, as recipe.Job says: flags are checked, the corpus is read."""
+class LanguageModelingRun:
+    """A run before it has a model, as recipe.TaskRun says: flags are checked, the corpus is read."""
 
     recipe: LanguageModelingArguments
     args: IPUTrainingArguments
@@ -139,8 +139,8 @@ class Job:
         return model_card(record, "fill-mask" if self.masked else "text-generation", data, self.table(metrics))
 
 
-def prepare(flags: Sequence[str]) -> Job:
-    """Flags of `ipu-trainer train language-modeling` to a Job. Raises UserError for what does not go together."""
+def prepare(flags: Sequence[str]) -> LanguageModelingRun:
+    """Flags of `ipu-trainer train language-modeling` to a LanguageModelingRun. Raises UserError for what does not go together."""
     recipe, args = parse_arguments(flags)
     choice = choose_model(recipe, SIZES, NO_DROPOUT)
     masked = is_masked(choice.config, recipe.objective)
@@ -158,7 +158,9 @@ def prepare(flags: Sequence[str]) -> Job:
         "language-modeling", recipe, args, config, masked=masked, sequence_length=length, data=corpus.about
     )
     baseline, _ = unigram_perplexity(corpus.train, corpus.validation, len(corpus.tokenizer))
-    return Job(recipe, args, choice, masked, config, corpus, length, settings, baseline, (length,), loaded)
+    return LanguageModelingRun(
+        recipe, args, choice, masked, config, corpus, length, settings, baseline, (length,), loaded
+    )
 
 
 def _default_length(model: str, config: Any) -> int:

@@ -16,7 +16,7 @@ _ALWAYS_THERE = ("loss", "runtime", "samples_per_second", "steps_per_second")
 
 
 def check_metric(flag: str, name: Any, metrics: Collection[str]) -> None:
-    """Raise ValueError if name, with or without eval_, is no metric of the recipe. None is none."""
+    """Raise UserError if name, with or without eval_, is no metric of the recipe. None is none."""
     known = [*metrics, *_ALWAYS_THERE]
     if name is None or name in known or (name.startswith("eval_") and name[len("eval_") :] in known):
         return

@@ -215,7 +215,7 @@ RANGES: Dict[str, Tuple[float, float]] = {
 
 
 def check_flags(task: str, values: Mapping[str, Any], defaults: Mapping[str, Any], given: Collection[str]) -> None:
-    """Raise ValueError for a flag that the task does not read as it is, or a number outside of its range.
+    """Raise UserError for a flag that the task does not read as it is, or a number outside of its range.
 
     values: all flags; defaults: the task's; given: the names of those that were written.
     """

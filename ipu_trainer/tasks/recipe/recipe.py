@@ -3,7 +3,7 @@
     train    resume or restore -> header -> run.json -> train -> evaluate -> results, curves, model card, report -> run.json
     search   a trainer that makes a model for each trial
 
-A task's Job holds its data and makes its model and trainer; whatever is the same for all tasks is here.
+A task's TaskRun holds its data and makes its model and trainer; whatever is the same for all tasks is here.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Results(NamedTuple):
     record: Mapping[str, Any] = {}
 
 
-class Job(Protocol):
+class TaskRun(Protocol):
     """One run of a task, before it has a model: flags are checked and data are read.
 
     settings: what run.json says of it (run_record.run_settings). metrics: names that compute_metrics returns. objective: what
@@ -89,12 +89,12 @@ class Job(Protocol):
         """README.md."""
 
 
-def recipe_task(prepare: Callable[[Sequence[str]], Job], **more: Any) -> Task:
-    """A Task whose training and search are this recipe. prepare: flags to a Job; more: for Task."""
+def recipe_task(prepare: Callable[[Sequence[str]], TaskRun], **more: Any) -> Task:
+    """A Task whose training and search are this recipe. prepare: flags to a TaskRun; more: for Task."""
     return Task(lambda flags: run(prepare(flags)), lambda flags: search_task(prepare(flags)), **more)
 
 
-def run(job: Job) -> None:
+def run(job: TaskRun) -> None:
     """Train, and print the results."""
     metrics = train(job)
     if metrics:
@@ -104,7 +104,7 @@ def run(job: Job) -> None:
             print(f"to read: {Path(output) / REPORT_FILE}")
 
 
-def train(job: Job) -> Dict[str, Any]:
+def train(job: TaskRun) -> Dict[str, Any]:
     """The recipe; returns what metrics.json holds, or nothing on other processes than the first.
 
     Raises UserError, before training, for input that cannot work.
@@ -139,14 +139,14 @@ def train(job: Job) -> Dict[str, Any]:
     return results.metrics
 
 
-def search_task(job: Job) -> SearchTask:
+def search_task(job: TaskRun) -> SearchTask:
     """What a search varies: the job's trainer, which makes a model for each trial."""
     trainer = _checked_trainer(job, model_init=lambda: seeded_model(job))
     check = feasibility_check(trainer, *job.sample_shape)
     return SearchTask(trainer, *job.objective, _lines(job.describe()), job.settings, check, job.metrics)
 
 
-def seeded_model(job: Job) -> Any:
+def seeded_model(job: TaskRun) -> Any:
     """The job's model, drawn by its seed."""
     transformers.set_seed(job.args.seed)
     model = job.new_model()
@@ -154,7 +154,7 @@ def seeded_model(job: Job) -> Any:
     return model
 
 
-def _checked_trainer(job: Job, **model: Any) -> Any:
+def _checked_trainer(job: TaskRun, **model: Any) -> Any:
     with user_input():  # what stock Trainer refuses are arguments
         trainer = job.trainer(**model)
     check_metric("metric_for_best_model", job.args.metric_for_best_model, job.metrics)
@@ -162,7 +162,7 @@ def _checked_trainer(job: Job, **model: Any) -> Any:
     return trainer
 
 
-def _new_record(job: Job, trainer: Any) -> Dict[str, Any]:
+def _new_record(job: TaskRun, trainer: Any) -> Dict[str, Any]:
     backend = trainer.backend
     return {
         "status": RUNNING,
@@ -175,7 +175,7 @@ def _new_record(job: Job, trainer: Any) -> Dict[str, Any]:
     }
 
 
-def _header(job: Job, trainer: Any, record: Mapping[str, Any]) -> str:
+def _header(job: TaskRun, trainer: Any, record: Mapping[str, Any]) -> str:
     args, backend, precision = job.args, trainer.backend, record["precision"]
     where = backend.device if backend.has_executors else args.device
     rows = [

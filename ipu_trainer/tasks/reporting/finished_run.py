@@ -30,13 +30,13 @@ class Run:
 
 
 def load_run(folder: Path) -> Run:
-    """Raises ValueError if the folder holds no finished run or its files are damaged."""
+    """Raises UserError if the folder holds no finished run or its files are damaged."""
     record = read_run(folder)
     return Run(Path(folder), record, read_json(Path(folder) / METRICS_FILE), read_history(folder))
 
 
 def task_of(folder: Path) -> str:
-    """The task of a run, or of the run that an evaluation belongs to. Raises ValueError for any other folder."""
+    """The task of a run, or of the run that an evaluation belongs to. Raises UserError for any other folder."""
     folder = Path(folder)
     if (folder / RUN_FILE).is_file() or not (folder / METRICS_FILE).is_file():
         return str(read_run(folder)["task"])

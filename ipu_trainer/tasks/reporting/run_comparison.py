@@ -41,7 +41,7 @@ def comparison_page(
 
 
 def check_runs(tasks: Sequence[str]) -> None:
-    """Raises ValueError unless there are 2 to MOST_RUNS runs, all of one task."""
+    """Raises UserError unless there are 2 to MOST_RUNS runs, all of one task."""
     if not 2 <= len(tasks) <= MOST_RUNS:
         raise UserError(f"{len(tasks)} runs cannot be compared side by side. Give 2 to {MOST_RUNS}.")
     if len(set(tasks)) > 1:

@@ -166,7 +166,7 @@ def _default_space(args: Any) -> List[Range]:
 
 
 def _check_space(space: Sequence[Range], trainer: Any) -> None:
-    """Raises ValueError for names that trials may not differ in, and micro-batches that never make up the global batch."""
+    """Raises UserError for names that trials may not differ in, and micro-batches that never make up the global batch."""
     fields = {item.name for item in dataclasses.fields(trainer.args)}
     for item in space:
         if item.name in ("output_dir", "backend") or (item.name not in fields and item.name not in GEOMETRY):

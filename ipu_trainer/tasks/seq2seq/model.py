@@ -50,7 +50,7 @@ def build_model(model: str, choice: ModelChoice, tokenizer: Any, lengths: Sequen
     From scratch its vocabulary is len(tokenizer), with the tokenizer's ids; values of overrides, which the configuration has
     already, count instead.
 
-    lengths: tokens of sources and targets. Raises ValueError for a tokenizer with more tokens than the vocabulary has, lengths
+    lengths: tokens of sources and targets. Raises UserError for a tokenizer with more tokens than the vocabulary has, lengths
     beyond the model's positions, or weights that are missing.
     """
     config = copy.deepcopy(choice.config)
@@ -68,7 +68,7 @@ def build_model(model: str, choice: ModelChoice, tokenizer: Any, lengths: Sequen
 
 
 def load_model(model: str) -> Any:
-    """The model with its weights, float32. Raises ValueError where tensors are missing but for a new head."""
+    """The model with its weights, float32. Raises UserError where tensors are missing but for a new head."""
     return load_pretrained(AutoModelForSeq2SeqLM, model, "Give another --model, or add --from_scratch true.")[0]
 
 

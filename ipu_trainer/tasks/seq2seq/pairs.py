@@ -38,7 +38,7 @@ class Pair(Grouped):
 def read_pairs(path: Path) -> Iterator[Pair]:
     """Pairs of a .jsonl file: {"source": ..., "target": ...} a line, with "group" where lines belong together.
 
-    Raises ValueError with the line that is not such an object, and for a file without any.
+    Raises UserError with the line that is not such an object, and for a file without any.
     """
     path = Path(path)
     if not path.is_file():

@@ -40,8 +40,8 @@ from ipu_trainer.training.seq2seq import IPUSeq2SeqTrainer, IPUSeq2SeqTrainingAr
 
 
 @dataclasses.dataclass
-class Job:
-    """A run before it has a model, as recipe.Job says: flags are checked, pairs are read and tokenized."""
+class Seq2SeqRun:
+    """A run before it has a model, as recipe.TaskRun says: flags are checked, pairs are read and tokenized."""
 
     recipe: Seq2SeqArguments
     args: IPUSeq2SeqTrainingArguments
@@ -136,8 +136,8 @@ class Job:
         return model_card(record, "text2text-generation", f"{record['data']['pairs']:,} pairs", self.table(metrics))
 
 
-def prepare(flags: Sequence[str]) -> Job:
-    """Flags of `ipu-trainer train seq2seq` to a Job. Raises UserError for what does not go together."""
+def prepare(flags: Sequence[str]) -> Seq2SeqRun:
+    """Flags of `ipu-trainer train seq2seq` to a Seq2SeqRun. Raises UserError for what does not go together."""
     recipe, args = parse_arguments(flags)
     choice = choose_model(recipe, SIZES, NO_DROPOUT)
     check_encoder_decoder(recipe.model, choice.config)
@@ -165,7 +165,7 @@ def prepare(flags: Sequence[str]) -> Job:
     )
     metrics = ("bleu", "chrf", "exact_match", "generated_tokens") if args.predict_with_generate else ()
     data_sets = (train_set, validation_set, validation_pairs)
-    return Job(recipe, args, choice, config, tokenizer, *data_sets, settings, baseline, metrics, lengths, loaded)
+    return Seq2SeqRun(recipe, args, choice, config, tokenizer, *data_sets, settings, baseline, metrics, lengths, loaded)
 
 
 def split_pairs(recipe: Seq2SeqArguments, seed: int) -> Tuple[List[Pair], List[Pair]]:

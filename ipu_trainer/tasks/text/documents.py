@@ -41,7 +41,7 @@ def read_folder(path: Path) -> Iterator[Document]:
     """Documents of a file or of a folder and what is below it: .txt, .md, .py whole, .jsonl a document a line ("text").
 
     The group is the first folder below `path`, or the file itself; a .jsonl line may name its own in "group". Hidden files
-    are left out, and links that leave the folder. Raises ValueError if there is nothing to read, or a line is not such an object.
+    are left out, and links that leave the folder. Raises UserError if there is nothing to read, or a line is not such an object.
     """
     path = Path(path)
     if not path.exists():
@@ -130,7 +130,7 @@ def split_by_group(documents: Sequence[T], validation_fraction: float, seed: int
     """(training, validation): whole groups go to validation until it has about that share of the characters.
 
     Groups come in the order of a hash of (seed, name); one that would make validation larger than twice its share is
-    passed over, while others are left. Raises ValueError where no group can be set aside.
+    passed over, while others are left. Raises UserError where no group can be set aside.
     """
     if not 0.0 < validation_fraction < 1.0:
         raise UserError(f"validation_fraction {validation_fraction} must be above 0 and below 1.")

@@ -78,7 +78,7 @@ def find_config(model: str, sizes: Sizes, no_dropout: Mapping[str, Mapping[str, 
 
 
 def check_task(model: str, config: Any, mapping: Any, task: str) -> None:
-    """Raises ValueError for an architecture without a model for the task; mapping: configuration classes to models."""
+    """Raises UserError for an architecture without a model for the task; mapping: configuration classes to models."""
     if type(config) not in mapping:
         raise UserError(
             f"{model} holds a model of model_type {config.model_type}, which has no head for {task}. Give a model that has."
@@ -88,7 +88,7 @@ def check_task(model: str, config: Any, mapping: Any, task: str) -> None:
 def random_model(auto: Any, config: Any, overrides: Mapping[str, Any]) -> Any:
     """A model with random weights: float32, whatever type the configuration was saved with, unless overrides name one.
 
-    Raises ValueError for a dtype (torch_dtype) of overrides that is no type of floating-point numbers.
+    Raises UserError for a dtype (torch_dtype) of overrides that is no type of floating-point numbers.
     """
     asked = str(overrides.get("dtype", overrides.get("torch_dtype", "float32")))
     dtype = getattr(torch, asked, None)

@@ -32,7 +32,7 @@ _FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentence
 def train_tokenizer(texts: Iterable[str], vocab_size: int, tokenizer_class: str) -> Any:
     """A byte-level BPE of at most vocab_size tokens, with the special tokens of tokenizer_class.
 
-    Any text can be written in it. Raises ValueError for a vocabulary that does not hold the 256 bytes.
+    Any text can be written in it. Raises UserError for a vocabulary that does not hold the 256 bytes.
     """
     from tokenizers import ByteLevelBPETokenizer
 

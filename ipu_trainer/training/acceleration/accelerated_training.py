@@ -8,6 +8,7 @@ from typing import Any, Iterator
 from torch import nn
 from transformers.utils import logging
 
+from ipu_trainer.errors import UserError
 from ipu_trainer.training.acceleration.bfloat16_residual import bfloat16_residual_stream
 from ipu_trainer.training.acceleration.choices import choose_compile, choose_fused_kernels, fused_kernels_package
 from ipu_trainer.training.acceleration.compiled_layers import compiled_layers
@@ -21,7 +22,7 @@ logger = logging.get_logger(__name__)
 def accelerated(model: nn.Module, args: Any) -> Iterator[None]:
     """Inside the block `model` has the compiled layers, fused kernels and bfloat16 residual stream that `args` choose.
 
-    Raises ValueError for an acceleration that `args` ask for and the model has no layers for.
+    Raises UserError for an acceleration that `args` ask for and the model has no layers for.
     """
     requested = getattr(args, "compile", "off")
     choice = choose_compile(requested, args.device.type, args.n_gpu)
@@ -47,7 +48,7 @@ def _fused_layers(model: nn.Module, args: Any) -> Iterator[None]:
         if choice.name == "on":
             count = stack.enter_context(fused_kernels_package().fused_layers(model))
         if requested == "on" and not count:
-            raise ValueError(
+            raise UserError(
                 f"gpu_kernels=on: {type(model).__name__} has no layers that the fused kernels are for (those of ViT, DeiT, "
                 "ViTMAE and ViTMSN in transformers 5). Leave it at auto."
             )

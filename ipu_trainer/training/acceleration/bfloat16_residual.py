@@ -12,6 +12,7 @@ from typing import Any, Dict, Iterator, Tuple
 import torch
 from torch import nn
 
+from ipu_trainer.errors import UserError
 from ipu_trainer.training.layers import layer_stacks
 
 
@@ -19,11 +20,11 @@ from ipu_trainer.training.layers import layer_stacks
 def bfloat16_residual_stream(model: nn.Module) -> Iterator[int]:
     """Inside the block, while training under autocast, the first layer of each stack reads bfloat16; yields how many stacks.
 
-    Evaluation is not affected. Raises ValueError for a model without repeated layers.
+    Evaluation is not affected. Raises UserError for a model without repeated layers.
     """
     firsts = [layers[0] for _, layers in layer_stacks(model)]
     if not firsts:
-        raise ValueError(
+        raise UserError(
             f"bf16_residual: {type(model).__name__} has no repeated layers (a ModuleList of one class). Leave it off."
         )
     handles = [layer.register_forward_pre_hook(_hidden_in_bfloat16, with_kwargs=True) for layer in firsts]

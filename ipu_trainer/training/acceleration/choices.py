@@ -34,7 +34,7 @@ def fused_kernels_package() -> Any:
 
 
 def choose_compile(requested: str, device_type: str, num_gpus: int = 1) -> Choice:
-    """ "layers", "model" or "off" for `--compile requested`. Raises ValueError for layers where they cannot be compiled."""
+    """ "layers", "model" or "off" for `--compile requested`. Raises UserError for layers where they cannot be compiled."""
     if requested not in COMPILES:
         raise UserError(f"compile {requested!r} is not one of {', '.join(COMPILES)}.")
     if requested in ("model", "off"):
@@ -58,7 +58,7 @@ def choose_compile(requested: str, device_type: str, num_gpus: int = 1) -> Choic
 def choose_fused_kernels(requested: str, args: Any) -> Choice:
     """ "on" or "off" for `--gpu_kernels requested` with these training arguments.
 
-    Raises ValueError for "on" where the kernels cannot be used.
+    Raises UserError for "on" where the kernels cannot be used.
     """
     if requested not in KERNELS:
         raise UserError(f"gpu_kernels {requested!r} is not one of {', '.join(KERNELS)}.")

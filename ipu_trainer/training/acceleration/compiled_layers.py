@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from ipu_trainer.compat.torch_acceleration import compiled_call, recompile_limit, set_compiled_call
+from ipu_trainer.errors import UserError
 from ipu_trainer.training.acceleration.padded_lm_head import padded_lm_head
 from ipu_trainer.training.finetuning.stochastic_depth import (
     apply_drop_path,
@@ -46,7 +47,7 @@ def compiled_layers(model: nn.Module, required: bool, backend: str = "inductor")
     """
     layers = [layer for _, stack in layer_stacks(model) for layer in stack]
     if required and not layers:
-        raise ValueError(
+        raise UserError(
             f"{type(model).__name__} has no repeated layers (a ModuleList of one class) to compile. Use --compile model "
             "or off."
         )

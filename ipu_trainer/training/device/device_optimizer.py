@@ -9,6 +9,8 @@ import torch
 from transformers.utils import logging
 
 from ipu_trainer.compat import transformers_versions as compat
+from ipu_trainer.compat.torch_modules import note_step
+from ipu_trainer.errors import UserError
 
 logger = logging.get_logger(__name__)
 
@@ -27,7 +29,7 @@ _UNKNOWN_TO_THE_DEVICE = ("amsgrad", "maximize")
 class DeviceOptimizer(torch.optim.Optimizer):
     """Groups and learning rates are `host`'s, which schedulers go on changing; step() and zero_grad() do nothing.
 
-    Its state is the device's. Raises ValueError for an optimizer that no device has, or that cannot clip there.
+    Its state is the device's. Raises UserError for an optimizer that no device has, or that cannot clip there.
     """
 
     # accelerate leaves it as it is, and asks whether a step was skipped.
@@ -101,8 +103,7 @@ class DeviceOptimizer(torch.optim.Optimizer):
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """The device has made the update already. Schedulers that were made with `host` want to see it step."""
-        self.host.__dict__["_opt_called"] = True
-        self.host.__dict__["_step_count"] = self.host.__dict__.get("_step_count", 0) + 1
+        note_step(self.host)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Gradients are on the device alone."""
@@ -114,14 +115,14 @@ class DeviceOptimizer(torch.optim.Optimizer):
         return {"device": state, "rng_state": self.run.rng_state, "param_groups": groups}
 
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
-        """Take up such a state. Raises ValueError for one that was written by a run on the host."""
+        """Take up such a state. Raises UserError for one that was written by a run on the host."""
         if "device" not in state_dict:
-            raise ValueError(
+            raise UserError(
                 "this checkpoint's optimizer state was written on the host, and a device keeps it in another form. "
                 "Resume with --backend host, or start from its weights: --model CHECKPOINT."
             )
         if len(state_dict["param_groups"]) != len(self.host.param_groups):
-            raise ValueError(
+            raise UserError(
                 f"this checkpoint has {len(state_dict['param_groups'])} parameter groups and the optimizer "
                 f"{len(self.host.param_groups)}. Resume with the settings that it was trained with."
             )
@@ -162,10 +163,10 @@ class DeviceOptimizer(torch.optim.Optimizer):
 
 
 def counterpart(optimizer: torch.optim.Optimizer) -> str:
-    """The name in poptorch.optim of what makes the same updates. Raises ValueError if there is none."""
+    """The name in poptorch.optim of what makes the same updates. Raises UserError if there is none."""
     base = next((cls.__name__ for cls in type(optimizer).__mro__ if cls.__name__ in COUNTERPARTS), None)
     if base is None or type(optimizer).__name__ not in COUNTERPARTS:
-        raise ValueError(
+        raise UserError(
             f"optimizer {type(optimizer).__name__} has no counterpart on a device, whose optimizers are "
             f"{', '.join(COUNTERPARTS)} and LAMB. Use --optim adamw_torch or --optim sgd, or pass one of poptorch.optim in "
             "optimizers=."
@@ -177,16 +178,16 @@ def counterpart(optimizer: torch.optim.Optimizer) -> str:
         )
     for name in _UNKNOWN_TO_THE_DEVICE:
         if any(group.get(name) for group in optimizer.param_groups):
-            raise ValueError(f"{name}=True of {base} has no counterpart on a device. Leave it out.")
+            raise UserError(f"{name}=True of {base} has no counterpart on a device. Leave it out.")
     return base
 
 
 def check_clipping(kind: str, max_grad_norm: float, brought: bool) -> None:
-    """Raise ValueError where gradients should be clipped and the device's optimizer cannot."""
+    """Raise UserError where gradients should be clipped and the device's optimizer cannot."""
     if brought or not max_grad_norm or max_grad_norm <= 0:
         return
     if kind in _DEVICE_LOSES_CLIPPING:
-        raise ValueError(
+        raise UserError(
             f"max_grad_norm {max_grad_norm} cannot be honoured: {kind} does not clip gradients on a device. Use "
             "--max_grad_norm 0, or AdamW, Adam or SGD."
         )

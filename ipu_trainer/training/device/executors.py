@@ -19,6 +19,7 @@ from ipu_trainer.backends import Backend
 from ipu_trainer.backends.poptorch_options import make_options
 from ipu_trainer.config.batching import BatchGeometry
 from ipu_trainer.config.ipu_config import IPUConfig
+from ipu_trainer.errors import UserError
 from ipu_trainer.pipelining import pipelined
 from ipu_trainer.pipelining.plan import check_depth
 from ipu_trainer.training.device.device_optimizer import DeviceOptimizer
@@ -43,7 +44,7 @@ class DeviceModel(nn.Module):
 
     def forward(self, **inputs: Any) -> Any:
         if self.is_for_training:
-            raise ValueError(
+            raise UserError(
                 "training_step called the model, but on a device forward, backward and the weight update are one call. "
                 "Override compute_loss, which runs on the device, or call super().training_step()."
             )
@@ -284,7 +285,7 @@ class DeviceRun:
         expected = self.geometry.samples_per_host_step
         for name, tensor in tensors(given):
             if tensor.dim() and tensor.shape[0] != expected:
-                raise ValueError(
+                raise UserError(
                     f"{name} of a training batch holds {tensor.shape[0]} samples, but a host step takes {expected} "
                     f"({self.geometry.describe()}). Let get_train_dataloader return batches of {expected} and drop the rest."
                 )

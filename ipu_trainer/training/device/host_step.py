@@ -115,7 +115,7 @@ def usable_samples(samples: int, geometry: BatchGeometry) -> int:
 def epoch_warnings(num_samples: int, geometry: BatchGeometry, fills_up: bool) -> List[str]:
     """What a user should know of an epoch whose samples are not whole host steps.
 
-    Raises ValueError where it has no host step at all.
+    Raises UserError where it has no host step at all.
     """
     plan, step = geometry.epoch(num_samples, "pad" if fills_up else "drop"), geometry.samples_per_host_step
     left_out = num_samples % step - usable_samples(num_samples % step, geometry) if fills_up else plan.samples_dropped

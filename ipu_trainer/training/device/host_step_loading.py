@@ -8,6 +8,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from transformers.utils import logging
 
 from ipu_trainer.config.batching import BatchGeometry, EpochPlan
+from ipu_trainer.errors import UserError
 from ipu_trainer.training.batches import num_model_copies
 from ipu_trainer.training.device.host_step import epoch_warnings
 from ipu_trainer.training.execution import Execution, Stock, changed
@@ -60,7 +61,7 @@ class WholeHostStepLoading(Execution):
         return None if is_empty else geometry.epoch(len(dataset), "pad" if self.fills_up else "drop")
 
     def warn_of_incomplete_host_steps(self, geometry: BatchGeometry) -> None:
-        """Log which samples are left out, unless a subclass has its own loader. Raises ValueError where no host step is whole."""
+        """Log which samples are left out, unless a subclass has its own loader. Raises UserError where no host step is whole."""
         dataset = self.trainer.train_dataset
         if self.trainer.has_stock_train_loader and hasattr(dataset, "__len__"):
             for warning in epoch_warnings(len(dataset), geometry, self.fills_up):
@@ -71,7 +72,7 @@ class WholeHostSteps(IterableDataset):  # type: ignore[type-arg]
     """The samples of a stream, as many as make whole host steps. Every other attribute is the stream's own.
 
     Holds back one host step of samples. With loading processes each of them has its own steps and leaves out its own rest.
-    Raises ValueError at the end of a data set that does not fill one host step.
+    Raises UserError at the end of a data set that does not fill one host step.
     """
 
     def __init__(self, dataset: Any, samples_per_host_step: int) -> None:
@@ -88,7 +89,7 @@ class WholeHostSteps(IterableDataset):  # type: ignore[type-arg]
                 yield from waiting
                 waiting = []
         if num_steps == 0 and get_worker_info() is None:
-            raise ValueError(
+            raise UserError(
                 f"the data set ended after {len(waiting)} samples, but a host step takes {self.samples_per_host_step}. "
                 "Use a smaller micro-batch, accumulation, replication or device_iterations, or more data."
             )

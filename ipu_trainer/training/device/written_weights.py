@@ -13,6 +13,9 @@ from typing import Any, Callable, Dict, List, Tuple
 import torch
 from torch import nn
 
+from ipu_trainer.compat.torch_tensors import num_writes
+from ipu_trainer.errors import UserError
+
 
 class FetchedWeights:
     """What the executor last brought to the host of the module that it runs."""
@@ -35,22 +38,22 @@ class FetchedWeights:
 
     def _versions_apart(self) -> List[Tuple[int, int]]:
         """Of the weights that a twin trains instead, how often they were written."""
-        return [(tensor._version, tensor.data_ptr()) for tensor in self._apart.values()]
+        return [(num_writes(tensor), tensor.data_ptr()) for tensor in self._apart.values()]
 
     def forget(self) -> None:
         """A step has run: the device has newer weights, and what was written before it is in them."""
         self._fetched = {}
 
     def written(self) -> List[str]:
-        """Names of what was written since. Raises ValueError where another tensor was put in the place of one."""
+        """Names of what was written since. Raises UserError where another tensor was put in the place of one."""
         if self._versions_apart() != self._versions:
-            raise ValueError(
+            raise UserError(
                 "weights of the model were written, but its twin of optimum-graphcore's class trains on the device and would not "
                 "see them. Use pipelining='generic', where what a callback writes is sent."
             )
         replaced = [name for name, held in _held(self._module).items() if self._held.get(name) != held]
         if replaced:
-            raise ValueError(
+            raise UserError(
                 f"{replaced[0]} is another tensor than the one that the device has. Write into it instead: with torch.no_grad(): "
                 "tensor.copy_(values)."
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Mapping
 
 from ipu_trainer.compat.stock_trainer import StockTrainer
+from ipu_trainer.errors import UserError
 from ipu_trainer.training.finetuning.layerwise_learning_rates import groups_by_depth
 from ipu_trainer.training.finetuning.named_optimizer import apply_settings
 from ipu_trainer.training.finetuning.stochastic_depth import add_drop_path
@@ -16,11 +17,11 @@ class FineTuning(StockTrainer):
     optimizer_settings: Mapping[str, Any] = {}
 
     def set_up_fine_tuning(self) -> None:
-        """After Trainer's own __init__. Raises ValueError for an optimizer= whose groups are not this trainer's."""
+        """After Trainer's own __init__. Raises UserError for an optimizer= whose groups are not this trainer's."""
         if self.model_init is None:
             add_drop_path(self.model, getattr(self.args, "drop_path", 0.0))
         if self.optimizer is not None and self._scales_by_depth():
-            raise ValueError(
+            raise UserError(
                 "layer_decay and head_learning_rate_factor divide the parameter groups that this trainer makes, but "
                 "optimizers= brings its own. Leave them at 1, or give optimizer_cls_and_kwargs= instead."
             )

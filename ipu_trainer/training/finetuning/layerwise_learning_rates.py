@@ -9,6 +9,7 @@ from typing import Any, Dict, List, Mapping, Sequence
 
 from torch import nn
 
+from ipu_trainer.errors import UserError
 from ipu_trainer.training.layers import head_parameters, parameter_depths
 
 
@@ -19,7 +20,7 @@ def groups_by_depth(
 
     A parameter at depth d of D gets its group's learning rate x layer_decay^(D - d); the head's is multiplied by
     head_factor instead. Everything else of a group (weight decay, betas, ...) stays.
-    Raises ValueError if the model has no layers to go by, or no head.
+    Raises UserError if the model has no layers to go by, or no head.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     if layer_decay == 1.0:
@@ -28,7 +29,7 @@ def groups_by_depth(
         depths, deepest = parameter_depths(model)
     head = set(head_parameters(model))
     if head_factor != 1.0 and not head:
-        raise ValueError(
+        raise UserError(
             f"head_learning_rate_factor {head_factor} needs a model with a head, but {type(model).__name__} has no "
             "parameters outside its base model. Use 1."
         )

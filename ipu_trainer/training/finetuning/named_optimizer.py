@@ -10,6 +10,8 @@ import torch
 from transformers import Trainer
 from transformers.training_args import OptimizerNames
 
+from ipu_trainer.errors import UserError
+
 # Settings of a torch optimizer -> the arguments that Trainer reads them from.
 _ARGUMENTS = {"lr": "learning_rate", "weight_decay": "weight_decay", "eps": "adam_epsilon"}
 
@@ -22,16 +24,16 @@ def is_named(optimizers: Any) -> bool:
 def with_named_optimizer(args: Any, optimizers: Tuple[str, Mapping[str, Any]]) -> Tuple[Any, Dict[str, Any]]:
     """(a copy of args that makes this optimizer, the settings that arguments cannot say, by name).
 
-    Raises ValueError for a name that `optim` does not have, or a setting that the optimizer does not take.
+    Raises UserError for a name that `optim` does not have, or a setting that the optimizer does not take.
     """
     name, settings = optimizers
     known = [str(item.value) for item in OptimizerNames]
     if name not in known:
-        raise ValueError(
+        raise UserError(
             f"optimizers=({name!r}, ...): there is no optimizer of this name. There are {', '.join(known)}."
         )
     if not isinstance(settings, Mapping):
-        raise ValueError(
+        raise UserError(
             f"optimizers=({name!r}, {settings!r}): the second is the optimizer's settings, such as {{'lr': 1e-4}}."
         )
     changed = copy.copy(args)
@@ -46,7 +48,7 @@ def with_named_optimizer(args: Any, optimizers: Tuple[str, Mapping[str, Any]]) -
     takes = [item for item in inspect.signature(optimizer_class.__init__).parameters if item not in ("self", "params")]
     unknown = sorted(setting for setting in settings if setting not in takes)
     if unknown:
-        raise ValueError(f"optimizers=({name!r}, ...): it has no {', '.join(unknown)}. It takes {', '.join(takes)}.")
+        raise UserError(f"optimizers=({name!r}, ...): it has no {', '.join(unknown)}. It takes {', '.join(takes)}.")
     return changed, left
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ipu_trainer.compat.torch_acceleration import forward_hooks, has_global_hooks, has_hooks
+from ipu_trainer.errors import UserError
 from ipu_trainer.training.layers import layer_stacks, parameter_depths
 
 
@@ -20,7 +21,7 @@ def add_drop_path(model: nn.Module, rate: float) -> List[torch.utils.hooks.Remov
     Returns the hooks, whose remove() undoes it. The model's parameters and state do not change.
     """
     if not 0.0 <= rate < 1.0:
-        raise ValueError(f"drop_path {rate} must be at least 0 (off) and below 1. ViT-S takes 0.1.")
+        raise UserError(f"drop_path {rate} must be at least 0 (off) and below 1. ViT-S takes 0.1.")
     handles: List[torch.utils.hooks.RemovableHandle] = []
     if rate:
         parameter_depths(model)  # refuses a model without layers

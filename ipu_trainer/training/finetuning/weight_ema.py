@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 
 from ipu_trainer.atomic import atomic_path
 from ipu_trainer.compat.stock_trainer import StockLoop, StockTrainer
+from ipu_trainer.errors import UserError
 
 AVERAGE_FILE = "weight_average.safetensors"
 
@@ -27,7 +28,7 @@ class WeightAverage:
 
     def __init__(self, decay: float) -> None:
         if not 0.0 < decay < 1.0:
-            raise ValueError(f"ema_decay {decay} must be above 0 and below 1, such as 0.999; 0 switches it off.")
+            raise UserError(f"ema_decay {decay} must be above 0 and below 1, such as 0.999; 0 switches it off.")
         self.decay = decay
         self.updates = 0
         self._average: Dict[str, torch.Tensor] = {}
@@ -39,7 +40,7 @@ class WeightAverage:
         if checkpoint is not None:
             file = Path(checkpoint) / AVERAGE_FILE
             if not file.is_file():
-                raise ValueError(
+                raise UserError(
                     f"{checkpoint} was saved without a weight average, but ema_decay is {self.decay}. "
                     "Resume with ema_decay 0, or from a checkpoint of a run with it."
                 )

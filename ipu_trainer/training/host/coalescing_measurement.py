@@ -12,11 +12,14 @@ from torch import nn
 from torch.utils.data import IterableDataset
 from transformers import Trainer
 
+from ipu_trainer.errors import UserError
 from ipu_trainer.training.batch_rows import rows_of
 from ipu_trainer.training.coalescing import Comparison, Obstacle, activation_budget_bytes
 from ipu_trainer.training.execution import changed
 from ipu_trainer.training.host.gradient_comparison import Measured, compare_gradients, gradients_of
 from ipu_trainer.training.state.generators import generator_states, restore_generators
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def obstacles(trainer: Any, accumulation: int) -> List[Obstacle]:
@@ -30,7 +33,7 @@ def obstacles(trainer: Any, accumulation: int) -> List[Obstacle]:
     counts_alone = getattr(trainer, "model_accepts_loss_kwargs", False) and not getattr(
         args, "average_tokens_across_devices", True
     )
-    norms = (name for name, part in trainer.model.named_modules() if isinstance(part, nn.modules.batchnorm._BatchNorm))
+    norms = (name for name, part in trainer.model.named_modules() if isinstance(part, _BATCH_NORMS))
     norm, place = next(norms, None), next(trainer.model.parameters()).device
     # Processes that share a CPU call it cpu:0, cpu:1, ...
     is_placed = place.type == args.device.type and (place.type == "cpu" or args.device.index in (None, place.index))
@@ -90,7 +93,7 @@ def compare_first_micro_batches(
                 samples = list(itertools.islice(batches, passes))
                 trainer.restart_update()
             if len(samples) < passes:
-                raise ValueError(f"the data holds fewer than {count} micro-batches")
+                raise UserError(f"the data holds fewer than {count} micro-batches")
             if factor > 1 and len(trainer.train_dataset) % micro_batch:
                 rows_of(samples[0], 0, 1)  # an epoch's last micro-batch is smaller, so its pass will be split
             trainer.current_gradient_accumulation_steps = args.gradient_accumulation_steps = passes

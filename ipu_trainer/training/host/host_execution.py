@@ -14,6 +14,7 @@ from transformers.utils import logging
 from ipu_trainer.compat.stock_trainer import StockLoop
 from ipu_trainer.compat.torch_workarounds import contiguous_gelu_gradients
 from ipu_trainer.config.batching import BatchGeometry
+from ipu_trainer.errors import UserError
 from ipu_trainer.training.acceleration.accelerated_training import accelerated, loss_only_step
 from ipu_trainer.training.batches import num_model_copies
 from ipu_trainer.training.coalescing import (
@@ -219,7 +220,7 @@ class HostExecution(Execution):
         except KeyError as error:
             if str(error) not in ("'state'", "'params'"):
                 raise
-            raise ValueError(
+            raise UserError(
                 f"the optimizer state in {checkpoint} was written on a device, and the host keeps it in another form. Resume with "
                 "the backend that it was trained on, or start from its weights: --model CHECKPOINT."
             ) from error

@@ -31,6 +31,7 @@ from transformers.utils import logging
 from ipu_trainer.compat.argument_names import takes
 from ipu_trainer.config.batching import BatchGeometry
 from ipu_trainer.config.ipu_config import IPUConfig
+from ipu_trainer.errors import UserError
 
 logger = logging.get_logger(__name__)
 
@@ -48,28 +49,28 @@ class _TrialFailed(Exception):
 
 
 def search_backend(name: Any) -> str:
-    """The backend's name, optuna for None. Raises ValueError for one that this transformers does not have."""
+    """The backend's name, optuna for None. Raises UserError for one that this transformers does not have."""
     chosen = str(getattr(name, "value", name or "optuna"))
     known = [item.value for item in HPSearchBackend]
     if chosen not in known:
         hint = ": SigOpt is a dead service, which transformers 5 removed. It" if chosen == "sigopt" else ""
-        raise ValueError(f"backend={chosen!r}{hint} is not one of {', '.join(known)}.")
+        raise UserError(f"backend={chosen!r}{hint} is not one of {', '.join(known)}.")
     return chosen
 
 
 def check_search(trainer: Any, n_trials: int, direction: Optional[Direction], compute_objective: Any) -> List[str]:
-    """The directions, one for each objective. Raises ValueError, before any work, for an invalid search."""
+    """The directions, one for each objective. Raises UserError, before any work, for an invalid search."""
     direction = _default_direction(trainer, compute_objective) if direction is None else direction
     if trainer.model_init is None:
-        raise ValueError("A search makes a model for each trial: give the trainer model_init= instead of model=.")
+        raise UserError("A search makes a model for each trial: give the trainer model_init= instead of model=.")
     if not isinstance(n_trials, int) or n_trials < 1:
-        raise ValueError(f"n_trials={n_trials!r}: a search needs a whole number of trials, at least 1.")
+        raise UserError(f"n_trials={n_trials!r}: a search needs a whole number of trials, at least 1.")
     directions = [direction] if isinstance(direction, str) else list(direction)
     wrong = [item for item in directions if item not in ("minimize", "maximize")]
     if wrong or not directions:
-        raise ValueError(f"direction={direction!r}: each direction is 'minimize' or 'maximize'.")
+        raise UserError(f"direction={direction!r}: each direction is 'minimize' or 'maximize'.")
     if len(directions) > 1 and compute_objective is None:
-        raise ValueError(
+        raise UserError(
             f"{len(directions)} directions for one objective: the default objective is one number. Give one direction, or "
             "compute_objective= that returns one number for each."
         )
@@ -77,7 +78,7 @@ def check_search(trainer: Any, n_trials: int, direction: Optional[Direction], co
 
 
 def _default_direction(trainer: Any, compute_objective: Any) -> str:
-    """ "minimize" where the objective is the evaluation loss. Raises ValueError for any other."""
+    """ "minimize" where the objective is the evaluation loss. Raises UserError for any other."""
     objective = compute_objective or default_compute_objective
     # Values whose sum or product is not one of them.
     metrics = {"eval_loss": 0.734375}
@@ -88,7 +89,7 @@ def _default_direction(trainer: Any, compute_objective: Any) -> str:
             return "minimize"
     except (LookupError, TypeError, AttributeError):  # it reads another metric
         pass
-    raise ValueError(_no_direction(compute_objective))
+    raise UserError(_no_direction(compute_objective))
 
 
 def _no_direction(compute_objective: Any) -> str:
@@ -146,7 +147,7 @@ def open_storage(storage: Any) -> Any:
         return storage
     path = Path(storage)
     if path.suffix not in (".db", ".sqlite", ".sqlite3", ".journal", ".log"):
-        raise ValueError(
+        raise UserError(
             f"storage {path}: name it .db for SQLite or .journal for a journal file, or give a database URL."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -192,13 +193,13 @@ def search_with_optuna(
     import optuna
 
     if trainer.args.world_size > 1 or options.pop("n_jobs", 1) != 1:
-        raise ValueError(
+        raise UserError(
             "One trainer runs one trial at a time: n_jobs=1, and one process. Start several on one storage."
         )
     known = set(inspect.signature(optuna.create_study).parameters) | {"timeout", "gc_after_trial", "callbacks"}
     unknown = sorted(set(options) - known)
     if unknown:
-        raise ValueError(f"{', '.join(unknown)}: no option of optuna's, which are {', '.join(sorted(known))}.")
+        raise UserError(f"{', '.join(unknown)}: no option of optuna's, which are {', '.join(sorted(known))}.")
     optimize = {name: options.pop(name) for name in ("timeout", "gc_after_trial", "callbacks") if name in options}
     storage = open_storage(options.get("storage"))
     options["storage"] = _open_database(storage) if isinstance(storage, str) else storage
@@ -207,7 +208,7 @@ def search_with_optuna(
     study = optuna.create_study(directions=directions, **options)
     if [item.name.lower() for item in study.directions] != directions:
         stored = [item.name.lower() for item in study.directions]
-        raise ValueError(f"study {study.study_name!r} has directions {stored}, not {directions}. Give it another name.")
+        raise UserError(f"study {study.study_name!r} has directions {stored}, not {directions}. Give it another name.")
     fail_stale_trials(study)
     study.sampler = sampler or study.sampler
     trials = _TrialRunner(trainer, directions, hp_space, compute_objective, hp_name, is_feasible)
@@ -225,9 +226,7 @@ def search_with_optuna(
         errors = sorted(
             {str(item.user_attrs.get("error") or item.user_attrs.get("infeasible")) for item in study.trials}
         )
-        raise ValueError(
-            f"none of {len(study.trials)} trials of {study.study_name!r} finished: {'; '.join(errors[:3])}"
-        )
+        raise UserError(f"none of {len(study.trials)} trials of {study.study_name!r} finished: {'; '.join(errors[:3])}")
     if len(directions) > 1:
         return [BestRun(str(item.number), item.values, item.params, None) for item in best]
     return BestRun(str(study.best_trial.number), study.best_value, study.best_params, None)

@@ -15,6 +15,7 @@ from typing import Any, Dict, Iterator, List, Mapping, Sequence
 from transformers.trainer_utils import HPSearchBackend, default_hp_space_ray
 
 from ipu_trainer.compat.argument_names import takes
+from ipu_trainer.errors import UserError
 from ipu_trainer.training.hyperparameter_search.optuna_search import (
     GEOMETRY,
     check_names,
@@ -36,9 +37,9 @@ _OF_OPTUNA = {
 
 
 def check_directions_of_stock(directions: Sequence[str], backend: str) -> None:
-    """Raises ValueError for several directions, which transformers supports with optuna only."""
+    """Raises UserError for several directions, which transformers supports with optuna only."""
     if len(directions) > 1:
-        raise ValueError(
+        raise UserError(
             f"{len(directions)} directions are for backend='optuna': {backend} searches one objective. Give one direction."
         )
 
@@ -47,7 +48,7 @@ def check_directions_of_stock(directions: Sequence[str], backend: str) -> None:
 def prepared_for_ray(trainer: Any, hp_space: Any, options: Mapping[str, Any]) -> Iterator[None]:
     """Inside the block the trainer is as every trial starts from it; after it, its model and arguments are restored.
 
-    Raises ValueError, before any work, for an invalid search.
+    Raises UserError, before any work, for an invalid search.
     """
     _check_options(trainer, options)
     space = (hp_space or default_hp_space_ray)(None)
@@ -71,7 +72,7 @@ def arguments_of_trial(trainer: Any, trial: Dict[str, Any]) -> Dict[str, Any]:
         copies = None if replicas is None else int(replicas)
         wrong = why_not_geometry(trainer.batch_geometry, micro_batch, copies or trainer.batch_geometry.replicas)
         if wrong:  # of a wandb sweep, whose values cannot be checked before
-            raise ValueError(f"{wrong}. Give values that all make it up.")
+            raise UserError(f"{wrong}. Give values that all make it up.")
         set_geometry(trainer, trainer.batch_geometry, trainer.ipu_config, micro_batch, copies)
     is_ray = trainer.hp_search_backend == HPSearchBackend.RAY
     known = {name: value for name, value in trial.items() if not is_ray or takes(trainer.args, name)}
@@ -80,19 +81,19 @@ def arguments_of_trial(trainer: Any, trial: Dict[str, Any]) -> Dict[str, Any]:
 
 def _check_options(trainer: Any, options: Mapping[str, Any]) -> None:
     if importlib.util.find_spec("ray") is None:
-        raise ValueError("backend='ray' needs Ray: pip install 'ipu-trainer[search]' (Python 3.9 or newer).")
+        raise UserError("backend='ray' needs Ray: pip install 'ipu-trainer[search]' (Python 3.9 or newer).")
     from ray import tune
 
     for name in options:
         if name in _OF_OPTUNA:
-            raise ValueError(f"{name}= is for backend='optuna'. With ray, {_OF_OPTUNA[name]}.")
+            raise UserError(f"{name}= is for backend='optuna'. With ray, {_OF_OPTUNA[name]}.")
     known = [name for name in inspect.signature(tune.run).parameters if not name.startswith("_")]
     # transformers gives these itself.
     unknown = [name for name in options if name not in known or name in ("run_or_experiment", "config", "num_samples")]
     if unknown:
-        raise ValueError(f"{', '.join(unknown)}: no option of ray.tune.run that a search takes. See its documentation.")
+        raise UserError(f"{', '.join(unknown)}: no option of ray.tune.run that a search takes. See its documentation.")
     if trainer.args.world_size > 1:
-        raise ValueError(
+        raise UserError(
             f"{trainer.args.world_size} processes would each begin a Ray search. Begin it from one; "
             "resources_per_trial= says what a trial gets."
         )
@@ -103,14 +104,14 @@ def _check_geometry(trainer: Any, space: Mapping[str, Any]) -> None:
         return
     both = [name for name in ("per_device_train_batch_size", "gradient_accumulation_steps") if name in space]
     if both:
-        raise ValueError(f"hp_space has {', '.join(both)} beside {' or '.join(GEOMETRY)}, which set it. Leave it out.")
+        raise UserError(f"hp_space has {', '.join(both)} beside {' or '.join(GEOMETRY)}, which set it. Leave it out.")
     geometry = trainer.batch_geometry
     micro_batches = _choices(space, "micro_batch", trainer.args.per_device_train_batch_size)
     copies = _choices(space, "replication_factor", geometry.replicas)
     for micro_batch, replicas in itertools.product(micro_batches, copies):
         wrong = why_not_geometry(geometry, micro_batch, replicas)
         if wrong:
-            raise ValueError(f"hp_space: {wrong}, and Ray cannot skip a trial. Give choices that all make it up.")
+            raise UserError(f"hp_space: {wrong}, and Ray cannot skip a trial. Give choices that all make it up.")
 
 
 def _choices(space: Mapping[str, Any], name: str, given: int) -> List[int]:
@@ -120,5 +121,5 @@ def _choices(space: Mapping[str, Any], name: str, given: int) -> List[int]:
     value = getattr(value, "categories", value)
     choices = list(value) if isinstance(value, (list, tuple)) else [value]
     if not all(isinstance(choice, int) for choice in choices):
-        raise ValueError(f"hp_space: {name} must be ray.tune.choice([...]) or grid_search([...]) of whole numbers.")
+        raise UserError(f"hp_space: {name} must be ray.tune.choice([...]) or grid_search([...]) of whole numbers.")
     return choices

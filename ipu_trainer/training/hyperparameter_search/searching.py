@@ -7,6 +7,7 @@ import functools
 from typing import Any
 
 from ipu_trainer.compat.stock_trainer import StockTrainer
+from ipu_trainer.errors import UserError
 from ipu_trainer.training.hyperparameter_search.optuna_search import (
     check_search,
     search_backend,
@@ -49,7 +50,7 @@ class SearchesHyperparameters(StockTrainer):
                 self, n_trials, directions, hp_space, compute_objective, hp_name, is_feasible, **options
             )
         if is_feasible is not None:
-            raise ValueError(f"is_feasible= is for backend='optuna': {chosen} runs its trials itself.")
+            raise UserError(f"is_feasible= is for backend='optuna': {chosen} runs its trials itself.")
         check_directions_of_stock(directions, chosen)
         with prepared_for_ray(self, hp_space, options) if chosen == "ray" else contextlib.nullcontext():
             return super().hyperparameter_search(

@@ -24,8 +24,10 @@ from transformers.trainer_pt_utils import find_batch_size
 from transformers.utils import logging
 
 from ipu_trainer.compat import transformers_versions as compat
+from ipu_trainer.compat.accelerate_internals import is_prepared
 from ipu_trainer.compat.stock_trainer import StockTrainer
 from ipu_trainer.config.batching import BatchGeometry
+from ipu_trainer.errors import UserError
 from ipu_trainer.training.batch_rows import shapes_of_rows
 from ipu_trainer.training.loss.loss_reduction import (
     COMPARED,
@@ -66,7 +68,7 @@ class AccumulatedLoss(StockTrainer):
     def loss_reduction(self, inputs: Any = None) -> Optional[LossReduction]:
         """What the loss does with its samples; found out on `inputs` where it is not known yet (None: not found out now).
 
-        Raises ValueError where it is neither a mean nor a sum, so that accumulation cannot be exact.
+        Raises UserError where it is neither a mean nor a sum, so that accumulation cannot be exact.
         """
         if self.loss_is_scaled_for_ga is not None:
             return LossReduction(PER_ITEM) if self.loss_is_scaled_for_ga else LossReduction(MEAN, MICRO_BATCHES)
@@ -102,7 +104,7 @@ class AccumulatedLoss(StockTrainer):
             restore_generators(states)
 
     def _find_reduction(self, inputs: Any) -> LossReduction:
-        is_autocast = (self.args.fp16 or self.args.bf16) and hasattr(self.model, "_original_forward")  # by accelerate
+        is_autocast = (self.args.fp16 or self.args.bf16) and is_prepared(self.model)
         is_tf32 = self.args.device.type == "cuda" and bool(getattr(self.args, "tf32", False))
         is_given_items = "labels" in inputs and (
             self._own_loss_function() is not None or bool(getattr(self, "model_accepts_loss_kwargs", False))
@@ -120,7 +122,7 @@ class AccumulatedLoss(StockTrainer):
                     rounds=is_autocast or is_tf32 or _is_half(self.model),
                 )
         except NeitherMeanNorSum as found:
-            raise ValueError(
+            raise UserError(
                 f"the loss of {type(self.model).__name__} ({_where(self)}) is neither a mean nor a sum over its samples: {found}. "
                 f"So {self.batch_geometry.describe()} would not make the update of its {self.batch_geometry.global_batch} "
                 "samples. Use a micro-batch of the whole global batch without accumulation and replicas, let the loss be a sum "

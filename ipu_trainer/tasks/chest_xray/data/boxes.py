@@ -37,7 +37,7 @@ class Box:
 
 
 def read_boxes(path: Path) -> Dict[str, List[Box]]:
-    """Boxes by image file name, without folders. Raises ValueError with the line number for an impossible box."""
+    """Boxes by image file name, without folders. Raises UserError with the line number for an impossible box."""
     lines = read_table(path)
     if not lines or [cell.strip() for cell in lines[0][:2]] != ["Image Index", "Finding Label"]:
         raise UserError(

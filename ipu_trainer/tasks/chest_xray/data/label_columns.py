@@ -24,7 +24,7 @@ class LabelColumns:
     def find(cls, csv_path: Path, header: Sequence[str], taken: Set[int], known: Collection[str]) -> LabelColumns:
         """The columns of `known` findings; if `known` is empty, every column that holds 0 and 1 alone.
 
-        Raises ValueError if there is none, if two columns are the same finding, or if other columns hold 0 and 1: an image
+        Raises UserError if there is none, if two columns are the same finding, or if other columns hold 0 and 1: an image
         with only such a finding would count as "No Finding".
         """
         free = [column for column, name in enumerate(header) if column not in taken and plain(name)]

@@ -79,7 +79,7 @@ def read_label_table(
 
     only_present: skip and count rows without an image file (a partial download). Exact repetitions of a row are skipped and
     counted as well.
-    Raises ValueError if the file is no table with image, label and patient columns.
+    Raises UserError if the file is no table with image, label and patient columns.
     """
     root = images.resolve()
     files = _list_images(images)
@@ -187,7 +187,7 @@ def _list_images(images: Path) -> Set[str]:
 
 
 def _locate(name: str, root: Path, files: Set[str], by_name: Dict[str, List[str]]) -> Optional[str]:
-    """The path of a row's image relative to root. Raises ValueError if the name leaves the folder or is ambiguous."""
+    """The path of a row's image relative to root. Raises UserError if the name leaves the folder or is ambiguous."""
     parts = name.replace("\\", "/").split("/")
     if not name or name.startswith(("/", "\\")) or ".." in parts or "\0" in name or (len(name) > 1 and name[1] == ":"):
         raise UserError("path leaves the image folder: use a file name below it")

@@ -15,7 +15,7 @@ LISTS = {"train_val_list": f"{FOLDER}/train_val_list.txt", "test_list": f"{FOLDE
 def default_paths(given: Dict[str, Optional[Path]], split: Optional[str]) -> Dict[str, Path]:
     """Paths for the flags of `prepare` that are missing in given (csv, images, train_val_list, test_list).
 
-    The lists are used if none of the four is given, both lists exist, and split is None or "official". Raises ValueError if
+    The lists are used if none of the four is given, both lists exist, and split is None or "official". Raises UserError if
     there is no table or no image folder.
     """
     found: Dict[str, Path] = {}

@@ -56,7 +56,7 @@ def write_phantoms(folder: Path, settings: PhantomSettings, progress: bool = Tru
     bar = tqdm(total=settings.num_images, unit="image", desc="phantoms", disable=not progress)
     while len(rows) < settings.num_images:
         patient += 1
-        body = Anatomy.draw(generator)
+        body = PhantomAnatomy.draw(generator)
         age, sex = int(generator.integers(18, 90)), "FM"[int(generator.integers(2))]
         chronic = _draw_findings(generator)
         for visit in range(int(generator.choice([1, 1, 1, 2, 2, 3, 5]))):
@@ -111,7 +111,7 @@ def write_small_vit(folder: Path, size: int = 64, seed: int = 0) -> Path:
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class PhantomAnatomy:
     """A patient's anatomy, which all visits share, in fractions of the image's side."""
 
     width: float
@@ -122,7 +122,7 @@ class Anatomy:
     density: float
 
     @classmethod
-    def draw(cls, generator: np.random.Generator) -> Anatomy:
+    def draw(cls, generator: np.random.Generator) -> PhantomAnatomy:
         return cls(
             width=float(generator.normal(0.165, 0.012)),
             height=float(generator.normal(0.30, 0.02)),
@@ -134,7 +134,7 @@ class Anatomy:
 
 
 def draw_phantom(
-    body: Anatomy,
+    body: PhantomAnatomy,
     findings: Tuple[str, ...],
     view: str,
     size: int,
@@ -173,7 +173,7 @@ def _boxes_around(change: np.ndarray) -> List[Box]:
 
 
 class _Canvas:
-    def __init__(self, body: Anatomy, view: str, size: int, generator: np.random.Generator) -> None:
+    def __init__(self, body: PhantomAnatomy, view: str, size: int, generator: np.random.Generator) -> None:
         self.random, self.size, self.body = generator, size, body
         jitter = generator.normal(0, 0.01, 2)
         y, x = np.mgrid[0:size, 0:size] / size

@@ -166,7 +166,7 @@ class PreparedSummary:
 
 
 def prepare(settings: PrepareSettings, progress: bool = True) -> PreparedSummary:
-    """Prepare a data set. Raises ValueError for settings or tables that cannot work; bad rows and files are listed."""
+    """Prepare a data set. Raises UserError for settings or tables that cannot work; bad rows and files are listed."""
     identity = _identity(settings)
     manifest_path = settings.output / MANIFEST
     if manifest_path.is_file():

@@ -26,7 +26,7 @@ class FindingBatchSampler(Sampler):  # type: ignore[type-arg]  # not generic at 
         probability (1 - balance) / num_samples + balance * w / sum(w), where w is 1 / frequency of the sample's rarest
         finding: at 1 a Hernia is drawn as often as an Infiltration.
     tail: "drop" leaves out what does not fill the last host step, "pad" fills it with the epoch's first samples.
-    Raises ValueError if an epoch would be empty, or the replicas cannot be shared by num_processes.
+    Raises UserError if an epoch would be empty, or the replicas cannot be shared by num_processes.
     """
 
     def __init__(

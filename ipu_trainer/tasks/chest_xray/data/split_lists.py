@@ -28,7 +28,7 @@ class SplitList:
 
 
 def read_split_list(path: Path) -> SplitList:
-    """Raises ValueError if no line begins with an image file name."""
+    """Raises UserError if no line begins with an image file name."""
     lines = [line for line in read_lines(path, "a list of image files") if line.strip()]
     found = [match.group("name") for match in map(_NAME.match, lines) if match]
     if not found:
@@ -41,7 +41,7 @@ def read_split_list(path: Path) -> SplitList:
 
 
 def listed_rows(rows: Sequence[Row], train_val: SplitList, test: SplitList) -> Tuple[List[Row], List[Rejection]]:
-    """(rows in exactly one list, rejections of the others). Raises ValueError if no row is in any list."""
+    """(rows in exactly one list, rejections of the others). Raises UserError if no row is in any list."""
     kept: List[Row] = []
     rejections: List[Rejection] = []
     for row in rows:

@@ -20,7 +20,7 @@ _SEPARATORS = ",;\t"
 def open_text(path: Path, what: str = "CSV, plain or in gzip") -> Iterator[TextIO]:
     """Text in UTF-8, or in UTF-16 where a byte order mark says so (PowerShell writes it). Gzip is recognised by its content.
 
-    Raises ValueError naming the file and what it should be, for what cannot be read inside the block.
+    Raises UserError naming the file and what it should be, for what cannot be read inside the block.
     """
     try:
         with Path(path).open("rb") as file:

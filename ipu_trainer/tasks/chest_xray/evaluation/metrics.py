@@ -151,7 +151,7 @@ def _operating_point(y: np.ndarray, score: np.ndarray, threshold: float) -> Dict
 
 
 def check_replicates(num_bootstrap: int) -> None:
-    """Raise ValueError for too few bootstrap replicates for an interval, or too many for memory."""
+    """Raise UserError for too few bootstrap replicates for an interval, or too many for memory."""
     if not 2 <= num_bootstrap <= 100_000:
         raise UserError(f"num_bootstrap {num_bootstrap} must be at least 2 and at most 100000. 1000 is usual.")
 

@@ -42,7 +42,7 @@ def predictions_csv(
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Raises ValueError with the line for a file that `train` or `evaluate` did not write."""
+    """Raises UserError with the line for a file that `train` or `evaluate` did not write."""
     try:
         with Path(path).open(encoding="utf-8", newline="") as file:
             lines = list(csv.reader(file))

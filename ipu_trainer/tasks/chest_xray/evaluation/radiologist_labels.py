@@ -62,7 +62,7 @@ class Scores:
 
 
 def read_radiologist_labels(path: Path) -> RadiologistLabels:
-    """Every column of YES and NO (or 1 and 0). Raises ValueError where there is none, or no column of images."""
+    """Every column of YES and NO (or 1 and 0). Raises UserError where there is none, or no column of images."""
     lines = read_table(path)
     head = [cell.strip() for cell in lines[0]] if lines else []
     image = next((head.index(name) for name in _IMAGE_COLUMNS if name in head), None)

@@ -53,7 +53,7 @@ class Evaluation:
 
 
 def load_evaluation(folder: Path) -> Evaluation:
-    """The evaluation in a run's folder, or in one that `evaluate` wrote. Raises ValueError for any other folder."""
+    """The evaluation in a run's folder, or in one that `evaluate` wrote. Raises UserError for any other folder."""
     folder = Path(folder)
     if (folder / RUN_FILE).is_file():
         run = load_run(folder)

@@ -30,7 +30,7 @@ class Saliency:
 
 
 def load_for_saliency(run_dir: Path, findings: Sequence[str]) -> Any:
-    """The run's model with eager attention, in evaluation mode. Raises ValueError if it is no ViT with these outputs."""
+    """The run's model with eager attention, in evaluation mode. Raises UserError if it is no ViT with these outputs."""
     config = read_config(run_dir, TRAIN_AGAIN)
     if config.num_labels != len(findings):
         raise UserError(

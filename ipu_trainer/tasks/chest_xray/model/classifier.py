@@ -18,7 +18,7 @@ TRAIN_AGAIN = "Train the run again into another folder."
 
 
 def read_config(source: Union[str, Path], next_move: str = _NEXT_MOVE) -> ViTConfig:
-    """config.json of a ViT's folder or Hub repository. Raises ValueError for every other architecture."""
+    """config.json of a ViT's folder or Hub repository. Raises UserError for every other architecture."""
     try:
         values, _ = PretrainedConfig.get_config_dict(str(source))
     except (OSError, ValueError) as error:
@@ -43,7 +43,7 @@ def read_config(source: Union[str, Path], next_move: str = _NEXT_MOVE) -> ViTCon
 def load_model(source: str, findings: Sequence[str], prevalence: np.ndarray) -> Any:
     """A ViT with one output a finding, float32; a new head starts at each finding's prevalence.
 
-    A checkpoint's head is kept if its outputs are these findings in this order. Raises ValueError for a model that is no ViT or
+    A checkpoint's head is kept if its outputs are these findings in this order. Raises UserError for a model that is no ViT or
     lacks weights.
     """
     before = read_config(source).id2label
@@ -70,7 +70,7 @@ def load_model(source: str, findings: Sequence[str], prevalence: np.ndarray) -> 
 
 
 def load_finished(run_dir: Path, config: Optional[ViTConfig] = None) -> Any:
-    """The model in a run's folder, with its head. Raises ValueError if tensors are missing."""
+    """The model in a run's folder, with its head. Raises UserError if tensors are missing."""
     config = config or read_config(run_dir, TRAIN_AGAIN)
     model, new = load_pretrained(ViTForImageClassification, str(run_dir), TRAIN_AGAIN, config=config)
     if new:

@@ -37,7 +37,7 @@ class Normalisation:
     def from_processor(cls, processor: Any, size: int, resample: str, num_channels: int = 3) -> Normalisation:
         """Mean and std of the image processor of a model with num_channels.
 
-        Raises ValueError if the processor's size, filter or scale is not that of the stored pixels, or if it has means for
+        Raises UserError if the processor's size, filter or scale is not that of the stored pixels, or if it has means for
         another number of channels.
         """
         wanted = _processor_size(processor)
@@ -102,7 +102,7 @@ def collate_stored(
 def load_normalisation(model: Union[str, Path], size: int, resample: str) -> Normalisation:
     """Normalisation from the preprocessor config of a model folder or Hub repository.
 
-    Raises ValueError if the model is no ViT, or its input size or filter is not that of the stored pixels.
+    Raises UserError if the model is no ViT, or its input size or filter is not that of the stored pixels.
     """
     from transformers import AutoImageProcessor
 

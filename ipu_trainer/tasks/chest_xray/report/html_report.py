@@ -48,7 +48,7 @@ def write_report(
 ) -> Path:
     """Write report.html of a run or an evaluation, into its folder or to output; returns the path.
 
-    data: the folder that the prepared data moved to. Raises ValueError for a folder that is no finished run, and for boxes or
+    data: the folder that the prepared data moved to. Raises UserError for a folder that is no finished run, and for boxes or
     labels that cannot be read.
     """
     boxes_by_name = read_boxes(boxes) if boxes else None
@@ -145,7 +145,7 @@ def tiles(evaluation: Evaluation) -> Tiles:
 def _evaluated_images(evaluation: Evaluation, data: Optional[Path]) -> EvaluatedImages:
     """The evaluated images with the model, or the reason why they are not available.
 
-    Raises ValueError if data is given and is not the data set that was evaluated.
+    Raises UserError if data is given and is not the data set that was evaluated.
     """
     folder = Path(data) if data else evaluation.data
     try:
