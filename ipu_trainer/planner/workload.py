@@ -6,7 +6,9 @@ what is kept for backward, so encoders, decoders, encoder-decoders and pyramids 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 from dataclasses import dataclass
 from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
@@ -137,8 +139,6 @@ def _build(config: Any, task: Optional[str]) -> torch.nn.Module:
 
 def _no_init() -> Any:
     """Weights on the meta device have no values, and torch 2.0 has no meta kernel for some initialisers."""
-    import contextlib
-
     context = getattr(transformers.modeling_utils, "no_init_weights", None)
     return context() if context is not None else contextlib.nullcontext()
 
@@ -206,8 +206,8 @@ class _Meter:
     def run(self, inputs: Dict[str, Any]) -> None:
         hooks: List[Any] = []
         for index, module in enumerate(self._modules, start=1):
-            hooks.append(module.register_forward_pre_hook(self._enter(index)))
-            hooks.append(module.register_forward_hook(self._leave(index)))
+            hooks.append(module.register_forward_pre_hook(functools.partial(self._enter, index)))
+            hooks.append(module.register_forward_hook(functools.partial(self._leave, index)))
         try:
             with _Watch(self), torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor):
                 self._keep.append(self.model(**inputs))
@@ -241,23 +241,16 @@ class _Meter:
             self._masks.add(storage_id(result[1]))
             self._keep.append(result[1].detach())
 
-    def _enter(self, index: int) -> Any:
-        def begin(module: Any, args: Any) -> None:
-            self._current = index
+    def _enter(self, index: int, module: Any, args: Any) -> None:
+        self._current = index
 
-        return begin
-
-    def _leave(self, index: int) -> Any:
-        def end(module: Any, args: Any, output: Any) -> None:
-            first = output
-            while isinstance(first, (tuple, list)) and first:
-                first = first[0]
-            if isinstance(first, torch.Tensor):
-                part = self.parts[index]
-                logits = first.numel() if part.kind in ("head", "tied head") else 0
-                self.parts[index] = dataclasses.replace(part, output_bytes=device_bytes(first), logit_elements=logits)
-
-        return end
+    def _leave(self, index: int, module: Any, args: Any, output: Any) -> None:
+        while isinstance(output, (tuple, list)) and output:
+            output = output[0]
+        if isinstance(output, torch.Tensor):
+            part = self.parts[index]
+            logits = output.numel() if part.kind in ("head", "tied head") else 0
+            self.parts[index] = dataclasses.replace(part, output_bytes=device_bytes(output), logit_elements=logits)
 
     def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
         storage = storage_id(tensor)
@@ -271,20 +264,14 @@ class _Meter:
 
     def _book_parameters(self) -> None:
         seen: Set[int] = set()
-        # Tied weights belong to the stem, which uses them first.
         for index, module in enumerate(self._modules, start=1):
-            if self.parts[index].kind != "tied head":
-                self._book(index, module, seen)
+            if self.parts[index].kind == "tied head":  # tied weights belong to the stem, which uses them first
+                continue
+            new = [p for p in module.parameters() if id(p) not in seen]
+            seen.update(id(p) for p in new)
+            self.parts[index] = dataclasses.replace(self.parts[index], parameters=sum(p.numel() for p in new))
         # What no part owns is booked where it is used first: a norm between two stacks runs where the first one ends.
         self._unplaced = {storage_id(p): p.numel() for p in self.model.parameters() if id(p) not in seen}
-
-    def _book(self, index: int, module: Any, seen: Set[int]) -> None:
-        new = [p for p in module.parameters() if id(p) not in seen]
-        seen.update(id(p) for p in new)
-        self.parts[index] = dataclasses.replace(
-            self.parts[index],
-            parameters=sum(p.numel() for p in new),
-        )
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -214,7 +214,7 @@ class _Loader:
         epoch = 1
         if not self.early_preload and commands.get() is None:
             return
-        items = itertools.chain([first], iterator)
+        items: Iterator[Any] = itertools.chain([first], iterator)
         while True:
             wanted = self._serve(epoch, items, buffers, free, filled, commands)
             if wanted is None:

@@ -296,18 +296,14 @@ class Gradients:
             divisor *= self._num_processes
         with torch.no_grad():
             if self._num_processes > 1:
-                _sum_over_processes(list(found.values()))
+                for gradient in found.values():
+                    torch.distributed.all_reduce(gradient)
             if divisor != 1.0:
                 for gradient in found.values():
                     gradient.div_(divisor)
         if self._optimizer.automatic is not None:
             self._optimizer.automatic.updated(self._optimizer.hyper.loss_scaling)
         return found
-
-
-def _sum_over_processes(tensors: Sequence[torch.Tensor]) -> None:
-    for tensor in tensors:
-        torch.distributed.all_reduce(tensor)
 
 
 def require_process_group(num_processes: int) -> None:

@@ -115,6 +115,8 @@ class StageResolver:
 
 
 class _IExecutionStrategy:
+    mode = "Phased"
+
     def __init__(self, stages_manager: StageResolver, block_map: Dict[BlockId, Stage]) -> None:
         self._stages_manager = stages_manager
         self._block_map = block_map
@@ -136,6 +138,8 @@ class PipelinedExecution(_IExecutionStrategy):
     block ids, or lists of block ids.
     """
 
+    mode = "Pipelined"
+
     def __init__(self, *args: Union[enums.AutoStage, Stage, str, List[str]]) -> None:
         block_map: Dict[BlockId, Stage] = {}
         auto_stage = enums.AutoStage.SameAsIpu
@@ -152,6 +156,8 @@ class PipelinedExecution(_IExecutionStrategy):
 
 class ShardedExecution(PipelinedExecution):
     """Stages work on one micro-batch in turn: same annotations, no overlap, no minimum of accumulation."""
+
+    mode = "Sharded"
 
     def backendOptions(self) -> Dict[str, Union[int, bool]]:
         return {"execution_mode": 1}
