@@ -59,10 +59,6 @@ class ForwardObserver(TorchFunctionMode):
         self._device = device
         self._mixed = mixed
 
-    def record_loss(self, loss: torch.Tensor) -> None:
-        """Record a loss."""
-        self.losses.append(loss)
-
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Optional[Dict[str, Any]] = None
     ) -> Any:
@@ -75,7 +71,7 @@ class ForwardObserver(TorchFunctionMode):
         result = mixed_types.call(func, args, kwargs) if self._mixed else func(*args, **kwargs)
         ensure_contiguous_gradient(func, result)
         if func in LOSS_FUNCTIONS:
-            self.record_loss(result)
+            self.losses.append(result)
         return result
 
 

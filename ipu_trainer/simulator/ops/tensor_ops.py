@@ -30,7 +30,7 @@ def identity_loss(x: torch.Tensor, reduction: str) -> torch.Tensor:
         assert reduction == "none", "Unsupported reduction type!"
         loss = x.view_as(x)  # a new node in autograd's graph, to distinguish it from x
     if context.observer is not None:
-        context.observer.record_loss(loss)
+        context.observer.losses.append(loss)
     return loss
 
 
