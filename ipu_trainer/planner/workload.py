@@ -15,11 +15,10 @@ from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 import torch
 import transformers
 
-from ipu_trainer.compat.torch_operators import TorchDispatchMode, operator_name
-from ipu_trainer.compat.torch_tensors import storage_id
+from ipu_trainer.compat.torch_operators import TorchDispatchMode, operator_name, storage_id
 from ipu_trainer.compat.transformers_configs import use_eager_attention
 from ipu_trainer.errors import UserError
-from ipu_trainer.pipelining.anatomy import Part, find_anatomy
+from ipu_trainer.pipelining.anatomy import find_anatomy
 from ipu_trainer.planner.constants import TASKS
 from ipu_trainer.simulator.analysis.flops import device_bytes, flops_of
 
@@ -107,13 +106,9 @@ def measure(
             f"{type(model).__name__} cannot be measured from shapes alone: {str(error).splitlines()[0]}. "
             "Plan with the nearest model whose forward pass does not depend on values."
         ) from error
-    return Workload(type(model).__name__, str(config.model_type), tuple(meter.parts), tokens, _modality(model))
-
-
-def _modality(model: Any) -> str:
-    return {"pixel_values": "image", "input_values": "audio", "input_features": "audio"}.get(
-        model.main_input_name, "text"
-    )
+    modality = {"pixel_values": "image", "input_values": "audio", "input_features": "audio"}
+    name = modality.get(str(model.main_input_name), "text")
+    return Workload(type(model).__name__, str(config.model_type), tuple(meter.parts), tokens, name)
 
 
 def _build(config: Any, task: Optional[str]) -> torch.nn.Module:
@@ -179,21 +174,16 @@ def _inputs(model: Any, config: Any, length: Optional[int], target: Optional[int
     return inputs, length or 128
 
 
-def _empty(part: Part, stem_weights: Sequence[int]) -> PartCost:
-    shared = any(id(parameter) in stem_weights for parameter in part.module.parameters())
-    return PartCost(part.name, part.kind, at_stem=part.kind in ("bridge", "tied head") and shared)
-
-
 class _Meter:
     """Runs forward once; every operator is booked on the part that began last."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
         anatomy = find_anatomy(model)
-        self.parts: List[PartCost] = [
-            PartCost("stem", "stem"),
-            *(_empty(p, anatomy.stem_weights) for p in anatomy.parts),
-        ]
+        self.parts = [PartCost("stem", "stem")]
+        for part in anatomy.parts:
+            shared = any(id(parameter) in anatomy.stem_weights for parameter in part.module.parameters())
+            self.parts.append(PartCost(part.name, part.kind, at_stem=part.kind in ("bridge", "tied head") and shared))
         self._modules = [part.module for part in anatomy.parts]
         self._current = 0
         self._owned = {id(t): t for t in (*model.parameters(), *model.buffers())}

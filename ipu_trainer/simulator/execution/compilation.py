@@ -17,7 +17,7 @@ from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
 
 import torch
 
-from ipu_trainer.compat.torch_tensors import num_writes
+from ipu_trainer.compat.torch_operators import num_writes
 from ipu_trainer.machine.placement import num_stages
 from ipu_trainer.simulator.arguments.call_arguments import BoundArguments, micro_batch_of, micro_batches_per_host_step
 from ipu_trainer.simulator.arguments.nested_values import tensors_of, with_tensors

@@ -128,7 +128,7 @@ class _IExecutionStrategy:
 
     def backendOptions(self) -> Dict[str, Union[int, bool]]:
         """The strategy's entries of Options.toDict()."""
-        return {}
+        return {"execution_mode": ("Pipelined", "Sharded", "Phased").index(self.mode)}
 
 
 class PipelinedExecution(_IExecutionStrategy):
@@ -150,17 +150,11 @@ class PipelinedExecution(_IExecutionStrategy):
                 _register(_as_stage(arg)._setStage(stage_id), f"stage {stage_id}", block_map)
         super().__init__(StageResolver(block_map or None, auto_stage), block_map)
 
-    def backendOptions(self) -> Dict[str, Union[int, bool]]:
-        return {"execution_mode": 0}
-
 
 class ShardedExecution(PipelinedExecution):
     """Stages work on one micro-batch in turn: same annotations, no overlap, no minimum of accumulation."""
 
     mode = "Sharded"
-
-    def backendOptions(self) -> Dict[str, Union[int, bool]]:
-        return {"execution_mode": 1}
 
 
 class _IPhasedExecution(_IExecutionStrategy):
@@ -191,7 +185,7 @@ class _IPhasedExecution(_IExecutionStrategy):
 
     def backendOptions(self) -> Dict[str, Union[int, bool]]:
         return {
-            "execution_mode": 2,
+            **super().backendOptions(),
             "separate_backward_phase": self._separate_backward_phase,
             "tensors_liveness": self._tensors_liveness.value,
         }

@@ -131,8 +131,7 @@ class DeviceWeights:
             if variable.host() is tensor:
                 return variable
         address = tensor.data_ptr()
-        shares = [v for v in self.variables if address and v.host().data_ptr() == address]
-        return shares[0] if shares else None
+        return next((v for v in self.variables if address and v.host().data_ptr() == address), None)
 
     def split_buffers(self, num_replicas: int, names: Sequence[str]) -> None:
         """Give each replica a separate copy of these buffers."""
