@@ -118,8 +118,10 @@ def _build(config: Any, task: Optional[str]) -> torch.nn.Module:
     chosen = getattr(transformers, names[0], None)
     if chosen is None:
         raise UserError(f"architecture {names[0]!r} is not in transformers {transformers.__version__}. Give --task.")
+    # Weights on the meta device have no values, and torch 2.0 has no meta kernel for some initialisers.
+    no_init = getattr(transformers.modeling_utils, "no_init_weights", contextlib.nullcontext)
     try:
-        with _Watch(None), torch.device("meta"), _no_init():
+        with _Watch(None), torch.device("meta"), no_init():
             model = chosen.from_config(config) if names[0].startswith("Auto") else chosen(config)
     except NotImplementedError as error:
         raise UserError(
@@ -130,12 +132,6 @@ def _build(config: Any, task: Optional[str]) -> torch.nn.Module:
         model.tie_weights()
     built: torch.nn.Module = model.half().train()
     return built
-
-
-def _no_init() -> Any:
-    """Weights on the meta device have no values, and torch 2.0 has no meta kernel for some initialisers."""
-    context = getattr(transformers.modeling_utils, "no_init_weights", None)
-    return context() if context is not None else contextlib.nullcontext()
 
 
 def _inputs(model: Any, config: Any, length: Optional[int], target: Optional[int]) -> Tuple[Dict[str, Any], int]:
@@ -191,7 +187,15 @@ class _Meter:
         self._keep: List[Any] = []  # addresses of storages are only unique while they live
         self._masks: Set[int] = set()
         self._saved: Set[Tuple[int, int]] = set()
-        self._book_parameters()
+        seen: Set[int] = set()
+        for index, module in enumerate(self._modules, start=1):
+            if self.parts[index].kind == "tied head":  # tied weights belong to the stem, which uses them first
+                continue
+            new = [p for p in module.parameters() if id(p) not in seen]
+            seen.update(id(p) for p in new)
+            self.parts[index] = dataclasses.replace(self.parts[index], parameters=sum(p.numel() for p in new))
+        # What no part owns is booked where it is used first: a norm between two stacks runs where the first one ends.
+        self._unplaced = {storage_id(p): p.numel() for p in self.model.parameters() if id(p) not in seen}
 
     def run(self, inputs: Dict[str, Any]) -> None:
         hooks: List[Any] = []
@@ -251,17 +255,6 @@ class _Meter:
             size = device_bytes(tensor)
             self.add(saved_bytes=size, mask_bytes=size if storage in self._masks else 0)
         return tensor.detach()
-
-    def _book_parameters(self) -> None:
-        seen: Set[int] = set()
-        for index, module in enumerate(self._modules, start=1):
-            if self.parts[index].kind == "tied head":  # tied weights belong to the stem, which uses them first
-                continue
-            new = [p for p in module.parameters() if id(p) not in seen]
-            seen.update(id(p) for p in new)
-            self.parts[index] = dataclasses.replace(self.parts[index], parameters=sum(p.numel() for p in new))
-        # What no part owns is booked where it is used first: a norm between two stacks runs where the first one ends.
-        self._unplaced = {storage_id(p): p.numel() for p in self.model.parameters() if id(p) not in seen}
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -36,7 +36,7 @@ def identity_loss(x: torch.Tensor, reduction: str) -> torch.Tensor:
 
 def nop(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor itself."""
-    _require_tensor(tensor, "nop must take a torch.tensor argument.")
+    require_tensor(tensor, "nop must take a torch.tensor argument.")
     return tensor.view_as(tensor)
 
 
@@ -57,7 +57,7 @@ def ipu_print_tensor(
 
     Returns the tensor. Off the device nothing is written.
     """
-    _require_tensor(tensor, "ipu print tensor must take a torch.tensor argument.")
+    require_tensor(tensor, "ipu print tensor must take a torch.tensor argument.")
     layout = (summarise_threshold, edge_items, max_line_width, digits, float_format, separator)
 
     def write(value: torch.Tensor, name: str) -> None:
@@ -73,7 +73,7 @@ def ipu_print_tensor(
 
 def set_available_memory(tensor: torch.Tensor, available_memory_proportion: float) -> torch.Tensor:
     """Hint: the share of memory that the operator which made the tensor may use."""
-    _require_tensor(tensor, "You may only set available memory for torch.tensor values.")
+    require_tensor(tensor, "You may only set available memory for torch.tensor values.")
     if not 0 < available_memory_proportion <= 1:
         raise UserError(f"available_memory_proportion is {available_memory_proportion}; it must be in (0, 1]")
     return tensor
@@ -125,9 +125,9 @@ def dynamic_slice(tensor: torch.Tensor, dim: int, start: torch.Tensor, size: int
 
     On the device `size` must be a factor of the dimension: Error otherwise.
     """
-    _require_tensor(tensor, "dynamic_slice must take a torch.tensor input.")
+    require_tensor(tensor, "dynamic_slice must take a torch.tensor input.")
     _require_integer(dim, "Dimension")
-    _require_tensor(start, "Slice start argument to dynamic_slice must be a torch.tensor.")
+    require_tensor(start, "Slice start argument to dynamic_slice must be a torch.tensor.")
     _require_integer(size, "Size")
     _require_integer(step, "Step")
     if step < 1:
@@ -139,10 +139,10 @@ def dynamic_slice(tensor: torch.Tensor, dim: int, start: torch.Tensor, size: int
 
 def dynamic_update(input: torch.Tensor, src: torch.Tensor, dim: int, start: torch.Tensor, size: int) -> torch.Tensor:
     """`input` with `size` elements along `dim`, the first at `start`, replaced by `src`. `input` is not changed."""
-    _require_tensor(input, "dynamic_update must take a torch.tensor input.")
+    require_tensor(input, "dynamic_update must take a torch.tensor input.")
     _require_integer(dim, "Dimension")
-    _require_tensor(start, "Slice start argument to dynamic_update must be a torch.tensor.")
-    _require_tensor(src, "Src argument to dynamic_update must be a torch.tensor.")
+    require_tensor(start, "Slice start argument to dynamic_update must be a torch.tensor.")
+    require_tensor(src, "Src argument to dynamic_update must be a torch.tensor.")
     _require_integer(size, "Size")
     if input.dim() != src.dim():
         raise createPoptorchError(
@@ -161,7 +161,8 @@ def _positions(start: torch.Tensor, offsets: torch.Tensor, size: int) -> torch.T
     return positions % size if context.on_ipu else positions
 
 
-def _require_tensor(value: Any, rule: str) -> None:
+def require_tensor(value: Any, rule: str) -> None:
+    """Raise Error with the rule and the value's type, unless it is a tensor."""
     if not isinstance(value, torch.Tensor):
         raise createPoptorchError(f"{rule} {type(value)} is not supported.")
 

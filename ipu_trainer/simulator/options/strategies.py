@@ -35,9 +35,8 @@ class Stage:
         self._ipu = ipu
         return self
 
-    def _setStage(self, stage: Optional[int]) -> Stage:
-        if stage is not None:
-            self._stage_id = stage
+    def _setStage(self, stage: int) -> Stage:
+        self._stage_id = stage
         return self
 
 
