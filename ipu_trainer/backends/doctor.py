@@ -50,7 +50,11 @@ def report() -> str:
         ("backend host", "usable"),
         ("auto takes", f"{choice.name} ({choice.reason})"),
     ]
-    rows += [("missing", text) for text in _missing(found)]
+    if not found.is_usable:
+        rows.append(("missing", f"for IPUs: {found.obstacle}"))
+        if not torch.__version__.startswith(_POD_TORCH):
+            here = f"for IPUs: torch {_POD_TORCH} (SDK 3.3 and 3.4); here is {torch.__version__}"
+            rows.append(("missing", here))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}".rstrip() for name, value in rows)
 
@@ -72,12 +76,3 @@ def _poprun() -> str:
     if importlib.util.find_spec("popdist") is None:
         return "popdist is not installed (it comes with the Poplar SDK)"
     return f"popdist {_version('popdist')}"
-
-
-def _missing(found: sdk.SdkProbe) -> List[str]:
-    if found.is_usable:
-        return []
-    lines = [f"for IPUs: {found.obstacle}"]
-    if not torch.__version__.startswith(_POD_TORCH):
-        lines.append(f"for IPUs: torch {_POD_TORCH} (SDK 3.3 and 3.4); here is {torch.__version__}")
-    return lines

@@ -40,7 +40,7 @@ def make_options(
     used = config.for_inference() if for_inference else config
     options = sdk.options_class(poptorch)() if backend.name == "sdk" else poptorch.Options()
     options.autoRoundNumIPUs(True)
-    if not _is_popdist(options):  # it has them from poprun, and refuses others
+    if not type(options).__module__.startswith("popdist"):  # popdist has them from poprun, and refuses others
         options.replicationFactor(used.replication_factor if replicas is None else replicas)
     options.deviceIterations(used.device_iterations)
     if not for_inference:  # processes evaluate different samples and exchange nothing
@@ -141,7 +141,3 @@ def _initializers_file() -> str:
     os.close(handle)
     Path(name).unlink()
     return name
-
-
-def _is_popdist(options: Any) -> bool:
-    return type(options).__module__.startswith("popdist")

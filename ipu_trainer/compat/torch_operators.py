@@ -1,4 +1,4 @@
-"""torch's operators: their schemas, those without a public name, and the mode that sees each of them."""
+"""torch's operators: their schemas, those without a public name, and the mode that sees each of them; and tensors' memory."""
 
 from __future__ import annotations
 
@@ -39,6 +39,20 @@ PLAIN_FUNCTIONS = Internal(
     "2.13",
     f"{_TESTS}::test_subclasses_are_plain_tensors_without_torch_function",
 )
+STORAGE_IDENTITY = Internal(
+    "torch.UntypedStorage._cdata",
+    "identifies a storage on the meta device, where every address is 0",
+    "2.0",
+    "2.13",
+    f"{_TESTS}::test_views_share_a_storage_on_the_meta_device",
+)
+VERSION = Internal(
+    "torch.Tensor._version",
+    "counts in-place writes, through any view",
+    "2.0",
+    "2.13",
+    f"{_TESTS}::test_the_version_counts_writes_through_views",
+)
 
 
 def operator_name(operator: Any) -> str:
@@ -61,3 +75,13 @@ def functions_named(*names: str) -> FrozenSet[Callable[..., Any]]:
 def without_torch_function() -> ContextManager[None]:
     """Inside, subclasses of Tensor are computed with as plain tensors."""
     return torch._C.DisableTorchFunction()  # type: ignore[return-value]
+
+
+def storage_id(tensor: torch.Tensor) -> int:
+    """The same number for tensors that share memory, also on the meta device. Unique while the storage lives."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def num_writes(tensor: torch.Tensor) -> int:
+    """A number that grows with every in-place write into the tensor's memory."""
+    return int(tensor._version)

@@ -82,16 +82,9 @@ class BatchGeometry:
             used = host_steps * step
             return EpochPlan(num_samples, host_steps, host_steps * self.device_iterations, used, num_samples - used, 0)
         host_steps = math.ceil(num_samples / step)
-        if tail == "pad":
-            return EpochPlan(
-                num_samples,
-                host_steps,
-                host_steps * self.device_iterations,
-                num_samples,
-                0,
-                host_steps * step - num_samples,
-            )
-        return EpochPlan(num_samples, host_steps, math.ceil(num_samples / self.global_batch), num_samples, 0, 0)
+        padded = host_steps * step - num_samples if tail == "pad" else 0
+        updates = host_steps * self.device_iterations if tail == "pad" else math.ceil(num_samples / self.global_batch)
+        return EpochPlan(num_samples, host_steps, updates, num_samples, 0, padded)
 
     def describe(self) -> str:
         return (

@@ -156,7 +156,7 @@ class IPUConfig:
     def updated(self, **changes: Any) -> IPUConfig:
         """Another IPUConfig with some fields changed. Values that were derived from these are derived again."""
         _refuse_unknown(changes)
-        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        values = dict(vars(self))
         for name in _DERIVED:
             if name not in changes and self._was_derived(name):
                 values[name] = None
@@ -197,9 +197,9 @@ class IPUConfig:
 
     def to_dict(self) -> Dict[str, Any]:
         """All fields, derived ones filled in, as JSON types."""
-        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         return {
-            name: list(value) if isinstance(value, tuple) else copy.deepcopy(value) for name, value in values.items()
+            name: list(value) if isinstance(value, tuple) else copy.deepcopy(value)
+            for name, value in vars(self).items()
         }
 
     def to_json_string(self) -> str:
@@ -278,8 +278,7 @@ class IPUConfig:
         object.__setattr__(self, name, value)
 
     def _was_derived(self, name: str) -> bool:
-        bare = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        bare[name] = None
+        bare = {**vars(self), name: None}
         try:
             return bool(getattr(IPUConfig(**bare), name) == getattr(self, name))
         except IPUConfigError:  # the other fields only make sense with the value that was given

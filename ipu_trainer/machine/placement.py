@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import List, Sequence, Tuple
+from typing import Iterable, List, Sequence, Tuple
 
 from ipu_trainer.errors import UserError
 
@@ -30,6 +30,12 @@ def resolve_wildcards(layers_per_ipu: Sequence[int], num_layers: int) -> Tuple[i
         for ipu, count in zip(wildcards, even_split(rest, len(wildcards))):
             resolved[ipu] = count
     return tuple(resolved)
+
+
+def num_stages(ipus: Iterable[int]) -> int:
+    """Pipeline stages of forward: one more than the changes of IPU along the parts, from IPU 0 on."""
+    path = [0, *ipus]
+    return 1 + sum(before != after for before, after in zip(path, path[1:]))
 
 
 def ipu_of_layer(layers_per_ipu: Sequence[int]) -> Tuple[int, ...]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Dict, List, Tuple
+from typing import List, Tuple
 
 from ipu_trainer.errors import UserError
 
@@ -88,16 +88,7 @@ def parse_grid(text: str) -> Schedule:
 def pipelined_training(num_ipus: int, num_micro_batches: int, recompute: bool = False) -> Schedule:
     """One weight update under PipelinedExecution. With recompute every stage but the last runs its forward again before B."""
     check_accumulation(num_ipus, num_micro_batches)
-    last = num_ipus - 1
-    placed: Dict[Tuple[int, int], List[Action]] = {}
-    for micro_batch in range(num_micro_batches):
-        for ipu in range(num_ipus):
-            placed.setdefault((micro_batch + ipu, ipu), []).append(Action(FORWARD, micro_batch))
-            backward = placed.setdefault((micro_batch + 2 * last - ipu, ipu), [])
-            if recompute and ipu != last:
-                backward.append(Action(RECOMPUTE, micro_batch))
-            backward.append(Action(BACKWARD, micro_batch))
-    return _schedule(num_ipus, num_micro_batches, num_micro_batches + 2 * last, placed)
+    return _schedule(num_ipus, num_micro_batches, 1, training=True, recompute=recompute)
 
 
 def pipelined_inference(num_ipus: int, num_micro_batches: int) -> Schedule:
@@ -107,32 +98,16 @@ def pipelined_inference(num_ipus: int, num_micro_batches: int) -> Schedule:
             f"{num_micro_batches} device iterations cannot fill a pipeline of {num_ipus} stages. "
             f"Use deviceIterations of {num_ipus} or more."
         )
-    placed = {
-        (micro_batch + ipu, ipu): [Action(FORWARD, micro_batch)]
-        for micro_batch in range(num_micro_batches)
-        for ipu in range(num_ipus)
-    }
-    return _schedule(num_ipus, num_micro_batches, num_micro_batches + num_ipus - 1, placed)
+    return _schedule(num_ipus, num_micro_batches, 1, training=False)
 
 
 def sharded_training(num_ipus: int, num_micro_batches: int) -> Schedule:
     """One weight update under ShardedExecution: one IPU works, the others wait."""
-    placed: Dict[Tuple[int, int], List[Action]] = {}
-    span = 2 * num_ipus - 1
-    for micro_batch in range(num_micro_batches):
-        for ipu in range(num_ipus):
-            placed.setdefault((micro_batch * span + ipu, ipu), []).append(Action(FORWARD, micro_batch))
-            placed.setdefault((micro_batch * span + span - 1 - ipu, ipu), []).append(Action(BACKWARD, micro_batch))
-    return _schedule(num_ipus, num_micro_batches, num_micro_batches * span, placed)
+    return _schedule(num_ipus, num_micro_batches, 2 * num_ipus - 1, training=True)
 
 
 def sharded_inference(num_ipus: int, num_micro_batches: int) -> Schedule:
-    placed = {
-        (micro_batch * num_ipus + ipu, ipu): [Action(FORWARD, micro_batch)]
-        for micro_batch in range(num_micro_batches)
-        for ipu in range(num_ipus)
-    }
-    return _schedule(num_ipus, num_micro_batches, num_micro_batches * num_ipus, placed)
+    return _schedule(num_ipus, num_micro_batches, num_ipus, training=False)
 
 
 def check_accumulation(num_ipus: int, num_micro_batches: int) -> None:
@@ -148,13 +123,22 @@ def check_accumulation(num_ipus: int, num_micro_batches: int) -> None:
 
 
 def _schedule(
-    num_ipus: int, num_micro_batches: int, num_cycles: int, placed: Dict[Tuple[int, int], List[Action]]
+    num_ipus: int, num_micro_batches: int, interval: int, training: bool, recompute: bool = False
 ) -> Schedule:
-    cycles = tuple(
-        tuple(
-            tuple(sorted(placed.get((cycle, ipu), []), key=lambda action: _ORDER[action.kind]))
-            for ipu in range(num_ipus)
-        )
-        for cycle in range(num_cycles)
-    )
-    return Schedule(num_ipus, num_micro_batches, cycles)
+    """A micro-batch enters the first IPU every `interval` cycles."""
+    last = num_ipus - 1
+    num_cycles = (num_micro_batches - 1) * interval + (2 * last if training else last) + 1
+    cycles: List[List[List[Action]]] = [[[] for _ in range(num_ipus)] for _ in range(num_cycles)]
+    for micro_batch in range(num_micro_batches):
+        begin = micro_batch * interval
+        for ipu in range(num_ipus):
+            cycles[begin + ipu][ipu].append(Action(FORWARD, micro_batch))
+            if training:
+                backward = cycles[begin + 2 * last - ipu][ipu]
+                backward += [Action(RECOMPUTE, micro_batch)] if recompute and ipu != last else []
+                backward.append(Action(BACKWARD, micro_batch))
+
+    def in_order(actions: List[Action]) -> Tuple[Action, ...]:
+        return tuple(sorted(actions, key=lambda action: _ORDER[action.kind]))
+
+    return Schedule(num_ipus, num_micro_batches, tuple(tuple(map(in_order, cycle)) for cycle in cycles))

@@ -113,8 +113,11 @@ def _is_stack(module: nn.Module) -> bool:
 
 
 def _blocks_of(name: str, item: nn.Module) -> Layers:
-    """The blocks of a stage of a pyramid, or the item itself."""
-    if not _is_pyramid_stage(item):
+    """The blocks of a stage of a pyramid, or the item itself.
+
+    Stages of pyramids change the resolution: they have a downsampling module, or "Stage" in their class's name.
+    """
+    if not (hasattr(item, "downsample") or hasattr(item, "downsampling_layer") or "Stage" in type(item).__name__):
         return [(name, item)]
     stage_size = sum(parameter.numel() for parameter in item.parameters())
     for child_name, child in item.named_children():
@@ -126,11 +129,6 @@ def _blocks_of(name: str, item: nn.Module) -> Layers:
         if 2 * sum(parameter.numel() for parameter in child.parameters()) > stage_size:
             return [(f"{name}.{child_name}.{i}", block) for i, block in enumerate(blocks)]
     return [(name, item)]
-
-
-def _is_pyramid_stage(item: nn.Module) -> bool:
-    """Stages of pyramids change the resolution: they have a downsampling module, or "Stage" in their class's name."""
-    return hasattr(item, "downsample") or hasattr(item, "downsampling_layer") or "Stage" in type(item).__name__
 
 
 def _size(layers: Layers) -> int:

@@ -7,7 +7,7 @@ never change.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Dict, Mapping, Tuple
 
 
@@ -20,13 +20,9 @@ class Architecture:
     """
 
     stack_order: Tuple[str, ...] = ()
-    needs: Mapping[str, Any] = None  # type: ignore[assignment]  # set below
+    needs: Mapping[str, Any] = field(default_factory=dict)
     shares_layers: str = ""
     not_head: Tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.needs is None:
-            object.__setattr__(self, "needs", {})
 
 
 _NO_LAYER_DROP: Dict[str, Any] = {"layerdrop": 0.0, "encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0}

@@ -6,11 +6,13 @@ separate weight during training, and undo() restores the whole one. Numbers chan
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 import torch
 from torch import nn
 
+from ipu_trainer.machine.placement import ipu_of_layer
 from ipu_trainer.pipelining.anatomy import PipeliningError
 
 Undo = Callable[[], None]
@@ -98,10 +100,10 @@ class SplitEmbedding(nn.Module):
         return torch.stack(found).sum(0)
 
 
-def _pieces(weight: torch.Tensor, splits: Sequence[int]) -> Tuple[nn.ParameterList, List[int]]:
+def _pieces(weight: torch.Tensor, splits: Sequence[int]) -> Tuple[nn.ParameterList, Tuple[int, ...]]:
     rows = torch.chunk(weight.detach(), sum(splits), dim=0)
     pieces = nn.ParameterList([nn.Parameter(r.clone(), requires_grad=weight.requires_grad) for r in rows])
-    return pieces, [ipu for ipu, count in enumerate(splits) for _ in range(count)]
+    return pieces, ipu_of_layer(splits)
 
 
 def split_module(
@@ -165,8 +167,4 @@ def _check_divides(size: int, pieces: int, what: str, field: str) -> None:
 def _replace_forward(module: nn.Module, forward: Any) -> Undo:
     # On the instance: names and parameters of the module stay as they are.
     module.__dict__["forward"] = forward
-
-    def undo() -> None:
-        module.__dict__.pop("forward", None)
-
-    return undo
+    return functools.partial(module.__dict__.pop, "forward", None)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, List, Tuple
 
 from ipu_trainer.config.ipu_config import IPUConfig
+from ipu_trainer.machine.placement import ipu_of_layer, num_stages
 from ipu_trainer.pipelining.anatomy import Anatomy, PipeliningError
 from ipu_trainer.pipelining.architectures import architecture_of
 
@@ -29,7 +30,7 @@ def place(anatomy: Anatomy, config: IPUConfig) -> Tuple[Placement, ...]:
     except ValueError as error:
         raise PipeliningError(f"{anatomy.describe()}. {error}") from None
     last_ipu = len(per_ipu) - 1
-    ipus = iter([ipu for ipu, count in enumerate(per_ipu) for _ in range(count)])
+    ipus = iter(ipu_of_layer(per_ipu))
     placements: List[Placement] = []
     after_tied = False
     for part in anatomy.parts:
@@ -58,21 +59,12 @@ def _with_bridges(placements: List[Placement]) -> List[Placement]:
     return done[::-1]
 
 
-def num_stages(placements: Tuple[Placement, ...]) -> int:
-    """Pipeline stages of forward: one more than the changes of IPU along the blocks, from IPU 0 on."""
-    stages, ipu = 1, 0
-    for placement in placements:
-        if placement.ipu != ipu:
-            stages, ipu = stages + 1, placement.ipu
-    return stages
-
-
 def check_depth(placements: Tuple[Placement, ...], gradient_accumulation: int) -> None:
     """Raise PipeliningError where the accumulation is too short to fill the pipeline.
 
     Source: PopTorch user guide, "Pipelined execution": accumulation of at least 2 x stages - 1.
     """
-    stages = num_stages(placements)
+    stages = num_stages(placement.ipu for placement in placements)
     needed = 2 * stages - 1 if stages > 1 else 1
     if gradient_accumulation < needed:
         raise PipeliningError(

@@ -61,12 +61,13 @@ _TASKS: Tuple[Tuple[str, str], ...] = (
 
 def convert(row: Dict[str, str]) -> Dict[str, str]:
     """One row of published.csv, with not_modelled saying why where it has no job. Raises KeyError for a column that is missing."""
-    model = _name(row["model"])
+    model = next((name for pattern, name in _NAMES if re.search(pattern, row["model"].strip().lower())), "")
     task = _task(model, row["task"])
     sequence = _sequence(row["seq_or_tokens"])
     layers = _layers(row, model)
     masked = task == "masked-lm" and model.startswith(("BERT", "RoBERTa"))
     first = int(sequence.split("+")[0]) if sequence else 0
+    optimizer = row["optimizer"].strip().lower()
     own_loop = not _TUTORIALS.search(row["source"])
     packed = "packed" in (row["task"] + row["model"]).lower() and row["throughput_unit"].startswith("sequence")
     throughput = _samples_per_s(row, first, packed)
@@ -86,7 +87,7 @@ def convert(row: Dict[str, str]) -> Dict[str, str]:
             row["optimizer_offchip"].lower().startswith("true") or not (row["optimizer_offchip"] or row["rts"])
         ),
         "matmul_proportion": _proportions(row["matmul_proportion"], len(layers.split())),
-        "optimizer": _optimizer(row["optimizer"]),
+        "optimizer": optimizer if optimizer in ("sgd", "adam", "adamw", "lamb") else "adamw",
         "chip": "Bow" if row["system"] == "Bow" else "GC200",
         "loop": "own" if own_loop else "trainer",
         "head_fraction": f"{_MASKED.get(first, 0.15 * first) / first:.6g}" if masked and first else "1",
@@ -101,10 +102,6 @@ def convert(row: Dict[str, str]) -> Dict[str, str]:
     if not result["accumulation"] and not result["not_modelled"]:
         result["accumulation"] = "128"  # memory alone is asked, which depends on it only through the pipeline's depth
     return result
-
-
-def _name(model: str) -> str:
-    return next((name for pattern, name in _NAMES if re.search(pattern, model.strip().lower())), "")
 
 
 def _task(model: str, text: str) -> str:
@@ -160,11 +157,6 @@ def _layers(row: Dict[str, str], model: str) -> str:
     if model == "BERT-large" and depth == 8 and "mlperf" in row["task"].lower():
         return _MLPERF_PLACEMENT
     return {("BERT-base", 4): "0 4 4 4", ("BERT-base", 2): "6 6", ("BERT-large", 4): "3 7 7 7"}.get((model, depth), "")
-
-
-def _optimizer(text: str) -> str:
-    name = text.strip().lower()
-    return name if name in ("sgd", "adam", "adamw", "lamb") else "adamw"
 
 
 def _why_not(row: Dict[str, str], result: Dict[str, str], known: bool) -> str:

@@ -9,7 +9,6 @@ by us.
 from __future__ import annotations
 
 import dataclasses
-import importlib.resources
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,7 +89,7 @@ class Calibration:
 
 def load_calibration(path: Optional[Path] = None) -> Calibration:
     """From a file of `calibrate --write`, by default the packaged one. Raises UserError for a file that is not one."""
-    text = path.read_text(encoding="utf-8") if path else _packaged()
+    text = path.read_text(encoding="utf-8") if path else packaged("calibrated.json")
     try:
         values = json.loads(text)
         return Calibration(
@@ -103,10 +102,9 @@ def load_calibration(path: Optional[Path] = None) -> Calibration:
         ) from error
 
 
-def _packaged() -> str:
-    if hasattr(importlib.resources, "files"):
-        return (importlib.resources.files("ipu_trainer.planner") / "calibrated.json").read_text(encoding="utf-8")
-    return importlib.resources.read_text("ipu_trainer.planner", "calibrated.json", encoding="utf-8")
+def packaged(name: str) -> str:
+    """The text of a file of this package."""
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
 
 
 SHIPPED = load_calibration()

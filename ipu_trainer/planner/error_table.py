@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import median
 from typing import Dict, List, Mapping, Sequence, Tuple
 from xml.sax.saxutils import escape
 
@@ -45,12 +46,12 @@ def _families(held: Mapping[PublishedRow, float], result: Calibration) -> str:
         shapes = len({row.group for row in held if row.family == family})
         spread = result.time.spread_of(family)
         lines.append(
-            f"| {family} | {len(errors)} | {shapes} | {_percent(_middle(errors))} | {_percent(errors[-1])} | "
+            f"| {family} | {len(errors)} | {shapes} | {_percent(median(errors))} | {_percent(errors[-1])} | "
             f"/ {spread:.2f} to x {spread:.2f} |"
         )
     sizes = sorted(abs(value) for value in held.values())
     lines.append(
-        f"| all | {len(sizes)} | {len({row.group for row in held})} | {_percent(_middle(sizes))} | {_percent(sizes[-1])} | |"
+        f"| all | {len(sizes)} | {len({row.group for row in held})} | {_percent(median(sizes))} | {_percent(sizes[-1])} | |"
     )
     lines.append(
         f"| unseen | | | | | / {result.time.spread_of('unseen'):.2f} to x {result.time.spread_of('unseen'):.2f} |"
@@ -166,11 +167,6 @@ def plot(rows: Sequence[PublishedRow], held: Mapping[PublishedRow, float]) -> st
         "</svg>",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _middle(values: Sequence[float]) -> float:
-    half = len(values) // 2
-    return values[half] if len(values) % 2 else (values[half - 1] + values[half]) / 2
 
 
 def _percent(value: float) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import List, Tuple
+from typing import Iterator, List, Sequence, Tuple
 
 from ipu_trainer.config.ipu_config import IPUConfig
 from ipu_trainer.errors import UserError
+from ipu_trainer.machine.placement import ipu_of_layer, num_stages
 from ipu_trainer.planner.constants import STATE_BYTES
 from ipu_trainer.planner.workload import PartCost, Workload
 
@@ -93,21 +94,21 @@ class Job:
 
     def placements(self, workload: Workload) -> Tuple[Tuple[PartCost, int], ...]:
         """(part, IPU) in execution order."""
-        homes = [ipu for ipu, count in enumerate(self.layers_per_ipu) for _ in range(count)]
-        last, done, after_tied, result = len(self.layers_per_ipu) - 1, 0, False, []
-        for part in workload.parts:
-            if part.kind == "layer":
-                ipu, done = homes[done], done + 1
-            elif part.kind == "stem" or part.at_stem or after_tied:
-                ipu, after_tied = 0, after_tied or part.kind == "tied head"
-            else:
-                ipu = last if part.kind == "head" else homes[min(done, len(homes) - 1)]
-            result.append((part, ipu))
-        return tuple(result)
+        return tuple(place_parts(workload, ipu_of_layer(self.layers_per_ipu), len(self.layers_per_ipu) - 1))
 
     def num_stages(self, workload: Workload) -> int:
         """Pipeline stages of forward: a head that goes back to IPU 0 is one more."""
-        stages, here = 1, 0
-        for _, ipu in self.placements(workload)[1:]:
-            stages, here = stages + (ipu != here), ipu
-        return stages
+        return num_stages(ipu for _, ipu in self.placements(workload)[1:])
+
+
+def place_parts(workload: Workload, layer_ipus: Sequence[int], last_ipu: int) -> Iterator[Tuple[PartCost, int]]:
+    """(part, IPU) in execution order, from the IPU of each layer: a bridge goes with the layer that follows it."""
+    done, after_tied = 0, False
+    for part in workload.parts:
+        if part.kind == "layer":
+            ipu, done = layer_ipus[done], done + 1
+        elif part.kind == "stem" or part.at_stem or after_tied:
+            ipu, after_tied = 0, after_tied or part.kind == "tied head"
+        else:
+            ipu = last_ipu if part.kind == "head" else layer_ipus[min(done, len(layer_ipus) - 1)]
+        yield part, ipu

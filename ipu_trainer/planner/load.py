@@ -14,7 +14,7 @@ import numpy as np
 
 from ipu_trainer.machine.hardware import TILES_PER_IPU
 from ipu_trainer.planner.constants import FLOP_PER_CYCLE, STATE_BYTES, MemoryConstants, TimeConstants
-from ipu_trainer.planner.job import Job
+from ipu_trainer.planner.job import Job, place_parts
 from ipu_trainer.planner.workload import PartCost, Workload
 
 # A float or an array of floats.
@@ -103,19 +103,8 @@ def _table(workload: Workload, ipu: int, num_ipus: int) -> Load:
 
 def _parts(workload: Workload, ipu: int, num_ipus: int, a: int, b: int) -> List[PartCost]:
     """The parts of an IPU with layers a to b - 1."""
-    held, done, after_tied, count = [], 0, False, len(workload.layers)
-    for part in workload.parts:
-        if part.kind == "layer":
-            here, done = a <= done < b, done + 1
-        elif part.kind == "stem" or part.at_stem or after_tied:
-            here, after_tied = ipu == 0, after_tied or part.kind == "tied head"
-        elif part.kind == "head":
-            here = ipu == num_ipus - 1
-        else:
-            here = a <= min(done, count - 1) < b
-        if here:
-            held.append(part)
-    return held
+    layer_ipus = [ipu if a <= layer < b else -1 for layer in range(len(workload.layers))]
+    return [part for part, home in place_parts(workload, layer_ipus, num_ipus - 1) if home == ipu]
 
 
 def cycles(load: Load, job: Job, constants: TimeConstants, image: bool) -> Number:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import functools
-import importlib.resources
 import io
 import math
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import transformers
 from ipu_trainer.errors import UserError
 from ipu_trainer.machine.hardware import BOW, GC200, IPU
 from ipu_trainer.planner.collect import convert
-from ipu_trainer.planner.constants import FAMILIES
+from ipu_trainer.planner.constants import FAMILIES, packaged
 from ipu_trainer.planner.job import Job
 from ipu_trainer.planner.workload import Workload, measure
 
@@ -111,7 +110,7 @@ class PublishedRow:
 
 def read_rows(path: Optional[Path] = None) -> List[PublishedRow]:
     """Rows of a CSV, by default the packaged one. Raises UserError naming line and column of what cannot be read."""
-    text = path.read_text(encoding="utf-8") if path else _packaged()
+    text = path.read_text(encoding="utf-8") if path else packaged("published.csv")
     rows = []
     for line, row in enumerate(csv.DictReader(io.StringIO(text)), start=2):
         try:
@@ -121,12 +120,6 @@ def read_rows(path: Optional[Path] = None) -> List[PublishedRow]:
                 f"{path or 'published.csv'}, line {line}: {error}. Every column of published.csv is needed."
             ) from error
     return rows
-
-
-def _packaged() -> str:
-    if hasattr(importlib.resources, "files"):
-        return (importlib.resources.files("ipu_trainer.planner") / "published.csv").read_text(encoding="utf-8")
-    return importlib.resources.read_text("ipu_trainer.planner", "published.csv", encoding="utf-8")
 
 
 def _row(row: Dict[str, str]) -> PublishedRow:

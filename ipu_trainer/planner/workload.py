@@ -6,18 +6,19 @@ what is kept for backward, so encoders, decoders, encoder-decoders and pyramids 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 from dataclasses import dataclass
 from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
 import torch
 import transformers
 
-from ipu_trainer.compat.torch_operators import TorchDispatchMode, operator_name
-from ipu_trainer.compat.torch_tensors import storage_id
+from ipu_trainer.compat.torch_operators import TorchDispatchMode, operator_name, storage_id
 from ipu_trainer.compat.transformers_configs import use_eager_attention
 from ipu_trainer.errors import UserError
-from ipu_trainer.pipelining.anatomy import Part, find_anatomy
+from ipu_trainer.pipelining.anatomy import find_anatomy
 from ipu_trainer.planner.constants import TASKS
 from ipu_trainer.simulator.analysis.flops import device_bytes, flops_of
 
@@ -105,13 +106,9 @@ def measure(
             f"{type(model).__name__} cannot be measured from shapes alone: {str(error).splitlines()[0]}. "
             "Plan with the nearest model whose forward pass does not depend on values."
         ) from error
-    return Workload(type(model).__name__, str(config.model_type), tuple(meter.parts), tokens, _modality(model))
-
-
-def _modality(model: Any) -> str:
-    return {"pixel_values": "image", "input_values": "audio", "input_features": "audio"}.get(
-        model.main_input_name, "text"
-    )
+    modality = {"pixel_values": "image", "input_values": "audio", "input_features": "audio"}
+    name = modality.get(str(model.main_input_name), "text")
+    return Workload(type(model).__name__, str(config.model_type), tuple(meter.parts), tokens, name)
 
 
 def _build(config: Any, task: Optional[str]) -> torch.nn.Module:
@@ -121,8 +118,10 @@ def _build(config: Any, task: Optional[str]) -> torch.nn.Module:
     chosen = getattr(transformers, names[0], None)
     if chosen is None:
         raise UserError(f"architecture {names[0]!r} is not in transformers {transformers.__version__}. Give --task.")
+    # Weights on the meta device have no values, and torch 2.0 has no meta kernel for some initialisers.
+    no_init = getattr(transformers.modeling_utils, "no_init_weights", contextlib.nullcontext)
     try:
-        with _Watch(None), torch.device("meta"), _no_init():
+        with _Watch(None), torch.device("meta"), no_init():
             model = chosen.from_config(config) if names[0].startswith("Auto") else chosen(config)
     except NotImplementedError as error:
         raise UserError(
@@ -133,14 +132,6 @@ def _build(config: Any, task: Optional[str]) -> torch.nn.Module:
         model.tie_weights()
     built: torch.nn.Module = model.half().train()
     return built
-
-
-def _no_init() -> Any:
-    """Weights on the meta device have no values, and torch 2.0 has no meta kernel for some initialisers."""
-    import contextlib
-
-    context = getattr(transformers.modeling_utils, "no_init_weights", None)
-    return context() if context is not None else contextlib.nullcontext()
 
 
 def _inputs(model: Any, config: Any, length: Optional[int], target: Optional[int]) -> Tuple[Dict[str, Any], int]:
@@ -179,21 +170,16 @@ def _inputs(model: Any, config: Any, length: Optional[int], target: Optional[int
     return inputs, length or 128
 
 
-def _empty(part: Part, stem_weights: Sequence[int]) -> PartCost:
-    shared = any(id(parameter) in stem_weights for parameter in part.module.parameters())
-    return PartCost(part.name, part.kind, at_stem=part.kind in ("bridge", "tied head") and shared)
-
-
 class _Meter:
     """Runs forward once; every operator is booked on the part that began last."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
         anatomy = find_anatomy(model)
-        self.parts: List[PartCost] = [
-            PartCost("stem", "stem"),
-            *(_empty(p, anatomy.stem_weights) for p in anatomy.parts),
-        ]
+        self.parts = [PartCost("stem", "stem")]
+        for part in anatomy.parts:
+            shared = any(id(parameter) in anatomy.stem_weights for parameter in part.module.parameters())
+            self.parts.append(PartCost(part.name, part.kind, at_stem=part.kind in ("bridge", "tied head") and shared))
         self._modules = [part.module for part in anatomy.parts]
         self._current = 0
         self._owned = {id(t): t for t in (*model.parameters(), *model.buffers())}
@@ -201,13 +187,21 @@ class _Meter:
         self._keep: List[Any] = []  # addresses of storages are only unique while they live
         self._masks: Set[int] = set()
         self._saved: Set[Tuple[int, int]] = set()
-        self._book_parameters()
+        seen: Set[int] = set()
+        for index, module in enumerate(self._modules, start=1):
+            if self.parts[index].kind == "tied head":  # tied weights belong to the stem, which uses them first
+                continue
+            new = [p for p in module.parameters() if id(p) not in seen]
+            seen.update(id(p) for p in new)
+            self.parts[index] = dataclasses.replace(self.parts[index], parameters=sum(p.numel() for p in new))
+        # What no part owns is booked where it is used first: a norm between two stacks runs where the first one ends.
+        self._unplaced = {storage_id(p): p.numel() for p in self.model.parameters() if id(p) not in seen}
 
     def run(self, inputs: Dict[str, Any]) -> None:
         hooks: List[Any] = []
         for index, module in enumerate(self._modules, start=1):
-            hooks.append(module.register_forward_pre_hook(self._enter(index)))
-            hooks.append(module.register_forward_hook(self._leave(index)))
+            hooks.append(module.register_forward_pre_hook(functools.partial(self._enter, index)))
+            hooks.append(module.register_forward_hook(functools.partial(self._leave, index)))
         try:
             with _Watch(self), torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor):
                 self._keep.append(self.model(**inputs))
@@ -241,23 +235,16 @@ class _Meter:
             self._masks.add(storage_id(result[1]))
             self._keep.append(result[1].detach())
 
-    def _enter(self, index: int) -> Any:
-        def begin(module: Any, args: Any) -> None:
-            self._current = index
+    def _enter(self, index: int, module: Any, args: Any) -> None:
+        self._current = index
 
-        return begin
-
-    def _leave(self, index: int) -> Any:
-        def end(module: Any, args: Any, output: Any) -> None:
-            first = output
-            while isinstance(first, (tuple, list)) and first:
-                first = first[0]
-            if isinstance(first, torch.Tensor):
-                part = self.parts[index]
-                logits = first.numel() if part.kind in ("head", "tied head") else 0
-                self.parts[index] = dataclasses.replace(part, output_bytes=device_bytes(first), logit_elements=logits)
-
-        return end
+    def _leave(self, index: int, module: Any, args: Any, output: Any) -> None:
+        while isinstance(output, (tuple, list)) and output:
+            output = output[0]
+        if isinstance(output, torch.Tensor):
+            part = self.parts[index]
+            logits = output.numel() if part.kind in ("head", "tied head") else 0
+            self.parts[index] = dataclasses.replace(part, output_bytes=device_bytes(output), logit_elements=logits)
 
     def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
         storage = storage_id(tensor)
@@ -268,23 +255,6 @@ class _Meter:
             size = device_bytes(tensor)
             self.add(saved_bytes=size, mask_bytes=size if storage in self._masks else 0)
         return tensor.detach()
-
-    def _book_parameters(self) -> None:
-        seen: Set[int] = set()
-        # Tied weights belong to the stem, which uses them first.
-        for index, module in enumerate(self._modules, start=1):
-            if self.parts[index].kind != "tied head":
-                self._book(index, module, seen)
-        # What no part owns is booked where it is used first: a norm between two stacks runs where the first one ends.
-        self._unplaced = {storage_id(p): p.numel() for p in self.model.parameters() if id(p) not in seen}
-
-    def _book(self, index: int, module: Any, seen: Set[int]) -> None:
-        new = [p for p in module.parameters() if id(p) not in seen]
-        seen.update(id(p) for p in new)
-        self.parts[index] = dataclasses.replace(
-            self.parts[index],
-            parameters=sum(p.numel() for p in new),
-        )
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -130,3 +130,6 @@ class VariableRetrievalMode(enum.IntEnum):
 
     OnePerGroup = 0
     AllReplicas = 2
+
+
+__all__ = [name for name, value in list(globals().items()) if isinstance(value, type)]

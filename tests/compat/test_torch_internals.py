@@ -9,11 +9,12 @@ from ipu_trainer.compat.torch_modules import forward_pre_hooks, own_children, ow
 from ipu_trainer.compat.torch_operators import (
     TorchDispatchMode,
     functions_named,
+    num_writes,
     operator_arguments,
     operator_name,
+    storage_id,
     without_torch_function,
 )
-from ipu_trainer.compat.torch_tensors import num_writes, storage_id
 
 
 class Seen(TorchDispatchMode):

@@ -80,14 +80,18 @@ class StageMeter(BlockObserver):
         with _OperatorCounter(self), torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor):
             yield
         self.finished = True
-        self._place_the_rest()
+        for address in self._variables:
+            if address not in self._placed and self.stages:
+                self._place(self.stages[0], address)
 
     def enter_block(self, block: ExecutedBlock) -> None:
         if self.finished:
             return
         if not self.stages or self.stages[-1].ipu_id != block.ipu_id:
-            if len(self.stages) == 1 and not self._has_work(self.stages[0]):
-                self.stages.pop()  # nothing ran before the first annotation
+            if len(self.stages) == 1:
+                first = self.stages[0]
+                if not (first.forward_flops or first.num_parameters or first.saved_bytes):
+                    self.stages.pop()  # nothing ran before the first annotation
             self.stages.append(StageCost(len(self.stages), block.ipu_id))
             self._segment_bytes = 0
         if block.user_id is not None:
@@ -100,10 +104,6 @@ class StageMeter(BlockObserver):
 
     def loss_found(self, loss: torch.Tensor) -> None:
         self._in_backward = True
-
-    @staticmethod
-    def _has_work(stage: StageCost) -> bool:
-        return bool(stage.forward_flops or stage.num_parameters or stage.saved_bytes)
 
     def count(self, function: Any, args: Sequence[Any], result: Any) -> None:
         """Count an operator of forward."""
@@ -130,11 +130,6 @@ class StageMeter(BlockObserver):
         stage.num_parameters += tensor.numel()
         stage.num_trained += tensor.numel() if is_trained else 0
         stage.parameter_bytes += device_bytes(tensor)
-
-    def _place_the_rest(self) -> None:
-        for address in self._variables:
-            if address not in self._placed and self.stages:
-                self._place(self.stages[0], address)
 
     def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
         tensor = tensor.detach()  # else an operator that saves its result would stay alive

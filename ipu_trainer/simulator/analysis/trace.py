@@ -18,11 +18,10 @@ from xml.sax.saxutils import escape
 from ipu_trainer.atomic import write_text
 from ipu_trainer.machine import schedule as schedules
 from ipu_trainer.machine.schedule import BACKWARD, FORWARD, RECOMPUTE, Schedule
-from ipu_trainer.simulator.analysis.memory_map import MemoryReport, memory_report
+from ipu_trainer.simulator.analysis.memory_map import memory_report
 from ipu_trainer.simulator.analysis.stages import StageCost, StageMeter
 from ipu_trainer.simulator.execution import executor as executors
 from ipu_trainer.simulator.options.popart_enums import RecomputationType
-from ipu_trainer.simulator.options.strategies import PipelinedExecution, ShardedExecution
 
 # Relative duration of an action, in units of the stage's forward.
 _DURATION = {FORWARD: 1.0, RECOMPUTE: 1.0, BACKWARD: 2.0}
@@ -127,29 +126,10 @@ def chrome_trace(stages: Sequence[StageCost], spans: Sequence[Span]) -> Dict[str
     }
 
 
-def write_trace(
-    directory: str, stages: Sequence[StageCost], schedule: Schedule, memory: MemoryReport, title: str
-) -> List[str]:
-    """Write timeline.txt, timeline.svg, trace.json, memory.txt and stages.json. Returns the paths."""
-    spans = timeline(stages, schedule)
-    names = "\n".join(f"row {s.index}: IPU {s.ipu_id}, blocks {', '.join(s.blocks) or '(none)'}" for s in stages)
-    contents = {
-        "timeline.txt": f"{title}\n\n{schedule.grid()}\n\n{names}\n",
-        "timeline.svg": svg(stages, spans),
-        "trace.json": json.dumps(chrome_trace(stages, spans), indent=1),
-        "memory.txt": memory.table() + "\n",
-        "stages.json": json.dumps([dataclasses.asdict(stage) for stage in stages], indent=1),
-    }
-    for name, text in contents.items():
-        write_text(os.path.join(directory, name), text)
-    return [os.path.join(directory, name) for name in contents]
-
-
 def schedule_of(executor: executors.PoplarExecutor, num_stages: int) -> Schedule:
     """The schedule of one weight update, or of one host step of inference."""
     options = executor.options
-    strategy = options._execution_strategy
-    pipelined = isinstance(strategy, PipelinedExecution) and not isinstance(strategy, ShardedExecution)
+    pipelined = options._execution_strategy.mode == "Pipelined"
     if executor.is_training:
         accumulation = int(options.Training.gradient_accumulation)
         if pipelined:
@@ -190,19 +170,26 @@ class Recorder:
 
 
 def trace_executor(executor: executors.PoplarExecutor, meter: StageMeter, directory: str) -> List[str]:
-    """Write the trace of a measured executor."""
-    schedule = schedule_of(executor, len(meter.stages))
+    """Write timeline.txt, timeline.svg, trace.json, memory.txt and stages.json of a measured executor. Returns the paths."""
+    stages, training = meter.stages, executor.is_training
+    schedule = schedule_of(executor, len(stages))
+    spans = timeline(stages, schedule)
     memory = memory_report(
-        meter.stages,
-        schedule,
-        executor.is_training,
-        meter.state_bytes,
-        meter.accumulator_bytes,
-        recompute=recomputes(executor),
+        stages, schedule, training, meter.state_bytes, meter.accumulator_bytes, recompute=recomputes(executor)
     )
-    what = "One weight update" if executor.is_training else "One host step of inference"
-    title = f"{what}: {len(meter.stages)} stages, {schedule.num_micro_batches} micro-batches, one column a cycle"
-    return write_trace(directory, meter.stages, schedule, memory, title)
+    what = "One weight update" if training else "One host step of inference"
+    title = f"{what}: {len(stages)} stages, {schedule.num_micro_batches} micro-batches, one column a cycle"
+    names = "\n".join(f"row {s.index}: IPU {s.ipu_id}, blocks {', '.join(s.blocks) or '(none)'}" for s in stages)
+    contents = {
+        "timeline.txt": f"{title}\n\n{schedule.grid()}\n\n{names}\n",
+        "timeline.svg": svg(stages, spans),
+        "trace.json": json.dumps(chrome_trace(stages, spans), indent=1),
+        "memory.txt": memory.table() + "\n",
+        "stages.json": json.dumps([dataclasses.asdict(stage) for stage in stages], indent=1),
+    }
+    for name, text in contents.items():
+        write_text(os.path.join(directory, name), text)
+    return [os.path.join(directory, name) for name in contents]
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ was passed then (numbers, strings, None) is part of the graph, so a later call m
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from typing import Any, Callable, Dict, List, Sequence, Tuple
 
@@ -23,19 +24,17 @@ _MISMATCH = (
 )
 
 
+@dataclasses.dataclass(eq=False)
 class BoundArguments:
     """Positional and named arguments in the order of forward's parameters, defaults filled in."""
 
-    def __init__(self) -> None:
-        self.args: List[Any] = []
-        self.arg_names: List[str] = []
-        self.kwargs: Dict[str, Any] = {}
+    args: List[Any] = dataclasses.field(default_factory=list)
+    arg_names: List[str] = dataclasses.field(default_factory=list)
+    kwargs: Dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def tensors(self, like: Any = None) -> List[torch.Tensor]:
         """All tensors, in the order in which the graph has them as inputs."""
-        if like is None:
-            return tensors_of((self.args, self.kwargs))
-        return tensors_of((self.args, self.kwargs), like=(like.args, like.kwargs))
+        return tensors_of((self.args, self.kwargs), like=None if like is None else (like.args, like.kwargs))
 
     def with_tensors(self, tensors: Sequence[torch.Tensor]) -> Tuple[List[Any], Dict[str, Any]]:
         """The arguments around other tensors, to call forward with."""
@@ -44,10 +43,7 @@ class BoundArguments:
 
     def copy(self) -> BoundArguments:
         """The same values in new lists."""
-        duplicate = BoundArguments()
-        duplicate.args, duplicate.arg_names = list(self.args), list(self.arg_names)
-        duplicate.kwargs = dict(self.kwargs)
-        return duplicate
+        return BoundArguments(list(self.args), list(self.arg_names), dict(self.kwargs))
 
     def check_same(self, later: BoundArguments) -> None:
         """Raise Error if a later call differs in anything but the values of tensors."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import dataclasses
+import itertools
 import os
 import pickle
 import queue
@@ -82,7 +84,6 @@ class AsynchronousDataAccessor:
         self._start(loader, sharing_strategy, buffer_size)
         self._epoch = 0
         self._held: Optional[int] = None
-        self._loads_indefinitely = load_indefinitely
         self._ended = True
         _accessors.add(self)
 
@@ -100,7 +101,8 @@ class AsynchronousDataAccessor:
                 with open(given, "wb") as file:
                     pickle.dump(loader, file, protocol=4)
             arguments = (given, dict(custom_arg_parsers), self._free, self._filled, self._commands)
-            self._process = context.Process(target=_load, args=arguments, daemon=not loader.has_workers)
+            starts_processes = getattr(loader.dataset, "num_workers", 0) > 0  # which a daemon may not
+            self._process = context.Process(target=_load, args=arguments, daemon=not starts_processes)
             self._process.start()
             kind, message = self._next_message()
         if kind == _FAILED:
@@ -187,25 +189,16 @@ class AsynchronousDataAccessor:
             self._held = None
 
 
+@dataclasses.dataclass
 class _Loader:
     """Runs in the process: reads the data set and writes items into free buffers."""
 
-    def __init__(
-        self,
-        dataset: Any,
-        buffer_size: int,
-        load_indefinitely: bool,
-        early_preload: bool,
-        rebatched_size: Optional[int],
-        drop_last: bool,
-    ) -> None:
-        self._dataset = dataset
-        self._buffer_size = buffer_size
-        self._load_indefinitely = load_indefinitely
-        self._early_preload = early_preload
-        self._rebatched_size = rebatched_size
-        self._drop_last = drop_last
-        self.has_workers = getattr(dataset, "num_workers", 0) > 0  # a daemon may not start processes
+    dataset: Any
+    buffer_size: int
+    load_indefinitely: bool
+    early_preload: bool
+    rebatched_size: Optional[int]
+    drop_last: bool
 
     def __call__(self, free: Any, filled: Any, commands: Any) -> None:
         """Serve epochs until the command None. The first message is the layout of an item."""
@@ -215,13 +208,13 @@ class _Loader:
             raise createPoptorchError("The Dataset is empty")
         structure, tensors, _ = first
         buffers = [
-            torch.empty((self._buffer_size, *tensor.shape), dtype=tensor.dtype).share_memory_() for tensor in tensors
+            torch.empty((self.buffer_size, *tensor.shape), dtype=tensor.dtype).share_memory_() for tensor in tensors
         ]
         filled.put((_LAYOUT, (structure, buffers)))
         epoch = 1
-        if not self._early_preload and commands.get() is None:
+        if not self.early_preload and commands.get() is None:
             return
-        items = _chain(first, iterator)
+        items: Iterator[Any] = itertools.chain([first], iterator)
         while True:
             wanted = self._serve(epoch, items, buffers, free, filled, commands)
             if wanted is None:
@@ -245,7 +238,7 @@ class _Loader:
                 buffer[number][: len(tensor)].copy_(tensor) if tensor.dim() else buffer[number].copy_(tensor)
             filled.put((_ITEM, (epoch, number, size)))
         filled.put((_END, (epoch, None, None)))
-        if self._load_indefinitely:
+        if self.load_indefinitely:
             return epoch + 1
         while asked is not None and asked <= epoch:
             asked = commands.get()
@@ -253,11 +246,11 @@ class _Loader:
 
     def _items(self) -> Iterator[Any]:
         """(structure, tensors, size) of every item; size is None where it is full."""
-        if self._rebatched_size is None:
+        if self.rebatched_size is None:
             for item in self._source():
                 yield (_bare(item), _flat(item), None)
             return
-        yield from self._rebatched(self._rebatched_size)
+        yield from self._rebatched(self.rebatched_size)
 
     def _rebatched(self, size: int) -> Iterator[Any]:
         waiting: List[torch.Tensor] = []
@@ -270,19 +263,14 @@ class _Loader:
                 waiting = [tensor[size:] for tensor in waiting]
             if not len(waiting[0]):
                 waiting = []
-        if waiting and not self._drop_last:
+        if waiting and not self.drop_last:
             rest = len(waiting[0])
             padded = [torch.cat([t, t.new_zeros((size - rest, *t.shape[1:]))]) for t in waiting]
             yield (structure, padded, rest)
 
     def _source(self) -> Iterator[Any]:
-        batches = getattr(self._dataset, "batches", None)
-        return iter(self._dataset) if batches is None else iter(batches())
-
-
-def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
-    yield first
-    yield from rest
+        batches = getattr(self.dataset, "batches", None)
+        return iter(self.dataset) if batches is None else iter(batches())
 
 
 def _free_buffer(free: Any, commands: Any, asked: int) -> Tuple[Optional[int], Any]:

@@ -17,7 +17,8 @@ from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
 
 import torch
 
-from ipu_trainer.compat.torch_tensors import num_writes
+from ipu_trainer.compat.torch_operators import num_writes
+from ipu_trainer.machine.placement import num_stages
 from ipu_trainer.simulator.arguments.call_arguments import BoundArguments, micro_batch_of, micro_batches_per_host_step
 from ipu_trainer.simulator.arguments.nested_values import tensors_of, with_tensors
 from ipu_trainer.simulator.enums import OutputMode
@@ -31,7 +32,6 @@ from ipu_trainer.simulator.logs import logger
 from ipu_trainer.simulator.numerics.half_precision import FloatingPointChecks, HalfInFloat
 from ipu_trainer.simulator.options.compiler_options import validate_options
 from ipu_trainer.simulator.options.options import Options
-from ipu_trainer.simulator.options.strategies import PipelinedExecution, ShardedExecution
 from ipu_trainer.simulator.state.device_weights import DeviceWeights, InstalledWeights
 from ipu_trainer.simulator.state.random_state import DeviceRandom
 
@@ -131,7 +131,7 @@ def compile_model(
     versions = [num_writes(tensor) for tensor in tensors]
     tracker = BlockTracker(options._execution_strategy._stages_manager)
     has_half = any(t.dtype == torch.float16 for t in [*tensors, *(v.copies[0] for v in weights.variables)])
-    placement = PlacementLog(_mode(options)) if logger.isEnabledFor(logging.DEBUG) else None
+    placement = PlacementLog(options._execution_strategy.mode) if logger.isEnabledFor(logging.DEBUG) else None
     observer = CompilationObserver(device, tensors, [variable.host() for variable in weights.variables], placement)
     compilation = Compilation(
         checks_floats=bool(options._Popart.options.get("enableFloatingPointChecks", False)),
@@ -196,38 +196,21 @@ def _complete(
     if result is not None:
         compilation.structure = with_tensors(result, [torch.empty(0) for _ in outputs])
     compilation.blocks = tuple(tracker.blocks)
-    compilation.num_stages, compilation.num_ipus = _stages_and_ipus(compilation.blocks)
+    compilation.num_stages = num_stages(block.ipu_id for block in compilation.blocks)
+    compilation.num_ipus = len({block.ipu_id for block in compilation.blocks if block.user_id is not None}) or 1
     if training:
         compilation.num_losses = len(observer.losses)
         compilation.loss_index = final_loss(observer.losses)
-    logger.debug("enablePipelining set to value %d", _is_pipelined(options) and compilation.num_ipus > 1)
+    logger.debug(
+        "enablePipelining set to value %d", options._execution_strategy.mode == "Pipelined" and compilation.num_ipus > 1
+    )
     _check_overlap(observer, outputs, options)
     _check_num_ipus(compilation.num_ipus * int(options.replication_factor), options)
     _check_pipeline(compilation.num_stages, training, options)
 
 
-def _stages_and_ipus(blocks: Sequence[ExecutedBlock]) -> Tuple[int, int]:
-    stages, ipu = 1, 0
-    for block in blocks:
-        if block.ipu_id != ipu:
-            stages, ipu = stages + 1, block.ipu_id
-    annotated = {block.ipu_id for block in blocks if block.user_id is not None}
-    return stages, len(annotated) or 1
-
-
-def _is_pipelined(options: Options) -> bool:
-    strategy = options._execution_strategy
-    return isinstance(strategy, PipelinedExecution) and not isinstance(strategy, ShardedExecution)
-
-
-def _mode(options: Options) -> str:
-    if _is_pipelined(options):
-        return "Pipelined"
-    return "Sharded" if isinstance(options._execution_strategy, ShardedExecution) else "Phased"
-
-
 def _check_pipeline(num_stages: int, training: bool, options: Options) -> None:
-    if not _is_pipelined(options):
+    if options._execution_strategy.mode != "Pipelined":
         return
     accumulation, iterations = options.Training.gradient_accumulation, options.device_iterations
     if training and num_stages > 1 and accumulation < 2 * num_stages - 1:
@@ -290,7 +273,7 @@ def _check_overlap(observer: CompilationObserver, outputs: Sequence[torch.Tensor
                 "poptorch.set_overlap_for_output cannot be used with a tensor that is returned twice. Please check all "
                 "returned tensors including those nested in tuples/lists."
             )
-    if _is_pipelined(options):
+    if options._execution_strategy.mode == "Pipelined":
         raise compiler_error(
             "Overlapped IO is not supported with poptorch.PipelinedExecution. If you are using only one IPU, please "
             "switch to poptorch.ShardedExecution."

@@ -91,7 +91,7 @@ class Engine:
         given = bound.tensors(like)
         inputs = [enter_device(tensor, self._device) for tensor in given]
         if options._Popart.options.get("syntheticDataMode", SYNTHETIC_OFF) != SYNTHETIC_OFF:
-            inputs = [_synthetic(tensor) for tensor in inputs]
+            inputs = [torch.randn_like(t) if t.is_floating_point() else torch.zeros_like(t) for t in inputs]
         for position in self.compilation.written_inputs:
             inputs[position] = inputs[position].clone()
         if self._coalesces:
@@ -190,23 +190,15 @@ class Engine:
                 if blocks is not None:
                     blocks.finish()
             if gradients is not None:
-                loss = forward.losses[self._loss_index(forward.losses)]
+                losses, compiled = forward.losses, self.compilation
+                same = len(losses) == compiled.num_losses  # else forward took another branch than at compilation
+                loss = losses[compiled.loss_index if same else final_loss(losses)]
                 for observer in self.observers:
                     observer.loss_found(loss)
                 gradients.add(loss, replica, count)
                 for observer in self.observers:
                     observer.backward_done()
         return tensors_of(result)
-
-    def _loss_index(self, losses: Sequence[torch.Tensor]) -> int:
-        if len(losses) == self.compilation.num_losses:
-            return self.compilation.loss_index
-        return final_loss(losses)  # forward took another branch than at compilation
-
-
-def _synthetic(tensor: torch.Tensor) -> torch.Tensor:
-    """The replacement of an input under enableSyntheticData(True)."""
-    return torch.randn_like(tensor) if tensor.is_floating_point() else torch.zeros_like(tensor)
 
 
 def input_group(replica: int, options: Options) -> int:
@@ -296,18 +288,14 @@ class Gradients:
             divisor *= self._num_processes
         with torch.no_grad():
             if self._num_processes > 1:
-                _sum_over_processes(list(found.values()))
+                for gradient in found.values():
+                    torch.distributed.all_reduce(gradient)
             if divisor != 1.0:
                 for gradient in found.values():
                     gradient.div_(divisor)
         if self._optimizer.automatic is not None:
             self._optimizer.automatic.updated(self._optimizer.hyper.loss_scaling)
         return found
-
-
-def _sum_over_processes(tensors: Sequence[torch.Tensor]) -> None:
-    for tensor in tensors:
-        torch.distributed.all_reduce(tensor)
 
 
 def require_process_group(num_processes: int) -> None:

@@ -39,13 +39,11 @@ from ipu_trainer.simulator.ops import printing
 from ipu_trainer.simulator.optim import optimizers as optim
 from ipu_trainer.simulator.optim.optimizer_link import OptimizerLink
 from ipu_trainer.simulator.options.options import Options
-from ipu_trainer.simulator.options.strategies import PipelinedExecution, ShardedExecution
 from ipu_trainer.simulator.state.device_weights import DeviceWeights, ReplicaGrouping
 from ipu_trainer.simulator.state.random_state import DeviceRandom
 from ipu_trainer.simulator.state.wrapped_model import unwrap_model, wrap_model
 
 _NO_EXECUTABLE = "Model has not been compiled or has been destroyed."
-_EVENTS = ("input", "input_complete", "output", "output_complete")
 # Called with every executor that has been compiled; see trace.recording().
 on_compiled: List[Callable[[PoplarExecutor], None]] = []
 
@@ -111,8 +109,7 @@ class PoplarExecutor:
             "You must set poptorch.Options().Training.gradientAccumulation to 1 or leave it as its default value (1) "
             "when running a poptorch.inferenceModel()."
         )
-        strategy = self._options._execution_strategy
-        if isinstance(strategy, PipelinedExecution) and not isinstance(strategy, ShardedExecution):
+        if self._options._execution_strategy.mode == "Pipelined":
             message += (
                 " Use poptorch.Options().deviceIterations to process a sufficient number of batches each run for "
                 "pipelined execution instead."
@@ -295,7 +292,11 @@ class PoplarExecutor:
         wanted = self._options.ipu_id if self._options.exists("ipu_id") else None
         acquire(self, self.compilation.num_ipus * int(self._options.replication_factor), wanted)
         self._is_attached = True
-        self._on_attach()
+        if self._options.exists("random_seed"):
+            logger.debug("Setting random seed to %d", self._random.seed)
+        self.copyWeightsToDevice()
+        if self._link is not None:
+            self._link.attached()
 
     def detachFromDevice(self) -> None:
         """Fetch weights and optimizer state, and release the device."""
@@ -307,13 +308,6 @@ class PoplarExecutor:
             self._link.read_state()
         self._is_attached = False
         release(self)
-
-    def _on_attach(self) -> None:
-        if self._options.exists("random_seed"):
-            logger.debug("Setting random seed to %d", self._random.seed)
-        self.copyWeightsToDevice()
-        if self._link is not None:
-            self._link.attached()
 
     def _require_compiled(self) -> None:
         if not self.isCompiled():
@@ -457,7 +451,7 @@ class PoplarExecutor:
 
     def getPerfCounters(self) -> Dict[str, List[List[float]]]:
         """Empty, as on the device before a run: there are no transfers to time."""
-        return {event: [[]] for event in _EVENTS}
+        return {event: [[]] for event in ("input", "input_complete", "output", "output_complete")}
 
     def getHostIpuLatency(self) -> Tuple[float, float, float]:
         """(0, 0, 0), as on the device without counters."""

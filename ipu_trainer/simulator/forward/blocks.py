@@ -62,14 +62,14 @@ class BlockTracker:
     def __init__(self, resolver: StageResolver, observers: Sequence[BlockObserver] = ()) -> None:
         self.blocks: List[ExecutedBlock] = []
         self.active: Optional[ExecutedBlock] = None
-        self.ended = False
-        self._resolver = resolver
+        self.ended = False  # a `with` block was left: until the next annotation, nothing may be computed
+        self.resolver = resolver
         self._observers = observers
         self._auto_ids: Dict[int, str] = {}
 
     def start(self) -> None:
         """Forward begins, in the region before the first annotation."""
-        self._resolver.resetAutoId()
+        self.resolver.resetAutoId()
         self._enter(ExecutedBlock(0, None, 0, 0, 0))
 
     def begin(self, user_id: Optional[Any], ipu_id: Optional[int], owner: Any = None) -> None:
@@ -78,39 +78,28 @@ class BlockTracker:
             if owner is not None and id(owner) in self._auto_ids:
                 user_id = self._auto_ids[id(owner)]
             else:
-                user_id = self._resolver.nextAutoId()
+                user_id = self.resolver.nextAutoId()
                 if owner is not None:
                     self._auto_ids[id(owner)] = user_id
-        stage, ipu = self._resolver.resolve(user_id, ipu_id)
+        stage, ipu = self.resolver.resolve(user_id, ipu_id)
         module = owner if isinstance(owner, torch.nn.Module) else None
         self.ended = False
         self._enter(ExecutedBlock(len(self.blocks), user_id, ipu, stage._stage_id, max(stage._phase_id, 0), module))
-
-    def end(self) -> None:
-        """A `with` block was left: until the next annotation, nothing may be computed."""
-        self.ended = True
 
     def checkpoint(self, tensors: Sequence[torch.Tensor]) -> None:
         """Recomputation starts from these tensors."""
         for observer in self._observers:
             observer.recomputation_checkpoint(tensors)
 
-    def reset_auto_ids(self) -> None:
-        """poptorch.Block.useAutoId()."""
-        self._resolver.resetAutoId()
-
-    def finish(self) -> None:
-        """Forward has returned."""
-        self._leave()
-
     def _enter(self, block: ExecutedBlock) -> None:
-        self._leave()
+        self.finish()
         self.blocks.append(block)
         self.active = block
         for observer in self._observers:
             observer.enter_block(block)
 
-    def _leave(self) -> None:
+    def finish(self) -> None:
+        """The active block ends: forward has returned, or another begins."""
         if self.active is not None:
             for observer in self._observers:
                 observer.leave_block(self.active)

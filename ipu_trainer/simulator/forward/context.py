@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from typing import TYPE_CHECKING, Iterator, Optional
+from typing import TYPE_CHECKING, Any, ContextManager, Iterator, Optional
 
 if TYPE_CHECKING:
     from ipu_trainer.simulator.forward.blocks import BlockTracker
@@ -33,21 +33,20 @@ def isRunningOnIpu() -> bool:
 @contextlib.contextmanager
 def on_ipu(observer: ForwardObserver, training: bool, blocks: Optional[BlockTracker] = None) -> Iterator[None]:
     """Run the body as if on the device, under observation. Restores the former state, also after an error."""
-    before = (context.on_ipu, context.training, context.observer, context.blocks)
-    context.on_ipu, context.training, context.observer, context.blocks = True, training, observer, blocks
-    try:
-        with observer:
-            yield
-    finally:
-        context.on_ipu, context.training, context.observer, context.blocks = before
+    with _state(on_ipu=True, training=training, observer=observer, blocks=blocks), observer:
+        yield
+
+
+def on_host() -> ContextManager[None]:
+    """Run the body as if outside the model: a CPU layer within one."""
+    return _state(on_ipu=False, training=False, observer=None, blocks=None)
 
 
 @contextlib.contextmanager
-def on_host() -> Iterator[None]:
-    """Run the body as if outside the model: a CPU layer within one."""
-    before = (context.on_ipu, context.training, context.observer, context.blocks)
-    context.on_ipu, context.training, context.observer, context.blocks = False, False, None, None
+def _state(**state: Any) -> Iterator[None]:
+    before = {name: getattr(context, name) for name in state}
+    vars(context).update(state)
     try:
         yield
     finally:
-        context.on_ipu, context.training, context.observer, context.blocks = before
+        vars(context).update(before)

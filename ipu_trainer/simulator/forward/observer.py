@@ -59,10 +59,6 @@ class ForwardObserver(TorchFunctionMode):
         self._device = device
         self._mixed = mixed
 
-    def record_loss(self, loss: torch.Tensor) -> None:
-        """Record a loss."""
-        self.losses.append(loss)
-
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Optional[Dict[str, Any]] = None
     ) -> Any:
@@ -75,7 +71,7 @@ class ForwardObserver(TorchFunctionMode):
         result = mixed_types.call(func, args, kwargs) if self._mixed else func(*args, **kwargs)
         ensure_contiguous_gradient(func, result)
         if func in LOSS_FUNCTIONS:
-            self.record_loss(result)
+            self.losses.append(result)
         return result
 
 
@@ -123,7 +119,10 @@ class CompilationObserver(ForwardObserver):
         name = getattr(func, "__name__", "")
         if name == "__getitem__":
             self._check_dynamic_slices(args[0], args[1])
-        if name in ("cross_entropy", "nll_loss") and _class_weights(args, kwargs) is not None:
+        if (
+            name in ("cross_entropy", "nll_loss")
+            and kwargs.get("weight", args[2] if len(args) > 2 else None) is not None
+        ):
             aten = {"cross_entropy": "cross_entropy_loss", "nll_loss": "nll_loss_nd"}[name]
             raise compiler_error(f'Parameter "weight" is unsupported for aten::{aten}')
         if args and isinstance(args[0], torch.Tensor) and not args[0].numel() and not name.startswith("__"):
@@ -228,7 +227,3 @@ def _is_ipu(device: Any) -> bool:
     if isinstance(device, torch.device):
         return device.type == "ipu"
     return isinstance(device, str) and device.split(":")[0] == "ipu"
-
-
-def _class_weights(args: Sequence[Any], kwargs: Dict[str, Any]) -> Any:
-    return kwargs.get("weight", args[2] if len(args) > 2 else None)

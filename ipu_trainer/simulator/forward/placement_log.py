@@ -8,6 +8,7 @@ Written once, during compilation, to show where annotations take effect.
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import Any, Dict, Iterator, List
 
 import torch
@@ -40,7 +41,9 @@ class PlacementLog:
         handles: List[Any] = []
         for name, module in model.named_modules():
             if name:
-                handles.append(module.register_forward_pre_hook(self._enter(name.rpartition(".")[2])))
+                handles.append(
+                    module.register_forward_pre_hook(functools.partial(self._enter, name.rpartition(".")[2]))
+                )
                 handles.append(module.register_forward_hook(self._leave))
         try:
             yield
@@ -48,11 +51,8 @@ class PlacementLog:
             for handle in handles:
                 handle.remove()
 
-    def _enter(self, name: str) -> Any:
-        def enter(module: torch.nn.Module, inputs: Any) -> None:
-            self._scope.append(name)
-
-        return enter
+    def _enter(self, name: str, module: torch.nn.Module, inputs: Any) -> None:
+        self._scope.append(name)
 
     def _leave(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
         self._scope.pop()

@@ -6,7 +6,7 @@ rounded. Where a kernel exists, it rounds at the same place.
 
 from __future__ import annotations
 
-from typing import Any, Callable, ClassVar, Dict, Iterable, List, Optional, Sequence, Set
+from typing import Any, ClassVar, Dict, Iterable, List, Optional, Sequence, Set
 
 import torch
 
@@ -63,8 +63,8 @@ class HalfInFloat(TorchDispatchMode):
 
 def _in_float(func: Any, args: Sequence[Any], kwargs: Dict[str, Any]) -> Any:
     mixed = any(t.dtype == torch.float32 for t in _tensors(args, kwargs))
-    wide_args: List[Any] = [_wide_type(value) for value in _map(list(args), _widened)]
-    wide_kwargs = {name: _wide_type(_map(value, _widened)) for name, value in kwargs.items()}
+    wide_args: List[Any] = [_widened(value) for value in args]
+    wide_kwargs = {name: _widened(value) for name, value in kwargs.items()}
     result = func(*wide_args, **wide_kwargs)
     written = [
         (given, wide)
@@ -97,12 +97,13 @@ def _arguments(func: Any, args: Sequence[Any], wide: Sequence[Any], kwargs: Any,
             yield argument, kwargs[argument.name], wide_kwargs[argument.name]
 
 
-def _wide_type(value: Any) -> Any:
-    return torch.float32 if value is torch.float16 else value  # the dtype argument of an operator
-
-
-def _widened(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to(torch.float32) if tensor.dtype == torch.float16 else tensor
+def _widened(value: Any) -> Any:
+    """An argument of an operator, float32 in place of float16: of tensors, of lists of them, and as a dtype."""
+    if isinstance(value, torch.Tensor):
+        return value.to(torch.float32) if value.dtype == torch.float16 else value
+    if isinstance(value, (list, tuple)):
+        return type(value)(_widened(item) for item in value)
+    return torch.float32 if value is torch.float16 else value
 
 
 class FloatingPointChecks(TorchDispatchMode):
@@ -141,11 +142,3 @@ def _tensors(args: Sequence[Any], kwargs: Dict[str, Any]) -> List[torch.Tensor]:
         elif isinstance(value, (list, tuple)):
             found.extend(item for item in value if isinstance(item, torch.Tensor))
     return found
-
-
-def _map(value: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    if isinstance(value, torch.Tensor):
-        return function(value)
-    if isinstance(value, (list, tuple)):
-        return type(value)(_map(item, function) for item in value)
-    return value

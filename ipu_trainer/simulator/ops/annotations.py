@@ -29,7 +29,7 @@ class Block(torch.nn.Module):
     def useAutoId() -> None:
         """Number blocks without an id from 0 again. Call it at the start of forward."""
         if context.blocks is not None:
-            context.blocks.reset_auto_ids()
+            context.blocks.resolver.resetAutoId()
 
     @staticmethod
     def start(user_id: Optional[str] = None, ipu_id: Optional[int] = None) -> None:
@@ -42,7 +42,7 @@ class Block(torch.nn.Module):
 
     def __exit__(self, type: Any, value: Any, traceback: Any) -> None:
         if context.blocks is not None:
-            context.blocks.end()
+            context.blocks.ended = True
 
 
 class LegacyBeginBlockFn(torch.nn.Module):

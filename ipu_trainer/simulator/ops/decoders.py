@@ -11,7 +11,7 @@ from typing import Dict, List, Tuple
 
 import torch
 
-from ipu_trainer.simulator.errors import createPoptorchError
+from ipu_trainer.simulator.ops.tensor_ops import require_tensor
 
 Prefix = Tuple[int, ...]
 
@@ -25,10 +25,7 @@ def ctc_beam_search_decoder(
     (micro_batch, top_paths, time) of the best sequences, filled up with blanks.
     """
     for name, value in (("probs", probs), ("lengths", lengths)):
-        if not isinstance(value, torch.Tensor):
-            raise createPoptorchError(
-                f"ctc_beam_search_decoder: {name} must be a torch.tensor argument. {type(value)} is not supported."
-            )
+        require_tensor(value, f"ctc_beam_search_decoder: {name} must be a torch.tensor argument.")
     num_steps, micro_batch, _ = probs.shape
     scores = torch.full((micro_batch, top_paths), -math.inf)
     sizes = torch.zeros((micro_batch, top_paths), dtype=torch.int32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, List, Optional, Sequence, Union
 
 import torch
 
@@ -14,15 +14,16 @@ from ipu_trainer.simulator.forward.observer import CompilationObserver
 
 
 class MultiConv:
-    """Convolutions inside `with poptorch.MultiConv():` are planned together. The setters are hints."""
+    """Convolutions inside `with poptorch.MultiConv():` are planned together. The setters check hints."""
 
     def __init__(self) -> None:
-        self._hints: Dict[str, Any] = {}
         self._num_convolutions_before = 0
 
     def availableMemoryProportions(self, value: Union[float, Sequence[float], None]) -> MultiConv:
         """Share of memory per convolution, or one for all."""
-        self._hints["available memory proportion"] = _per_convolution("available memory proportion", value, float)
+        values: List[Any] = list(value) if isinstance(value, (list, tuple)) else [value]
+        if value is not None and (not values or any(not isinstance(item, float) for item in values)):
+            raise AssertionError("Invalid available memory proportion!")
         return self
 
     def partialsTypes(self, value: Union[torch.dtype, Sequence[torch.dtype]]) -> MultiConv:
@@ -30,7 +31,6 @@ class MultiConv:
         types = list(value) if isinstance(value, (list, tuple)) else [value]
         if any(kind not in (torch.float32, torch.float16) for kind in types):
             raise UserError("Invalid partials types. Expecting torch.float or torch.half")
-        self._hints["partials types"] = types
         return self
 
     def enableConvDithering(self, value: Union[bool, Sequence[bool], None]) -> MultiConv:
@@ -38,26 +38,22 @@ class MultiConv:
         flags = list(value) if isinstance(value, (list, tuple)) else [value]
         if value is not None and any(not isinstance(flag, bool) for flag in flags):
             raise UserError("value must be bool or list of bools")
-        self._hints["dithering"] = None if value is None else flags
         return self
 
     def planType(self, value: Optional[enums.MultiConvPlanType]) -> MultiConv:
         """Side by side or in turn."""
         if value is not None and not isinstance(value, enums.MultiConvPlanType):
             raise AssertionError("Invalid plan type!")
-        self._hints["plan type"] = value
         return self
 
     def perConvReservedTiles(self, value: int) -> MultiConv:
         """Tiles for each convolution."""
         assert isinstance(value, int)
-        self._hints["reserved tiles"] = value
         return self
 
     def cycleBackOff(self, value: float) -> MultiConv:
         """How much slower than the best plan is acceptable."""
         assert isinstance(value, float)
-        self._hints["cycle back-off"] = value
         return self
 
     def __enter__(self) -> None:
@@ -74,12 +70,3 @@ class MultiConv:
             observer.in_multi_conv = False
             if error is None and observer.num_convolutions == self._num_convolutions_before:
                 raise compiler_error("Unexpected end_multi_conv: no convolution was computed inside the MultiConv.")
-
-
-def _per_convolution(name: str, value: Any, kind: type) -> Optional[Tuple[Any, ...]]:
-    if value is None:
-        return None
-    values: List[Any] = list(value) if isinstance(value, (list, tuple)) else [value]
-    if not values or any(not isinstance(item, kind) for item in values):
-        raise AssertionError(f"Invalid {name}!")
-    return tuple(values)

@@ -11,6 +11,7 @@ from typing import Any, List, Optional, Union
 import torch
 
 from ipu_trainer.simulator.errors import createPoptorchError
+from ipu_trainer.simulator.ops.tensor_ops import require_tensor
 
 
 def fps(src: torch.Tensor, ptr: List[int], ratio: float = 0.5, random_start: bool = False) -> torch.Tensor:
@@ -18,8 +19,7 @@ def fps(src: torch.Tensor, ptr: List[int], ratio: float = 0.5, random_start: boo
 
     src (points, features); group g is src[ptr[g]:ptr[g + 1]]. The first point of a group, or a random one, starts.
     """
-    if not isinstance(src, torch.Tensor):
-        raise createPoptorchError(f"`fps` must take a torch.tensor input. {type(src)} is not supported.")
+    require_tensor(src, "`fps` must take a torch.tensor input.")
     if not isinstance(ptr, list):
         raise createPoptorchError("`ptr` must be a list of integers.")
     if len(ptr) < 2:
@@ -49,10 +49,7 @@ def nearest(
 ) -> torch.Tensor:
     """For each point of x the index of the nearest point of y in the same group. batch_* name each point's group."""
     for name, value in (("x", x), ("y", y)):
-        if not isinstance(value, torch.Tensor):
-            raise createPoptorchError(
-                f"`nearest` must take a torch.tensor `{name}` input. {type(value)} is not supported."
-            )
+        require_tensor(value, f"`nearest` must take a torch.tensor `{name}` input.")
     distance = torch.cdist(x.reshape(len(x), -1), y.reshape(len(y), -1))
     group_x, group_y = _groups(batch_x, len(x)), _groups(batch_y, len(y))
     if group_x is None or group_y is None:

@@ -56,7 +56,8 @@ def format_tensor(
         return f"{item:.{places}{style}}" if isinstance(item, float) else str(item)
 
     def row(items: List[Any], depth: int) -> str:
-        shown = _summarised(items, tensor.numel(), summarise_threshold, edge_items)
+        summarised = tensor.numel() > summarise_threshold and len(items) > 2 * edge_items
+        shown = [*items[:edge_items], "...", *items[-edge_items:]] if summarised else items
         parts = [text(item, depth + 1) for item in shown]
         if items and isinstance(items[0], list):
             indent = "\n" + " " * (depth + 1)
@@ -65,12 +66,6 @@ def format_tensor(
 
     values = tensor.tolist()
     return text(values, 0) if isinstance(values, list) else open_bracket + text(values, 0) + close_bracket
-
-
-def _summarised(items: List[Any], num_elements: int, threshold: int, edge_items: int) -> List[Any]:
-    if num_elements <= threshold or len(items) <= 2 * edge_items:
-        return items
-    return [*items[:edge_items], "...", *items[-edge_items:]]
 
 
 def _wrapped(parts: List[str], separator: str, opening: str, closing: str, width: int, depth: int) -> str:

@@ -30,13 +30,13 @@ def identity_loss(x: torch.Tensor, reduction: str) -> torch.Tensor:
         assert reduction == "none", "Unsupported reduction type!"
         loss = x.view_as(x)  # a new node in autograd's graph, to distinguish it from x
     if context.observer is not None:
-        context.observer.record_loss(loss)
+        context.observer.losses.append(loss)
     return loss
 
 
 def nop(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor itself."""
-    _require(tensor, torch.Tensor, f"nop must take a torch.tensor argument. {type(tensor)} is not supported.")
+    require_tensor(tensor, "nop must take a torch.tensor argument.")
     return tensor.view_as(tensor)
 
 
@@ -57,9 +57,7 @@ def ipu_print_tensor(
 
     Returns the tensor. Off the device nothing is written.
     """
-    _require(
-        tensor, torch.Tensor, f"ipu print tensor must take a torch.tensor argument. {type(tensor)} is not supported."
-    )
+    require_tensor(tensor, "ipu print tensor must take a torch.tensor argument.")
     layout = (summarise_threshold, edge_items, max_line_width, digits, float_format, separator)
 
     def write(value: torch.Tensor, name: str) -> None:
@@ -75,11 +73,7 @@ def ipu_print_tensor(
 
 def set_available_memory(tensor: torch.Tensor, available_memory_proportion: float) -> torch.Tensor:
     """Hint: the share of memory that the operator which made the tensor may use."""
-    _require(
-        tensor,
-        torch.Tensor,
-        f"You may only set available memory for torch.tensor values. {type(tensor)} is not supported.",
-    )
+    require_tensor(tensor, "You may only set available memory for torch.tensor values.")
     if not 0 < available_memory_proportion <= 1:
         raise UserError(f"available_memory_proportion is {available_memory_proportion}; it must be in (0, 1]")
     return tensor
@@ -131,15 +125,11 @@ def dynamic_slice(tensor: torch.Tensor, dim: int, start: torch.Tensor, size: int
 
     On the device `size` must be a factor of the dimension: Error otherwise.
     """
-    _require(tensor, torch.Tensor, f"dynamic_slice must take a torch.tensor input. {type(tensor)} is not supported.")
-    _require(dim, int, "Dimension must be an integer.")
-    _require(
-        start,
-        torch.Tensor,
-        f"Slice start argument to dynamic_slice must be a torch.tensor. {type(start)} is not supported.",
-    )
-    _require(size, int, "Size must be an integer.")
-    _require(step, int, "Step must be an integer.")
+    require_tensor(tensor, "dynamic_slice must take a torch.tensor input.")
+    _require_integer(dim, "Dimension")
+    require_tensor(start, "Slice start argument to dynamic_slice must be a torch.tensor.")
+    _require_integer(size, "Size")
+    _require_integer(step, "Step")
     if step < 1:
         raise createPoptorchError("Slicing step must be at least 1")
     check_slice_size(size, tensor.shape[dim])
@@ -149,15 +139,11 @@ def dynamic_slice(tensor: torch.Tensor, dim: int, start: torch.Tensor, size: int
 
 def dynamic_update(input: torch.Tensor, src: torch.Tensor, dim: int, start: torch.Tensor, size: int) -> torch.Tensor:
     """`input` with `size` elements along `dim`, the first at `start`, replaced by `src`. `input` is not changed."""
-    _require(input, torch.Tensor, f"dynamic_update must take a torch.tensor input. {type(input)} is not supported.")
-    _require(dim, int, "Dimension must be an integer.")
-    _require(
-        start,
-        torch.Tensor,
-        f"Slice start argument to dynamic_update must be a torch.tensor. {type(start)} is not supported.",
-    )
-    _require(src, torch.Tensor, f"Src argument to dynamic_update must be a torch.tensor. {type(src)} is not supported.")
-    _require(size, int, "Size must be an integer.")
+    require_tensor(input, "dynamic_update must take a torch.tensor input.")
+    _require_integer(dim, "Dimension")
+    require_tensor(start, "Slice start argument to dynamic_update must be a torch.tensor.")
+    require_tensor(src, "Src argument to dynamic_update must be a torch.tensor.")
+    _require_integer(size, "Size")
     if input.dim() != src.dim():
         raise createPoptorchError(
             f"input and src tensors must have same dimensionality. ({input.dim()}) vs ({src.dim()})"
@@ -175,9 +161,15 @@ def _positions(start: torch.Tensor, offsets: torch.Tensor, size: int) -> torch.T
     return positions % size if context.on_ipu else positions
 
 
-def _require(value: Any, kind: Any, message: str) -> None:
-    if not isinstance(value, kind):
-        raise createPoptorchError(message)
+def require_tensor(value: Any, rule: str) -> None:
+    """Raise Error with the rule and the value's type, unless it is a tensor."""
+    if not isinstance(value, torch.Tensor):
+        raise createPoptorchError(f"{rule} {type(value)} is not supported.")
+
+
+def _require_integer(value: Any, name: str) -> None:
+    if not isinstance(value, int):
+        raise createPoptorchError(f"{name} must be an integer.")
 
 
 def _shown(tensor: torch.Tensor) -> torch.dtype:

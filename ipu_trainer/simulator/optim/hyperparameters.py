@@ -125,24 +125,20 @@ class AttributeTracker:
     def __init__(self, relaxed: bool) -> None:
         self._log = logger.debug if relaxed else logger.warning
         self._expected: Dict[str, List[str]] = {}
-        self._recording = True
+        self.recording = True  # until the first optimizer has been read
         self._warned: List[str] = []
 
     def check(self, kind: str, where: str, family: str, names: List[str]) -> None:
         """Check the attributes `names` of `where` against those that the first optimizer had of the same `family`."""
         expected = self._expected.setdefault(family, [])
         extra = [name for name in names if name not in expected]
-        if self._recording:
+        if self.recording:
             expected.extend(extra)
         elif extra:
             message = f"Ignoring unexpected {where} in {kind} optimizer: {extra}"
             if message not in self._warned:
                 self._log(message)
                 self._warned.append(message)
-
-    def stop_recording(self) -> None:
-        """The first optimizer has been read."""
-        self._recording = False
 
 
 def read(optimizer: torch.optim.Optimizer, tracker: AttributeTracker, automatic_loss_scaling: bool) -> HyperParameters:
@@ -170,7 +166,7 @@ def read(optimizer: torch.optim.Optimizer, tracker: AttributeTracker, automatic_
     tracker.check(kind, "optimizer attribute", "optimizer", attributes)
     for index, group in enumerate(optimizer.param_groups):
         tracker.check(kind, f"group {index} attribute", "group", [name for name in group if name != "params"])
-    tracker.stop_recording()
+    tracker.recording = False
 
     numeric = [name for name in group_vars if name not in ("amsgrad", "centered")]
     constant = [n for n in [*numeric, "loss_scaling"] if _is_constant(n, kind, variable, defaults, loss_scaling)]

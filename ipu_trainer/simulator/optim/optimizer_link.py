@@ -51,7 +51,12 @@ class OptimizerLink:
         hyper = read(optimizer, self._tracker, automatic)
         self._pick_mean_strategy(hyper)
         if self._hyper is not None and self.update is not None:
-            self._refuse_changed_constants(hyper, self._hyper)
+            changed = hyper.changed_constants(self._hyper)
+            if changed:
+                raise createPoptorchError(
+                    f"{', '.join(changed)} of the optimizer changed, and was compiled in as a constant. Pass it to the "
+                    "poptorch.optim constructor or call optimizer.variable_attrs.markAsVariable() before compiling."
+                )
         replaced = self.optimizer is not None and optimizer is not self.optimizer
         if replaced and self.update is not None:
             self.read_state()
@@ -81,15 +86,6 @@ class OptimizerLink:
         self._options._unfreeze()
         training.setMeanAccumulationAndReplicationReductionStrategy(MeanReductionStrategy.Running)
         self._options._freeze()
-
-    @staticmethod
-    def _refuse_changed_constants(hyper: HyperParameters, before: HyperParameters) -> None:
-        changed = hyper.changed_constants(before)
-        if changed:
-            raise createPoptorchError(
-                f"{', '.join(changed)} of the optimizer changed, and was compiled in as a constant. Pass it to the "
-                "poptorch.optim constructor or call optimizer.variable_attrs.markAsVariable() before compiling."
-            )
 
     def bytes_per_parameter(self) -> Tuple[int, int]:
         """Bytes on the chip for each element of a parameter: optimizer state, and the sum of gradients."""

@@ -97,7 +97,9 @@ class WeightUpdate:
             ]
             self._torch = self._make([group for group in groups if group["params"]])
             self._start_state()
-        self._write_groups()
+        used = [values for values, group_slots in zip(hyper.groups, self._slots) if group_slots]
+        for group, values in zip(self._torch.param_groups, used):
+            group.update(self._torch_group(values))
         if changed and logger.isEnabledFor(logging.DEBUG):
             for line in hyper.describe():
                 logger.debug(line)
@@ -131,11 +133,6 @@ class WeightUpdate:
 
     def _torch_group(self, values: Dict[str, Any]) -> Dict[str, Any]:
         return {name: value for name, value in values.items() if name != "velocity_scaling"}
-
-    def _write_groups(self) -> None:
-        used = [values for values, slots in zip(self.hyper.groups, self._slots) if slots]
-        for group, values in zip(self._torch.param_groups, used):
-            group.update(self._torch_group(values))
 
     def _start_state(self) -> None:
         """The state that the device allocates before the first step: all zero."""

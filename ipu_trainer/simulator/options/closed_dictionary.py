@@ -8,9 +8,11 @@ AttributeError. Frozen is a state of one object: copies are free again.
 from __future__ import annotations
 
 import copy
-from typing import Any, Dict, List, Set
+from typing import Any, Dict, List, Set, TypeVar
 
 from ipu_trainer.simulator.logs import logger
+
+_Self = TypeVar("_Self", bound="OptionsDict")
 
 
 class OptionsDict:
@@ -41,6 +43,11 @@ class OptionsDict:
                 self.set(**{option: value})
             else:
                 self._values[option] = value
+
+    def _put(self: _Self, **kwargs: Any) -> _Self:
+        """createOrSet() for setters, which return the object."""
+        self.createOrSet(**kwargs)
+        return self
 
     def exists(self, option: str) -> bool:
         """Whether the option is declared."""

@@ -111,13 +111,11 @@ class Options(OptionsDict):
 
     def deviceIterations(self, device_iterations: int) -> Options:
         """Weight updates (inference: micro-batches per replica) of one host step."""
-        self.set(device_iterations=device_iterations)
-        return self
+        return self._put(device_iterations=device_iterations)
 
     def replicationFactor(self, replication_factor: int) -> Options:
         """Data-parallel copies of the model."""
-        self.set(replication_factor=replication_factor)
-        return self
+        return self._put(replication_factor=replication_factor)
 
     def inputReplicaGrouping(self, input_group_size: int, input_group_type: enums.CommGroupType) -> Options:
         """Give all replicas of a group the same inputs. Raises ValueError unless the size divides the replicas."""
@@ -129,9 +127,7 @@ class Options(OptionsDict):
             raise UserError("input_group_size cannot be larger than replication_factor")
         if self.replication_factor % input_group_size != 0:
             raise UserError("input_group_size must be a factor of replication_factor")
-        self.set(input_group_size=input_group_size)
-        self.set(input_cgt=input_group_type)
-        return self
+        return self._put(input_group_size=input_group_size, input_cgt=input_group_type)
 
     def outputMode(self, output_mode: enums.OutputMode, output_return_period: Optional[int] = None) -> Options:
         """Which micro-batches' outputs a call returns; the period is for EveryN."""
@@ -142,8 +138,7 @@ class Options(OptionsDict):
             )
         elif output_return_period:
             logger.info("Anchor return period argument ignored with output_mode set to %s", output_mode)
-        self.set(output_mode=output_mode.value, output_return_period=output_return_period or 1)
-        return self
+        return self._put(output_mode=output_mode.value, output_return_period=output_return_period or 1)
 
     def defaultOutputMode(self) -> bool:
         """Whether no mode was set."""
@@ -179,8 +174,7 @@ class Options(OptionsDict):
 
     def autoRoundNumIPUs(self, auto_round_num_ipus: bool = True) -> Options:
         """Reserve the next power of two where the model uses another number of IPUs."""
-        self.set(auto_round_num_ipus=auto_round_num_ipus)
-        return self
+        return self._put(auto_round_num_ipus=auto_round_num_ipus)
 
     def setAvailableMemoryProportion(self, available_memory_proportion: Dict[str, float]) -> None:
         """Share of memory that convolutions and matrix products may use, per "IPU<number>"."""
@@ -196,31 +190,26 @@ class Options(OptionsDict):
     def connectionType(self, connection_type: enums.ConnectionType) -> Options:
         """When to attach to the device."""
         assert isinstance(connection_type, enums.ConnectionType)
-        self.set(connection_type=connection_type.value)
-        return self
+        return self._put(connection_type=connection_type.value)
 
     def syncPattern(self, sync_pattern: enums.SyncPattern) -> Options:
         """Which IPUs synchronise with each other."""
         assert isinstance(sync_pattern, enums.SyncPattern)
-        self.set(sync_pattern=sync_pattern.value)
-        return self
+        return self._put(sync_pattern=sync_pattern.value)
 
     def useIpuId(self, ipu_id: int) -> Options:
         """Use this device."""
         assert isinstance(ipu_id, int)
-        self.createOrSet(ipu_id=ipu_id)
-        return self
+        return self._put(ipu_id=ipu_id)
 
     def useIpuModel(self, use_model: bool) -> Options:
         """Use the SDK's model of an IPU. No effect: every simulated device is a model."""
-        self.createOrSet(use_model=use_model)
-        return self
+        return self._put(use_model=use_model)
 
     def useOfflineIpuTarget(self, ipu_version: int = 2) -> Options:
         """Compile only."""
         self.connectionType(enums.ConnectionType.Never)
-        self.createOrSet(ipu_version=ipu_version)
-        return self
+        return self._put(ipu_version=ipu_version)
 
     def enableExecutableCaching(self, path: Optional[str]) -> Options:
         """Folder in which the SDK caches executables; None switches it off. The simulator has nothing to cache."""
@@ -237,8 +226,7 @@ class Options(OptionsDict):
         """Seed the device's generators and torch's default one."""
         assert isinstance(random_seed, int)
         torch.manual_seed(random_seed)
-        self.createOrSet(random_seed=random_seed)
-        return self
+        return self._put(random_seed=random_seed)
 
     def enableStableNorm(self, enabled: bool) -> Options:
         """Compute variances in two passes. PyTorch always does."""
@@ -259,18 +247,15 @@ class Options(OptionsDict):
 
     def logDir(self, log_dir: str) -> Options:
         """Where logs go."""
-        self.set(log_dir=log_dir)
-        return self
+        return self._put(log_dir=log_dir)
 
     def maxRepeatLogs(self, max_lines: Optional[int]) -> Options:
         """How often a compiler message may repeat; None for no limit."""
-        self.set(max_repeat_logs=(1 << 64) - 1 if max_lines is None else max_lines)
-        return self
+        return self._put(max_repeat_logs=(1 << 64) - 1 if max_lines is None else max_lines)
 
     def modelName(self, name: str) -> Options:
         """The model's name in reports."""
-        self.createOrSet(model_name=name)
-        return self
+        return self._put(model_name=name)
 
     def enableProfiling(self, profile_dir: Optional[str] = None) -> Options:
         """Set Poplar's options for reports. The simulator writes none."""

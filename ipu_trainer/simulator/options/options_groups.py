@@ -31,14 +31,10 @@ class _PopartOptions:
         self.set("instrumentWithHardwareCycleCounter", False)
         self.set("rearrangeAnchorsOnHost", False)
 
-    def checkIsFrozen(self, option: Any = None) -> None:
-        """Raise AttributeError if the options are frozen."""
-        if option != "_is_frozen" and self._is_frozen:
-            raise AttributeError("Can't modify frozen Options")
-
     def set(self, key: str, value: Union[int, float, str, List[str], Set[str], Dict[str, Any]]) -> _PopartOptions:
-        """Set any option by name."""
-        self.checkIsFrozen()
+        """Set any option by name. Raises AttributeError if the options are frozen."""
+        if self._is_frozen:
+            raise AttributeError("Can't modify frozen Options")
         self.options[key] = value
         return self
 
@@ -129,8 +125,7 @@ class _TrainingOptions(OptionsDict):
 
     def gradientAccumulation(self, gradient_accumulation: int) -> _TrainingOptions:
         """Micro-batches per weight update and replica."""
-        self.set(gradient_accumulation=gradient_accumulation)
-        return self
+        return self._put(gradient_accumulation=gradient_accumulation)
 
     def accumulationAndReplicationReductionType(self, reduction_type: enums.ReductionType) -> _TrainingOptions:
         """Mean or Sum over the micro-batches of all replicas."""
@@ -148,8 +143,7 @@ class _TrainingOptions(OptionsDict):
         self, mean_reduction_strategy: enums.MeanReductionStrategy
     ) -> _TrainingOptions:
         """When the mean is computed. Running is the default where the optimizer accumulates in float16."""
-        self.set(meanAccumulationAndReplicationReductionStrategy=mean_reduction_strategy)
-        return self
+        return self._put(meanAccumulationAndReplicationReductionStrategy=mean_reduction_strategy)
 
     def setAutomaticLossScaling(self, enabled: bool) -> _TrainingOptions:
         """Let the device adapt the loss scale."""
@@ -170,8 +164,7 @@ class _DistributedOptions(OptionsDict):
 
     def disable(self) -> _DistributedOptions:
         """Use one process, whatever the environment variables are."""
-        self.set(num_distributed_processes=1, distributed_process_id=0)
-        return self
+        return self._put(num_distributed_processes=1, distributed_process_id=0)
 
     def setEnvVarNames(self, var_num_processes: str, var_process_id: str) -> _DistributedOptions:
         """Read the number of processes and this process's index from two environment variables, now."""
@@ -180,9 +173,7 @@ class _DistributedOptions(OptionsDict):
 
     def configureProcessId(self, process_id: int, num_processes: int) -> _DistributedOptions:
         """This process's index and the number of processes."""
-        self.set(distributed_process_id=process_id)
-        self.set(num_distributed_processes=num_processes)
-        return self
+        return self._put(distributed_process_id=process_id, num_distributed_processes=num_processes)
 
     @property
     def processId(self) -> int:
@@ -201,14 +192,12 @@ class TensorLocationSettings(OptionsDict):
     def minElementsForOffChip(self, min_elements: int) -> TensorLocationSettings:
         """Tensors with fewer elements stay on the chip."""
         assert isinstance(min_elements, int)
-        self.createOrSet(minElementsForOffChip=min_elements)
-        return self
+        return self._put(minElementsForOffChip=min_elements)
 
     def minElementsForReplicatedTensorSharding(self, min_elements: int) -> TensorLocationSettings:
         """Tensors with fewer elements are not sharded."""
         assert isinstance(min_elements, int)
-        self.createOrSet(minElementsForReplicatedTensorSharding=min_elements)
-        return self
+        return self._put(minElementsForReplicatedTensorSharding=min_elements)
 
     def useOnChipStorage(self, use: Optional[bool] = True) -> TensorLocationSettings:
         """On the chip, off the chip, or None for the compiler's choice."""
@@ -231,8 +220,7 @@ class TensorLocationSettings(OptionsDict):
 
     def _flag(self, name: str, use: bool) -> TensorLocationSettings:
         assert isinstance(use, bool)
-        self.createOrSet(**{name: int(use)})
-        return self
+        return self._put(**{name: int(use)})
 
 
 class _TensorLocationOptions(OptionsDict):
@@ -240,8 +228,7 @@ class _TensorLocationOptions(OptionsDict):
         """Tiles per IPU reserved for transfers: an even number from 32 to 192."""
         assert isinstance(num_tiles, int)
         assert 32 <= num_tiles <= 192 and num_tiles % 2 == 0, "numIOTiles must be an even number between 32 and 192."
-        self.createOrSet(numIOTiles=num_tiles)
-        return self
+        return self._put(numIOTiles=num_tiles)
 
     def setActivationLocation(self, location: TensorLocationSettings) -> _TensorLocationOptions:
         """Where activations are stored."""
@@ -261,5 +248,4 @@ class _TensorLocationOptions(OptionsDict):
 
     def _location(self, name: str, location: TensorLocationSettings) -> _TensorLocationOptions:
         assert isinstance(location, TensorLocationSettings)
-        self.createOrSet(**{name: location.toDict()})
-        return self
+        return self._put(**{name: location.toDict()})

@@ -35,9 +35,8 @@ class Stage:
         self._ipu = ipu
         return self
 
-    def _setStage(self, stage: Optional[int]) -> Stage:
-        if stage is not None:
-            self._stage_id = stage
+    def _setStage(self, stage: int) -> Stage:
+        self._stage_id = stage
         return self
 
 
@@ -115,6 +114,8 @@ class StageResolver:
 
 
 class _IExecutionStrategy:
+    mode = "Phased"
+
     def __init__(self, stages_manager: StageResolver, block_map: Dict[BlockId, Stage]) -> None:
         self._stages_manager = stages_manager
         self._block_map = block_map
@@ -126,7 +127,7 @@ class _IExecutionStrategy:
 
     def backendOptions(self) -> Dict[str, Union[int, bool]]:
         """The strategy's entries of Options.toDict()."""
-        return {}
+        return {"execution_mode": ("Pipelined", "Sharded", "Phased").index(self.mode)}
 
 
 class PipelinedExecution(_IExecutionStrategy):
@@ -135,6 +136,8 @@ class PipelinedExecution(_IExecutionStrategy):
     Takes an AutoStage (default SameAsIpu: blocks on one IPU form one stage), or the stages in order: Stage objects,
     block ids, or lists of block ids.
     """
+
+    mode = "Pipelined"
 
     def __init__(self, *args: Union[enums.AutoStage, Stage, str, List[str]]) -> None:
         block_map: Dict[BlockId, Stage] = {}
@@ -146,15 +149,11 @@ class PipelinedExecution(_IExecutionStrategy):
                 _register(_as_stage(arg)._setStage(stage_id), f"stage {stage_id}", block_map)
         super().__init__(StageResolver(block_map or None, auto_stage), block_map)
 
-    def backendOptions(self) -> Dict[str, Union[int, bool]]:
-        return {"execution_mode": 0}
-
 
 class ShardedExecution(PipelinedExecution):
     """Stages work on one micro-batch in turn: same annotations, no overlap, no minimum of accumulation."""
 
-    def backendOptions(self) -> Dict[str, Union[int, bool]]:
-        return {"execution_mode": 1}
+    mode = "Sharded"
 
 
 class _IPhasedExecution(_IExecutionStrategy):
@@ -185,7 +184,7 @@ class _IPhasedExecution(_IExecutionStrategy):
 
     def backendOptions(self) -> Dict[str, Union[int, bool]]:
         return {
-            "execution_mode": 2,
+            **super().backendOptions(),
             "separate_backward_phase": self._separate_backward_phase,
             "tensors_liveness": self._tensors_liveness.value,
         }

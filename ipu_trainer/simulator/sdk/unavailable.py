@@ -15,7 +15,9 @@ REASONS: Dict[str, str] = {
 }
 
 
-def _refusal(name: str, reason: str) -> Callable[..., Any]:
+def _refusal(name: str) -> Callable[..., Any]:
+    reason = REASONS[name]
+
     def refuse(*args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError(f"poptorch.{name}: {reason}.")
 
@@ -24,9 +26,7 @@ def _refusal(name: str, reason: str) -> Callable[..., Any]:
     return refuse
 
 
-accessAttributes = _refusal("accessAttributes", REASONS["accessAttributes"])
-getIpuTensorId = _refusal("getIpuTensorId", REASONS["getIpuTensorId"])
-importPoptorchMetadataFromFile = _refusal("importPoptorchMetadataFromFile", REASONS["importPoptorchMetadataFromFile"])
-registerGeometricCustomArgParsers = _refusal(
-    "registerGeometricCustomArgParsers", REASONS["registerGeometricCustomArgParsers"]
-)
+accessAttributes = _refusal("accessAttributes")
+getIpuTensorId = _refusal("getIpuTensorId")
+importPoptorchMetadataFromFile = _refusal("importPoptorchMetadataFromFile")
+registerGeometricCustomArgParsers = _refusal("registerGeometricCustomArgParsers")

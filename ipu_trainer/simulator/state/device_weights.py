@@ -112,7 +112,14 @@ class DeviceWeights:
             grouping = next((groupings[n] for n in variable.names if n in groupings), None)
             if grouping is not None:
                 variable.group_of_replica = grouping.groups(num_replicas)
-                _check_grouped(variable, variable.host())
+                num_groups, shape = max(variable.group_of_replica or [0]) + 1, variable.host().shape
+                if not shape:
+                    raise createPoptorchError("Scalars cannot be passed as per-replica weight tensor values")
+                if shape[0] != num_groups:
+                    raise createPoptorchError(
+                        f"{variable.name} is grouped into {num_groups} groups of replicas, so that its first dimension "
+                        f"must be {num_groups}; its shape is {tuple(shape)}"
+                    )
         self.upload()
 
     @property
@@ -131,8 +138,7 @@ class DeviceWeights:
             if variable.host() is tensor:
                 return variable
         address = tensor.data_ptr()
-        shares = [v for v in self.variables if address and v.host().data_ptr() == address]
-        return shares[0] if shares else None
+        return next((v for v in self.variables if address and v.host().data_ptr() == address), None)
 
     def split_buffers(self, num_replicas: int, names: Sequence[str]) -> None:
         """Give each replica a separate copy of these buffers."""
@@ -240,14 +246,3 @@ class InstalledWeights:
             host.__class__ = kind
             for home, key in variable.homes:  # also after forward has replaced it
                 home[key] = host
-
-
-def _check_grouped(variable: Variable, value: torch.Tensor) -> None:
-    num_groups = max(variable.group_of_replica or [0]) + 1
-    if value.dim() == 0:
-        raise createPoptorchError("Scalars cannot be passed as per-replica weight tensor values")
-    if value.shape[0] != num_groups:
-        raise createPoptorchError(
-            f"{variable.name} is grouped into {num_groups} groups of replicas, so that its first dimension must be "
-            f"{num_groups}; its shape is {tuple(value.shape)}"
-        )

@@ -8,9 +8,10 @@ originals. Copies and saved files have the original classes.
 from __future__ import annotations
 
 import collections
+import contextlib
 import copyreg
 import weakref
-from typing import Any, Dict, List, Tuple, Type
+from typing import Any, Dict, Iterator, Type
 
 import torch
 
@@ -61,14 +62,23 @@ def _fetch(parent: Any) -> bool:
     return executor is not None and bool(executor.copyWeightsToHostIfNeeded())
 
 
+@contextlib.contextmanager
+def _unwrapped(*objects: Any) -> Iterator[None]:
+    """The objects have their original classes until the body ends."""
+    wrapped = [(obj, type(obj)) for obj in objects if is_wrapped(obj)]
+    for obj, _ in wrapped:
+        unwrap(obj)
+    try:
+        yield
+    finally:
+        for obj, wrapper in wrapped:
+            object.__setattr__(obj, "__class__", wrapper)
+
+
 def _reduce_unwrapped(obj: Any, protocol: Any) -> Any:
     """__reduce_ex__ of the object as if it had not been wrapped."""
-    wrapper = type(obj)
-    unwrap(obj)
-    try:
+    with _unwrapped(obj):
         reduced = obj.__reduce_ex__(protocol)
-    finally:
-        object.__setattr__(obj, "__class__", wrapper)
     if reduced[0] is copyreg.__newobj__:  # type: ignore[attr-defined]  # pickle insists that its argument is the class of the object
         return (_new, *reduced[1:])
     return reduced
@@ -101,12 +111,8 @@ def _tensor_class(base: Type[Any], parent: Any) -> Type[Any]:
             _fetch(parent)
             if id(self) in memo:
                 return memo[id(self)]
-            wrapper = type(self)
-            unwrap(self)
-            try:
+            with _unwrapped(self):
                 return self.__deepcopy__(memo)
-            finally:
-                self.__class__ = wrapper
 
     Wrapped.__name__ = Wrapped.__qualname__ = f"Poptorch{'Parameter' if base is torch.nn.Parameter else 'Buffer'}"
     return Wrapped
@@ -137,14 +143,10 @@ def _model_class(base: Type[torch.nn.Module], parent: Any) -> Type[torch.nn.Modu
         def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
             """The model's state, in plain tensors that share its memory: it can be loaded where there is no poptorch."""
             _fetch(parent)
-            wrapped = _unwrapped_for_now(self)
-            try:
+            with _unwrapped(*self.parameters(), *self.buffers()):
                 if args or destination is not None:
                     return super().state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
                 state = super().state_dict(prefix=prefix, keep_vars=keep_vars)
-            finally:
-                for tensor, wrapper in wrapped:
-                    tensor.__class__ = wrapper
             return collections.OrderedDict(
                 (k, torch.nn.Parameter(v.data, v.requires_grad) if is_wrapped(v) else v) for k, v in state.items()
             )
@@ -155,10 +157,3 @@ def _model_class(base: Type[torch.nn.Module], parent: Any) -> Type[torch.nn.Modu
 
     Wrapped.__name__ = Wrapped.__qualname__ = f"Poptorch{base.__name__}"
     return Wrapped
-
-
-def _unwrapped_for_now(model: torch.nn.Module) -> List[Tuple[torch.Tensor, Type[Any]]]:
-    wrapped = [(t, type(t)) for t in [*model.parameters(), *model.buffers()] if is_wrapped(t)]
-    for tensor, _ in wrapped:
-        unwrap(tensor)
-    return wrapped

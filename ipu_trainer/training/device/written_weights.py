@@ -13,7 +13,7 @@ from typing import Any, Callable, Dict, List, Tuple
 import torch
 from torch import nn
 
-from ipu_trainer.compat.torch_tensors import num_writes
+from ipu_trainer.compat.torch_operators import num_writes
 from ipu_trainer.errors import UserError
 
 
