@@ -148,8 +148,8 @@ def _run_task(command: str, name: str, words: List[str]) -> int:
 
 
 def _report(namespace: argparse.Namespace) -> int:
-    from ipu_trainer.tasks.reporting.finished_run import task_of
     from ipu_trainer.tasks.reporting.run_comparison import check_runs
+    from ipu_trainer.tasks.run_record import task_of
 
     folders: List[Path] = namespace.folders
     names = [task_of(folder) for folder in folders]

@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from ipu_trainer.cli import main
-from ipu_trainer.tasks.language_modeling.metrics import perplexity, token_losses
-from ipu_trainer.tasks.language_modeling.model import NO_DROPOUT, SIZES, build_model
-from ipu_trainer.tasks.language_modeling.packing import (
+from ipu_trainer.tasks.language_modeling.corpus import (
     IGNORED,
     PackedRows,
     RowCollator,
@@ -23,6 +21,8 @@ from ipu_trainer.tasks.language_modeling.packing import (
     token_stream,
     unigram_perplexity,
 )
+from ipu_trainer.tasks.language_modeling.metrics import perplexity, token_losses
+from ipu_trainer.tasks.language_modeling.model import NO_DROPOUT, SIZES, build_model
 from ipu_trainer.tasks.language_modeling.train import prepare
 from ipu_trainer.tasks.recipe.recipe import train
 from ipu_trainer.tasks.run_record import read_run

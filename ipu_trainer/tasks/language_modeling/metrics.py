@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from ipu_trainer.tasks.language_modeling.packing import IGNORED
+from ipu_trainer.tasks.language_modeling.corpus import IGNORED
 
 
 def token_losses(causal: bool) -> Callable[[Any, torch.Tensor], torch.Tensor]:

@@ -17,8 +17,13 @@ import transformers
 from ipu_trainer.atomic import write_json
 from ipu_trainer.config.ipu_config import IPUConfig
 from ipu_trainer.config.profiles import load_profile
-from ipu_trainer.tasks.language_modeling.corpus import Corpus, prepare_corpus
-from ipu_trainer.tasks.language_modeling.html_report import METRIC, write_comparison, write_report
+from ipu_trainer.tasks.language_modeling.corpus import (
+    Corpus,
+    PackedRows,
+    RowCollator,
+    prepare_corpus,
+    unigram_perplexity,
+)
 from ipu_trainer.tasks.language_modeling.metrics import perplexity, token_losses
 from ipu_trainer.tasks.language_modeling.model import (
     NO_DROPOUT,
@@ -29,16 +34,43 @@ from ipu_trainer.tasks.language_modeling.model import (
     is_masked,
     load_model,
 )
-from ipu_trainer.tasks.language_modeling.packing import PackedRows, RowCollator, unigram_perplexity
 from ipu_trainer.tasks.language_modeling.recipe_arguments import LanguageModelingArguments, parse_arguments
 from ipu_trainer.tasks.language_modeling.samples import PrintSamples, continuations, fillings
 from ipu_trainer.tasks.recipe.flags import check_read
 from ipu_trainer.tasks.recipe.recipe import Results, Rows, recipe_task
-from ipu_trainer.tasks.run_record import run_settings
+from ipu_trainer.tasks.reporting.html_document import Block, Preformatted, Text, Tiles, number
+from ipu_trainer.tasks.reporting.run_comparison import Headline, TaskReport
+from ipu_trainer.tasks.reporting.run_report import ValidationMetric
+from ipu_trainer.tasks.run_record import Run, run_settings
 from ipu_trainer.tasks.text.text_models import ModelChoice, choose_model, is_small, model_card
 from ipu_trainer.tasks.text.tokenizers import save_tokenizer
 from ipu_trainer.training.arguments import IPUTrainingArguments
 from ipu_trainer.training.trainer import IPUTrainer
+
+METRIC = ValidationMetric("eval_perplexity", "validation perplexity", logarithmic=True)
+_SCORES = ("perplexity", "unigram_perplexity", "nats_per_token", "bits_per_byte")
+
+
+def headline(run: Run) -> Headline:
+    return [(name.replace("_", " "), run.metrics[name], None) for name in _SCORES if name in run.metrics]
+
+
+def tiles(run: Run) -> Tiles:
+    tokens = f"{run.metrics['num_tokens']:,} tokens of packages or folders not trained on"
+    details = {"perplexity": tokens, "unigram perplexity": "word frequencies alone, on the same tokens"}
+    return Tiles([(name, number(value), details.get(name, "")) for name, value, _ in headline(run)])
+
+
+def samples(run: Run) -> List[Block]:
+    return [Preformatted(text) for text in run.metrics.get("samples", [])] or [Text("The run had no prompts.", "note")]
+
+
+def workload(run: Run) -> Tuple[str, int]:
+    return "masked-lm" if run.record["masked"] else "causal-lm", int(run.record["sequence_length"])
+
+
+_REPORT = TaskReport("Language model", METRIC, headline, tiles, samples, workload)
+write_report, write_comparison = _REPORT.write, _REPORT.write_comparison
 
 
 @dataclasses.dataclass

@@ -1,7 +1,7 @@
 """An HTML page as values, rendered by the template page.html.
 
 A page has sections, a section has blocks; a block holds content, the template gives it its form. All text is escaped. Two
-things are not text: drawings, whose SVG comes from drawing.py, and images, whose data URIs come from embedded_images.py.
+things are not text: drawings and images, whose SVG and data URIs come from drawing.py.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class EmbeddedImage:
-    """uri: data:image/...;base64,... of embedded_images.py."""
+    """uri: data:image/...;base64,... of drawing.py."""
 
     uri: str
     caption: str

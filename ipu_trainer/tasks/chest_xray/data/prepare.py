@@ -47,11 +47,13 @@ from ipu_trainer.tasks.chest_xray.data.pixel_store import (
     file_digest,
     writable_rows,
 )
-from ipu_trainer.tasks.chest_xray.data.split_lists import SplitList, listed_rows, read_split_list
 from ipu_trainer.tasks.chest_xray.data.splits import (
     METHODS,
     SPLITS,
+    SplitList,
+    listed_rows,
     official_split,
+    read_split_list,
     refuse_empty_training,
     shared_patients,
     split_by_patient,

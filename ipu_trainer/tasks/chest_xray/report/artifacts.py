@@ -9,7 +9,7 @@ import numpy as np
 
 from ipu_trainer.atomic import write_json, write_text
 from ipu_trainer.tasks.chest_xray.data.labels import NO_FINDING
-from ipu_trainer.tasks.chest_xray.evaluation.predictions import predictions_csv
+from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import predictions_csv
 from ipu_trainer.tasks.chest_xray.report.finding_figures import plot_evaluation
 
 

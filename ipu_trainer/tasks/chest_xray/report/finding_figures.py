@@ -8,7 +8,7 @@ from typing import Any, Mapping, Sequence, Tuple
 import numpy as np
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from ipu_trainer.tasks.chest_xray.evaluation.calibration import ReliabilityBin, reliability
+from ipu_trainer.tasks.chest_xray.evaluation.metrics import ReliabilityBin, reliability
 from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import number_or_nan
 from ipu_trainer.tasks.reporting.drawing import (
     BLUE,

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Optional, Sequence
 
 from ipu_trainer.errors import UserError
-from ipu_trainer.tasks.chest_xray.data.boxes import read_boxes
 from ipu_trainer.tasks.chest_xray.data.dataset import load_prepared
 from ipu_trainer.tasks.chest_xray.evaluation.radiologist_labels import RadiologistLabels, read_radiologist_labels
 from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import Evaluation, load_evaluation
 from ipu_trainer.tasks.chest_xray.explain.evaluated_images import EvaluatedImages
+from ipu_trainer.tasks.chest_xray.explain.pointing_game import read_boxes
 from ipu_trainer.tasks.chest_xray.report.image_sections import Boxes, example_blocks, localisation_blocks
 from ipu_trainer.tasks.chest_xray.report.metric_sections import (
     auroc_blocks,
