@@ -38,7 +38,7 @@ def read_run(run_dir: Path) -> Dict[str, Any]:
 
 def write_history(run_dir: Path, history: Sequence[Mapping[str, Any]]) -> None:
     """Trainer's log history as history.json; a checkpoint has it up to its own step only."""
-    write_json(run_dir / HISTORY_FILE, list(history))
+    write_json(run_dir / HISTORY_FILE, history)
 
 
 def read_history(run_dir: Path) -> List[Dict[str, Any]]:

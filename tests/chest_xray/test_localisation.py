@@ -30,8 +30,8 @@ from ipu_trainer.tasks.chest_xray.evaluation.radiologist_labels import (
     scores,
 )
 from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import read_predictions
+from ipu_trainer.tasks.chest_xray.explain.evaluated_images import _rollout, _weighted, load_for_saliency, saliency
 from ipu_trainer.tasks.chest_xray.explain.pointing_game import Box, covered_share, highest_point, is_hit, read_boxes
-from ipu_trainer.tasks.chest_xray.explain.saliency import _rollout, _weighted, load_for_saliency, saliency
 
 HEAD = "Image Index,Finding Label,Bbox [x,y,w,h]\n"
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from pathlib import Path
 from typing import Any, Dict, Optional, Sequence
 
 from ipu_trainer.tasks import folders
 from ipu_trainer.tasks.folders import data_to_read, find_data
-from ipu_trainer.tasks.task import SearchTask, Task
+from ipu_trainer.tasks.task import Task
 
 # NIH's data in the folder of Graphcore's tutorial: the table, the lists and images/.
 FOLDER = "chest-xray-nihcc"
@@ -146,38 +147,16 @@ def _phantoms(flags: Sequence[str]) -> int:
     return 0
 
 
-def _train(flags: Sequence[str]) -> None:
-    from ipu_trainer.tasks.chest_xray.train import prepare
-    from ipu_trainer.tasks.recipe.recipe import run
-
-    run(prepare(flags))
-
-
-def _search(flags: Sequence[str]) -> SearchTask:
-    from ipu_trainer.tasks.chest_xray.train import prepare
-    from ipu_trainer.tasks.recipe.recipe import search_task
-
-    return search_task(prepare(flags))
-
-
-def _write_report(folder: Path, output: Optional[Path] = None, **inputs: Any) -> Path:
-    from ipu_trainer.tasks.chest_xray.report.html_report import write_report
-
-    return write_report(folder, output, **inputs)
-
-
-def _write_comparison(runs: Sequence[Path], output: Path) -> Path:
-    from ipu_trainer.tasks.chest_xray.report.html_report import write_comparison
-
-    return write_comparison(runs, output)
+def _module(name: str) -> Any:
+    return importlib.import_module(f"ipu_trainer.tasks.chest_xray.{name}")
 
 
 # Modules of the task are imported by the function that needs them: preparing data does not wait for torch.
 TASK = Task(
-    _train,
-    _search,
-    _write_report,
-    _write_comparison,
+    lambda flags: _module("train").RECIPE.train(flags),
+    lambda flags: _module("train").RECIPE.search(flags),
+    lambda folder, output=None, **inputs: _module("report.html_report").write_report(folder, output, **inputs),
+    lambda folders, output: _module("report.html_report").write_comparison(folders, output),
     ("data", "boxes", "radiologist_labels"),
     {"prepare": _prepare, "evaluate": _evaluate, "phantoms": _phantoms},
 )

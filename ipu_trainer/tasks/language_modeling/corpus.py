@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Tuple
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from ipu_trainer.tasks.text.documents import (
     split_by_group,
     unique,
 )
-from ipu_trainer.tasks.text.tokenizers import load_tokenizer, save_tokenizer, train_tokenizer
+from ipu_trainer.tasks.text.text_models import load_tokenizer, save_tokenizer, train_tokenizer
 
 IGNORED = -100  # the label that no loss counts
 _TEXTS_A_CALL = 256
@@ -44,17 +44,6 @@ def token_stream(documents: Iterable[Document], tokenizer: Any) -> np.ndarray:
         for ids in tokenizer(texts[start : start + _TEXTS_A_CALL], add_special_tokens=False, verbose=False)["input_ids"]
     ]
     return np.concatenate(pieces) if pieces else np.zeros(0, dtype=kind)
-
-
-def write_stream(path: Path, stream: np.ndarray) -> None:
-    with atomic_path(path) as temporary, temporary.open("wb") as opened:
-        np.save(opened, stream, allow_pickle=False)
-
-
-def read_stream(path: Path) -> np.ndarray:
-    """The stream as a memory map."""
-    stream: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    return stream
 
 
 def row_starts(num_tokens: int, row: int, overlap: int) -> np.ndarray:
@@ -146,9 +135,6 @@ def unigram_perplexity(train: np.ndarray, validation: np.ndarray, vocab_size: in
     return float(np.exp(nats)), nats
 
 
-_ABOUT = "corpus.json"
-
-
 @dataclass(frozen=True)
 class Corpus:
     """Token streams of training and validation, their tokenizer, and `about`: what corpus.json says."""
@@ -201,7 +187,7 @@ def prepare_corpus(
         "masked": masked,
         "seed": seed,
     }
-    about_file = folder / _ABOUT
+    about_file = folder / "corpus.json"
     if about_file.is_file():
         about = read_json(about_file)
         if about["settings"] == settings:
@@ -217,23 +203,21 @@ def prepare_corpus(
     about = {"settings": settings, "fingerprint": fingerprint([*train, *validation])}
     for split, documents in (("train", train), ("validation", validation)):
         stream = token_stream(documents, tokenizer)
-        write_stream(folder / f"{split}.npy", stream)
-        about[split] = _counts(documents, stream)
+        with atomic_path(folder / f"{split}.npy") as temporary, temporary.open("wb") as opened:
+            np.save(opened, stream, allow_pickle=False)
+        about[split] = {
+            "documents": len(documents),
+            "characters": sum(len(document.text) for document in documents),
+            "bytes": sum(len(document.text.encode("utf-8", "replace")) for document in documents),
+            "tokens": len(stream),
+            "groups": sorted({document.group for document in documents}),
+        }
     save_tokenizer(tokenizer, folder / "tokenizer")
     write_json(about_file, about)  # last: what it describes is whole
     return _read(folder, about)
 
 
-def _counts(documents: Sequence[Document], stream: np.ndarray) -> Dict[str, Any]:
-    return {
-        "documents": len(documents),
-        "characters": sum(len(document.text) for document in documents),
-        "bytes": sum(len(document.text.encode("utf-8", "replace")) for document in documents),
-        "tokens": len(stream),
-        "groups": sorted({document.group for document in documents}),
-    }
-
-
 def _read(folder: Path, about: Dict[str, Any]) -> Corpus:
     tokenizer = load_tokenizer(str(folder / "tokenizer"))
-    return Corpus(read_stream(folder / "train.npy"), read_stream(folder / "validation.npy"), tokenizer, about)
+    train, validation = (np.load(folder / f"{name}.npy", "r", allow_pickle=False) for name in ("train", "validation"))
+    return Corpus(train, validation, tokenizer, about)

@@ -82,12 +82,8 @@ def _headline(columns: Sequence[ComparedRun]) -> List[Block]:
         rows.append(cells)
     blocks: List[Block] = []
     if len({column.evaluated_on for column in columns}) > 1:
-        blocks.append(
-            Text(
-                "The runs were not evaluated on the same data, so their numbers cannot be compared.",
-                "warning",
-            )
-        )
+        warning = "The runs were not evaluated on the same data, so their numbers cannot be compared."
+        blocks.append(Text(warning, "warning"))
     rows.append(["evaluated on", *(column.evaluated_on for column in columns)])
     blocks.append(Table(["", *(column.name for column in columns)], rows))
     return blocks

@@ -107,7 +107,9 @@ def run(task: str, prepare: Callable[[Sequence[str]], SearchTask], words: Sequen
         ["--output", str(folder), *rest, *(word for pair in quiet if pair[0] not in given for word in pair)]
     )
     args = search.trainer.args
-    space = space or _default_space(args)
+    rate = args.learning_rate
+    space = space or [Range("learning_rate", (), rate / 10, rate * 10, True), Range("weight_decay", (), 0.0, 0.3)]
+    names = [item.name for item in space]
     _check_space(space, search.trainer)
     objectives = options.objective.split(",") if options.objective else [search.objective]
     for name in objectives:
@@ -139,11 +141,8 @@ def run(task: str, prepare: Callable[[Sequence[str]], SearchTask], words: Sequen
         values = [float(metrics[name]) for name in objectives]
         return values if len(values) > 1 else values[0]
 
-    def print_trial(study: Any, trial: Any) -> None:
-        print(row(trial, [item.name for item in space]), flush=True)
-
     transformers.utils.logging.set_verbosity_error()  # each trial is one line
-    print(header(objectives, [item.name for item in space]))
+    print(header(objectives, names))
     search.trainer.hyperparameter_search(
         hp_space=lambda trial: {item.name: item.suggest(trial) for item in space},
         compute_objective=objective,
@@ -153,7 +152,7 @@ def run(task: str, prepare: Callable[[Sequence[str]], SearchTask], words: Sequen
         storage=storage,
         pruner=pruner,
         is_feasible=search.is_feasible,
-        callbacks=[print_trial],
+        callbacks=[lambda study, trial: print(row(trial, names), flush=True)],
         **({"timeout": options.timeout} if options.timeout else {}),
     )
     write_results(folder, storage, study_name, plan, search.trainer)
@@ -211,11 +210,6 @@ def _pruner(name: str) -> Any:
     if name not in pruners:
         raise UserError(f"--pruner {name!r} is not one of {', '.join(pruners)}.")
     return pruners[name]()
-
-
-def _default_space(args: Any) -> List[Range]:
-    rate = args.learning_rate
-    return [Range("learning_rate", (), rate / 10, rate * 10, True), Range("weight_decay", (), 0.0, 0.3)]
 
 
 def _check_space(space: Sequence[Range], trainer: Any) -> None:

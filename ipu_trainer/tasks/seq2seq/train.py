@@ -36,8 +36,14 @@ from ipu_trainer.tasks.seq2seq.model import (
 from ipu_trainer.tasks.seq2seq.pairs import FixedShapePairs, Pair, WithDecoderInputs, docstring_pairs, read_pairs
 from ipu_trainer.tasks.seq2seq.recipe_arguments import Seq2SeqArguments, parse_arguments
 from ipu_trainer.tasks.text.documents import drawn, fingerprint, installed_python, shuffled, split_by_group, unique
-from ipu_trainer.tasks.text.text_models import ModelChoice, choose_model, model_card
-from ipu_trainer.tasks.text.tokenizers import load_tokenizer, save_tokenizer, train_tokenizer
+from ipu_trainer.tasks.text.text_models import (
+    ModelChoice,
+    choose_model,
+    load_tokenizer,
+    model_card,
+    save_tokenizer,
+    train_tokenizer,
+)
 from ipu_trainer.training.seq2seq import IPUSeq2SeqTrainer, IPUSeq2SeqTrainingArguments
 
 METRIC = ValidationMetric("eval_chrf", "validation chrF")
@@ -160,7 +166,6 @@ class Seq2SeqRun:
         return Results(metrics, write)
 
     def table(self, metrics: Mapping[str, Any]) -> str:
-        """What came out, as a person reads it."""
         baseline = metrics["baseline"]
         rows = [
             f"{'':24}{'model':>8}{'names':>8}   {metrics['num_pairs']:,} pairs of packages or groups not trained on",

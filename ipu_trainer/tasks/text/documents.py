@@ -175,7 +175,7 @@ _PASSED_OVER = {"site-packages", "dist-packages", "__pycache__", "node_modules"}
 
 
 def installed_python(data_science_only: bool = True) -> Iterator[Document]:
-    """Python files of the standard library and of installed packages; the group is the package.
+    """Python files of the standard library and of installed packages, read and never run; the group is the package.
 
     data_science_only keeps files that import pandas, scikit-learn, matplotlib or seaborn, as in chapter 7.6 of Hugging
     Face's course. Files that are no valid text in their declared encoding, and those above 256 KiB (tables, not code),

@@ -1,7 +1,7 @@
-"""Splits by patient: all images of a patient are in one of train, validation and test.
+"""Splits by patient: all images of a patient are in one of train, validation and test. NIH's lists say which, or a hash.
 
 In a random split of NIH's images, 83.7 % of the validation images show a patient who is also in training, so its scores say
-nothing about unseen patients. The split is a hash of the patient and a seed: adding data never moves a patient.
+nothing about unseen patients. The hash is of the patient and a seed: adding data never moves a patient.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Container, Dict, List, Optional, Sequence, Set, Tuple
 
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.label_table import IMAGE_SUFFIXES, Rejection, Row
-from ipu_trainer.tasks.chest_xray.data.text_files import read_lines
+from ipu_trainer.tasks.chest_xray.data.text_files import open_text
 
 SPLITS = ("train", "validation", "test")
 METHODS = ("official", "by-patient", "random-images")
@@ -112,7 +112,10 @@ _NAME = re.compile(rf'\s*"?(?P<name>[^"]*?({_SUFFIXES}))"?(?=$|[\s,;])', re.IGNO
 
 
 class SplitList:
-    """The images of one list, by name or path: contains a path if either is the end of the other."""
+    """The images of one list, by name or path: contains a path if either is the end of the other.
+
+    One image a line, alone as in NIH's files, or followed by labels as in other projects.
+    """
 
     def __init__(self, path: Path, names: Sequence[str]) -> None:
         self.path = path
@@ -125,7 +128,8 @@ class SplitList:
 
 def read_split_list(path: Path) -> SplitList:
     """Raises UserError if no line begins with an image file name."""
-    lines = [line for line in read_lines(path, "a list of image files") if line.strip()]
+    with open_text(path, "a list of image files") as text:
+        lines = [line for line in text.read().splitlines() if line.strip()]
     found = [match.group("name") for match in map(_NAME.match, lines) if match]
     if not found:
         first = f"begins with {lines[0].strip()[:60]!r}" if lines else "is empty"

@@ -215,12 +215,8 @@ def _subgroups(
 
 
 def _age_band(age: Any) -> str:
-    if age is None or age != age:
-        return "unknown"
-    for low, high in AGE_BANDS:
-        if low <= age < high:
-            return f"{low}-{high - 1}" if high < 200 else f"{low}+"
-    return "unknown"
+    low, high = next(((low, high) for low, high in AGE_BANDS if age is not None and low <= age < high), (None, 0))
+    return "unknown" if low is None else f"{low}-{high - 1}" if high < 200 else f"{low}+"
 
 
 def _interval(values: np.ndarray) -> List[float]:

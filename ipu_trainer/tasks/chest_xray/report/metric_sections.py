@@ -18,7 +18,7 @@ from ipu_trainer.tasks.chest_xray.evaluation.radiologist_labels import (
     scores,
 )
 from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import Evaluation, number_or_nan
-from ipu_trainer.tasks.chest_xray.report.finding_figures import (
+from ipu_trainer.tasks.chest_xray.report.artifacts import (
     auroc_forest,
     auroc_point,
     calibration,
