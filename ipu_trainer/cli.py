@@ -54,8 +54,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         if len(words) > 1 and words[0] in _TASK_COMMANDS and not words[1].startswith("-"):
             return _run_task(words[0], words[1], words[2:])
         namespace = _parser().parse_args(words)
-        code: int = namespace.run(namespace)
-        return code
+        code: Optional[int] = namespace.run(namespace)
+        return code or 0
     except (ValueError, OSError) as error:
         if os.environ.get("IPU_TRAINER_TRACEBACK"):
             raise
@@ -120,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
 
     profile = commands.add_parser("profiles", help="ready-made IPUConfigs")
     actions = profile.add_subparsers(dest="action", required=True, metavar="list|show|check")
-    actions.add_parser("list", help="one line a profile").set_defaults(run=_profiles_list)
+    actions.add_parser("list", help="one line a profile").set_defaults(run=lambda _: print(profiles.list_table()))
     show = actions.add_parser("show", help="a profile as JSON, with its source")
     show.add_argument("name", help="profile name, or path of an ipu_config.json")
     show.set_defaults(run=_profiles_show)
@@ -147,9 +147,9 @@ def _run_task(command: str, name: str, words: List[str]) -> int:
     return task.commands[command](words)
 
 
-def _report(namespace: argparse.Namespace) -> int:
-    from ipu_trainer.tasks.reporting.finished_run import task_of
+def _report(namespace: argparse.Namespace) -> None:
     from ipu_trainer.tasks.reporting.run_comparison import check_runs
+    from ipu_trainer.tasks.run_record import task_of
 
     folders: List[Path] = namespace.folders
     names = [task_of(folder) for folder in folders]
@@ -173,7 +173,6 @@ def _report(namespace: argparse.Namespace) -> int:
             f"run.json or metrics.json of {', '.join(map(str, folders))} has no {error}: another release wrote it, or a "
             "program changed it. Evaluate the run again, or make the report with that release."
         ) from error
-    return 0
 
 
 def _simulate(namespace: argparse.Namespace) -> int:
@@ -207,22 +206,15 @@ def _simulate(namespace: argparse.Namespace) -> int:
     return 0
 
 
-def _doctor(_: argparse.Namespace) -> int:
+def _doctor(_: argparse.Namespace) -> None:
     from ipu_trainer.backends.doctor import report
 
     print(report())
-    return 0
 
 
-def _profiles_list(_: argparse.Namespace) -> int:
-    print(profiles.list_table())
-    return 0
-
-
-def _profiles_show(namespace: argparse.Namespace) -> int:
+def _profiles_show(namespace: argparse.Namespace) -> None:
     profile = profiles.load_profile(namespace.name)
     print(json.dumps({"about": dict(profile.about), "config": profile.config.to_dict()}, indent=2))
-    return 0
 
 
 def _profiles_check(namespace: argparse.Namespace) -> int:

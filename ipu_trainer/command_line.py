@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any, List, Sequence, Set
 
@@ -10,7 +11,7 @@ _hinted: Set[str] = set()
 
 def snake_case(words: Sequence[str]) -> List[str]:
     """Words of a command line, each flag --one-name[=VALUE] as --one_name[=VALUE]."""
-    return [_snake_case(word) if word.startswith("--") else word for word in words]
+    return [re.sub("^--[^=]+", lambda flag: "--" + flag[0][2:].replace("-", "_"), word) for word in words]
 
 
 def plain_value(text: str) -> Any:
@@ -31,8 +32,3 @@ def hint(old: str, new: str) -> None:
     if old not in _hinted:
         _hinted.add(old)
         print(f"hint: {old} is {new} now", file=sys.stderr)
-
-
-def _snake_case(word: str) -> str:
-    flag, equals, value = word.partition("=")
-    return f"--{flag[2:].replace('-', '_')}{equals}{value}"

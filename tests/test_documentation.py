@@ -296,7 +296,7 @@ def named_things(tmp_path_factory):
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
     from ipu_trainer.tasks.chest_xray.data.phantoms import PhantomSettings, write_phantoms
-    from ipu_trainer.tasks.text.tokenizers import save_tokenizer, train_tokenizer
+    from ipu_trainer.tasks.text.text_models import save_tokenizer, train_tokenizer
 
     folder = tmp_path_factory.mktemp("pages")
     table = write_phantoms(folder, PhantomSettings(num_images=160, size=32, seed=1), progress=False)

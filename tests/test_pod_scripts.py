@@ -132,7 +132,7 @@ def test_the_ipujob_asks_for_the_ipus_of_its_config_and_mounts_what_it_names(mon
 
 
 def test_gradient_mounts_the_data_set_where_prepare_looks_for_it():
-    from ipu_trainer.tasks.chest_xray.data.nih_paths import FOLDER
+    from ipu_trainer.tasks.chest_xray.commands import FOLDER
 
     settings = yaml.safe_load((REPOSITORY / ".gradient" / "settings.yaml").read_text(encoding="utf-8"))
     assert set(settings["integrations"]) == {FOLDER}

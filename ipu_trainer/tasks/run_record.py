@@ -1,4 +1,4 @@
-"""run.json: what ran, written beside its results; and whether an interrupted run may be resumed."""
+"""run.json: what ran, written beside its results; whether an interrupted run may be resumed; a finished run read back."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib
 import json
 import platform
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
@@ -37,7 +38,7 @@ def read_run(run_dir: Path) -> Dict[str, Any]:
 
 def write_history(run_dir: Path, history: Sequence[Mapping[str, Any]]) -> None:
     """Trainer's log history as history.json; a checkpoint has it up to its own step only."""
-    write_json(run_dir / HISTORY_FILE, list(history))
+    write_json(run_dir / HISTORY_FILE, history)
 
 
 def read_history(run_dir: Path) -> List[Dict[str, Any]]:
@@ -144,3 +145,56 @@ def versions() -> Dict[str, str]:
     names = ("ipu_trainer", "torch", "transformers", "accelerate", "datasets", "numpy")
     found = {name: str(importlib.import_module(name).__version__) for name in names}
     return {**found, "python": platform.python_version(), "platform": sys.platform}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder, run.json, metrics.json and Trainer's log history (empty where none was saved)."""
+
+    folder: Path
+    record: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    history: Sequence[Mapping[str, Any]]
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    @property
+    def task(self) -> str:
+        return str(self.record["task"])
+
+
+def load_run(folder: Path) -> Run:
+    """Raises UserError if the folder holds no finished run or its files are damaged."""
+    record = read_run(folder)
+    return Run(Path(folder), record, read_results(Path(folder) / METRICS_FILE), read_history(folder))
+
+
+def task_of(folder: Path) -> str:
+    """The task of a run, or of the run that an evaluation belongs to. Raises UserError for any other folder."""
+    folder = Path(folder)
+    if (folder / RUN_FILE).is_file() or not (folder / METRICS_FILE).is_file():
+        return str(read_run(folder)["task"])
+    return str(read_run(Path(str(read_results(folder / METRICS_FILE).get("run", folder))))["task"])
+
+
+def read_results(path: Path) -> Dict[str, Any]:
+    """The JSON object in path. Raises UserError where there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}). It is written at the end of a run.") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object. It is written at the end of a run.")
+    return value
+
+
+def flat(value: Any, prefix: str = "") -> Dict[str, Any]:
+    """{"a": {"b": 1}} as {"a.b": 1}."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    result: Dict[str, Any] = {}
+    for name, item in value.items():
+        result.update(flat(item, f"{prefix}.{name}" if prefix else str(name)))
+    return result

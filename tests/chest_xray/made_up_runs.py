@@ -5,7 +5,7 @@ import numpy as np
 from ipu_trainer.atomic import write_json
 from ipu_trainer.config.ipu_config import IPUConfig
 from ipu_trainer.tasks.chest_xray.evaluation.metrics import choose_thresholds, evaluate_predictions
-from ipu_trainer.tasks.chest_xray.evaluation.predictions import predictions_csv
+from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import predictions_csv
 from ipu_trainer.tasks.run_record import RUN_FILE, write_history
 
 FINDINGS = ("Effusion", "Mass", "No Finding", "Nodule", "Pneumothorax")

@@ -8,7 +8,7 @@ import torch
 from transformers import DeiTConfig, DeiTForImageClassification, ViTConfig, ViTForImageClassification
 
 from ipu_trainer.compat import transformers_versions as compat
-from ipu_trainer.tasks.chest_xray.model.class_token import ClassTokenLayer
+from ipu_trainer.tasks.chest_xray.model.shortcuts import ClassTokenLayer
 from ipu_trainer.tasks.chest_xray.train import prepare
 from ipu_trainer.tasks.recipe.recipe import seeded_model
 from ipu_trainer.training.finetuning.stochastic_depth import add_drop_path

@@ -17,8 +17,8 @@ from transformers import (
 from ipu_trainer.compat import transformers_versions as compat
 from ipu_trainer.tasks.chest_xray.data.augmentation import augment, augment_images
 from ipu_trainer.tasks.chest_xray.data.dataset import load_prepared
-from ipu_trainer.tasks.chest_xray.model.grayscale_input import GrayscaleProjection
 from ipu_trainer.tasks.chest_xray.model.inputs import Normalisation, collate_stored
+from ipu_trainer.tasks.chest_xray.model.shortcuts import GrayscaleProjection
 from ipu_trainer.tasks.chest_xray.train import prepare
 from ipu_trainer.tasks.recipe.recipe import seeded_model
 from ipu_trainer.training.acceleration.input_pipeline import copy_to_device

@@ -11,16 +11,12 @@ from made_up_runs import FINDINGS, predictions, write_run
 from ipu_trainer.atomic import write_json
 from ipu_trainer.cli import main
 from ipu_trainer.config.ipu_config import IPUConfig
-from ipu_trainer.tasks.chest_xray.data.boxes import Box
 from ipu_trainer.tasks.chest_xray.data.labels import NIH_FINDINGS
-from ipu_trainer.tasks.chest_xray.evaluation.predictions import read_predictions
-from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import load_evaluation
-from ipu_trainer.tasks.chest_xray.explain.evaluated_images import EvaluatedImages
-from ipu_trainer.tasks.chest_xray.explain.example_images import choose_images
-from ipu_trainer.tasks.chest_xray.explain.saliency import Saliency
+from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import load_evaluation, read_predictions
+from ipu_trainer.tasks.chest_xray.explain.evaluated_images import EvaluatedImages, Saliency, choose_images
+from ipu_trainer.tasks.chest_xray.explain.pointing_game import Box
 from ipu_trainer.tasks.chest_xray.report import html_report as pages
-from ipu_trainer.tasks.chest_xray.report.html_report import write_comparison, write_report
-from ipu_trainer.tasks.chest_xray.report.paired_comparison import paired_difference
+from ipu_trainer.tasks.chest_xray.report.html_report import paired_difference, write_comparison, write_report
 from ipu_trainer.tasks.reporting.html_document import write_page
 from ipu_trainer.tasks.reporting.run_comparison import distinct_names
 

@@ -9,11 +9,11 @@ from PIL import Image
 
 from ipu_trainer.cli import main
 from ipu_trainer.tasks.chest_xray.data import image_decoding as images
-from ipu_trainer.tasks.chest_xray.data.boxes import read_boxes
 from ipu_trainer.tasks.chest_xray.data.dataset import load_prepared
 from ipu_trainer.tasks.chest_xray.data.label_table import read_label_table
 from ipu_trainer.tasks.chest_xray.data.labels import NIH_FINDINGS, NO_FINDING
 from ipu_trainer.tasks.chest_xray.data.prepare import PrepareSettings, prepare
+from ipu_trainer.tasks.chest_xray.explain.pointing_game import read_boxes
 
 COLUMNS = [name for name in NIH_FINDINGS if name != NO_FINDING]
 NAMES = [f"{patient:08d}_{visit:03d}.png" for patient in range(1, 11) for visit in range(2)]

@@ -15,24 +15,23 @@ from sklearn.metrics import cohen_kappa_score, roc_auc_score
 from transformers import ViTConfig, ViTForImageClassification
 
 from ipu_trainer.cli import main
-from ipu_trainer.tasks.chest_xray.data.boxes import Box, read_boxes
 from ipu_trainer.tasks.chest_xray.data.dataset import load_prepared
 from ipu_trainer.tasks.chest_xray.data.labels import NIH_FINDINGS
 from ipu_trainer.tasks.chest_xray.data.phantoms import BOXES_NAME
-from ipu_trainer.tasks.chest_xray.evaluation.calibration import (
+from ipu_trainer.tasks.chest_xray.evaluation.metrics import (
     brier_score,
     reliability,
     wilson_interval,
 )
-from ipu_trainer.tasks.chest_xray.evaluation.predictions import read_predictions
 from ipu_trainer.tasks.chest_xray.evaluation.radiologist_labels import (
     agreement,
     matching,
     read_radiologist_labels,
     scores,
 )
-from ipu_trainer.tasks.chest_xray.explain.pointing_game import covered_share, highest_point, is_hit
-from ipu_trainer.tasks.chest_xray.explain.saliency import _rollout, _weighted, load_for_saliency, saliency
+from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import read_predictions
+from ipu_trainer.tasks.chest_xray.explain.evaluated_images import _rollout, _weighted, load_for_saliency, saliency
+from ipu_trainer.tasks.chest_xray.explain.pointing_game import Box, covered_share, highest_point, is_hit, read_boxes
 
 HEAD = "Image Index,Finding Label,Bbox [x,y,w,h]\n"
 

@@ -17,8 +17,8 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from ipu_trainer.cli import main
 from ipu_trainer.compat import transformers_versions as compat
-from ipu_trainer.tasks.chest_xray.data.boxes import read_boxes
 from ipu_trainer.tasks.chest_xray.data.dataset import load_prepared
+from ipu_trainer.tasks.chest_xray.explain.pointing_game import read_boxes
 from ipu_trainer.tasks.chest_xray.recipe_arguments import parse_arguments
 from ipu_trainer.tasks.chest_xray.train import prepare
 from ipu_trainer.tasks.recipe.recipe import seeded_model, train

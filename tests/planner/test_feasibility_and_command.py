@@ -16,7 +16,7 @@ from ipu_trainer.machine.hardware import find_system
 from ipu_trainer.planner import feasibility as module
 from ipu_trainer.planner.feasibility import feasibility, smallest_system, why_not_feasible
 from ipu_trainer.planner.workload import measure
-from ipu_trainer.tasks.recipe.fit_warning import fit_warning
+from ipu_trainer.tasks.recipe.early_checks import fit_warning
 from ipu_trainer.training.arguments import IPUTrainingArguments
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}

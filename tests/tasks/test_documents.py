@@ -6,8 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipu_trainer.tasks.text.documents import Document, drawn, limited, read_folder, split_by_group, unique
-from ipu_trainer.tasks.text.python_code import installed_python
+from ipu_trainer.tasks.text.documents import (
+    Document,
+    drawn,
+    installed_python,
+    limited,
+    read_folder,
+    split_by_group,
+    unique,
+)
 
 documents = st.lists(
     st.builds(Document, st.sampled_from("abcdef"), st.text("xyz", min_size=1, max_size=4), st.text(max_size=40)),

@@ -9,7 +9,7 @@ import pytest
 from ipu_trainer.cli import main
 from ipu_trainer.compat import transformers_versions as compat
 from ipu_trainer.tasks import folders
-from ipu_trainer.tasks.chest_xray.data import nih_paths
+from ipu_trainer.tasks.chest_xray import commands as nih_paths
 
 VARIABLES = (folders.PUBLIC_DATASETS_DIR, folders.DATASETS_DIR, folders.CHECKPOINT_DIR)
 TRAIN = [

@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from ipu_trainer.cli import main
-from ipu_trainer.tasks.language_modeling.metrics import perplexity, token_losses
-from ipu_trainer.tasks.language_modeling.model import NO_DROPOUT, SIZES, build_model
-from ipu_trainer.tasks.language_modeling.packing import (
+from ipu_trainer.tasks.language_modeling.corpus import (
     IGNORED,
     PackedRows,
     RowCollator,
@@ -23,12 +21,20 @@ from ipu_trainer.tasks.language_modeling.packing import (
     token_stream,
     unigram_perplexity,
 )
+from ipu_trainer.tasks.language_modeling.model import NO_DROPOUT, SIZES, build_model
+from ipu_trainer.tasks.language_modeling.samples import perplexity, token_losses
 from ipu_trainer.tasks.language_modeling.train import prepare
 from ipu_trainer.tasks.recipe.recipe import train
 from ipu_trainer.tasks.run_record import read_run
 from ipu_trainer.tasks.text.documents import Document
-from ipu_trainer.tasks.text.text_models import ModelChoice, find_config, parse_overrides
-from ipu_trainer.tasks.text.tokenizers import load_tokenizer, save_tokenizer, train_tokenizer
+from ipu_trainer.tasks.text.text_models import (
+    ModelChoice,
+    find_config,
+    load_tokenizer,
+    parse_overrides,
+    save_tokenizer,
+    train_tokenizer,
+)
 
 
 @pytest.fixture(scope="module")

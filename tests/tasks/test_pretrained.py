@@ -12,8 +12,7 @@ from ipu_trainer.cli import main
 from ipu_trainer.tasks.language_modeling import model as language_model
 from ipu_trainer.tasks.pretrained import DTYPE, load_pretrained
 from ipu_trainer.tasks.seq2seq import model as seq2seq_model
-from ipu_trainer.tasks.text.text_models import ModelChoice
-from ipu_trainer.tasks.text.tokenizers import train_tokenizer
+from ipu_trainer.tasks.text.text_models import ModelChoice, train_tokenizer
 
 GPT2 = {"n_layer": 2, "n_embd": 8, "n_head": 2, "vocab_size": 320, "n_positions": 32}
 GPT2.update(bos_token_id=0, eos_token_id=0)

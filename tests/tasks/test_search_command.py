@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from ipu_trainer.cli import main
 from ipu_trainer.compat import transformers_versions as compat
 from ipu_trainer.tasks.recipe.flags import flags_given, with_config
-from ipu_trainer.tasks.search.search_command import _known_directions
-from ipu_trainer.tasks.search.search_space import Range, parse_range
+from ipu_trainer.tasks.search.search_command import Range, _known_directions, parse_range
 from ipu_trainer.tasks.task import SearchTask
 
 optuna = pytest.importorskip("optuna")

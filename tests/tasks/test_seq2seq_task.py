@@ -11,7 +11,7 @@ from ipu_trainer.compat import transformers_versions as compat
 from ipu_trainer.tasks.seq2seq.metrics import baseline_texts, text_scores
 from ipu_trainer.tasks.seq2seq.pairs import IGNORED, FixedShapePairs, Pair, docstring_pairs, read_pairs
 from ipu_trainer.tasks.text.documents import Document
-from ipu_trainer.tasks.text.tokenizers import load_tokenizer, train_tokenizer
+from ipu_trainer.tasks.text.text_models import load_tokenizer, train_tokenizer
 
 CODE = '''
 class Table:

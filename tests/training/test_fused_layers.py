@@ -25,7 +25,7 @@ from transformers import (
 
 from ipu_trainer import IPUTrainer, IPUTrainingArguments
 from ipu_trainer.compat import transformers_versions as compat
-from ipu_trainer.tasks.chest_xray.model.class_token import ClassTokenLayer
+from ipu_trainer.tasks.chest_xray.model.shortcuts import ClassTokenLayer
 from ipu_trainer.training.acceleration.choices import Choice, choose_fused_kernels, describe_acceleration
 from ipu_trainer.training.acceleration.compiled_layers import compiled_layers
 from ipu_trainer.training.acceleration.fused_kernels import fused_layers

@@ -3,16 +3,39 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from pathlib import Path
 from typing import Any, Dict, Optional, Sequence
 
 from ipu_trainer.tasks import folders
-from ipu_trainer.tasks.task import SearchTask, Task
+from ipu_trainer.tasks.folders import data_to_read, find_data
+from ipu_trainer.tasks.task import Task
+
+# NIH's data in the folder of Graphcore's tutorial: the table, the lists and images/.
+FOLDER = "chest-xray-nihcc"
+TABLES = tuple(f"{FOLDER}/Data_Entry_2017{version}.csv{packed}" for version in ("_v2020", "") for packed in ("", ".gz"))
+LISTS = {"train_val_list": f"{FOLDER}/train_val_list.txt", "test_list": f"{FOLDER}/test_list.txt"}
+
+
+def default_paths(given: Dict[str, Optional[Path]], split: Optional[str]) -> Dict[str, Path]:
+    """Paths for the flags of `prepare` that are missing in given (csv, images, train_val_list, test_list).
+
+    The lists are used if none of the four is given, both lists exist, and split is None or "official". Raises UserError if
+    there is no table or no image folder.
+    """
+    found: Dict[str, Path] = {}
+    if given["csv"] is None:
+        found["csv"] = find_data(*TABLES) or data_to_read("--csv", TABLES[0])
+    if given["images"] is None:
+        found["images"] = data_to_read("--images", f"{FOLDER}/images")
+    lists = {name: find_data(path) for name, path in LISTS.items()}
+    if not any(given.values()) and split in (None, "official") and all(lists.values()):
+        found.update({name: path for name, path in lists.items() if path is not None})
+    return found
 
 
 def _prepare(flags: Sequence[str]) -> int:
-    from ipu_trainer.tasks.chest_xray.data import nih_paths
     from ipu_trainer.tasks.chest_xray.data.labels import NIH_FINDINGS
     from ipu_trainer.tasks.chest_xray.data.prepare import PrepareSettings, prepare
 
@@ -47,7 +70,7 @@ def _prepare(flags: Sequence[str]) -> int:
     parser.add_argument("--findings", help="comma-separated names to accept, or any (default: NIH's fifteen)")
     namespace = parser.parse_args(flags)
     given = {name: getattr(namespace, name) for name in ("csv", "images", "train_val_list", "test_list")}
-    for name, path in nih_paths.default_paths(given, namespace.split).items():
+    for name, path in default_paths(given, namespace.split).items():
         setattr(namespace, name, path)
         print(f"--{name} {path}")
     namespace.output = namespace.output or folders.data_to_write("--output", "chest-xray")
@@ -124,38 +147,16 @@ def _phantoms(flags: Sequence[str]) -> int:
     return 0
 
 
-def _train(flags: Sequence[str]) -> None:
-    from ipu_trainer.tasks.chest_xray.train import prepare
-    from ipu_trainer.tasks.recipe.recipe import run
-
-    run(prepare(flags))
-
-
-def _search(flags: Sequence[str]) -> SearchTask:
-    from ipu_trainer.tasks.chest_xray.train import prepare
-    from ipu_trainer.tasks.recipe.recipe import search_task
-
-    return search_task(prepare(flags))
-
-
-def _write_report(folder: Path, output: Optional[Path] = None, **inputs: Any) -> Path:
-    from ipu_trainer.tasks.chest_xray.report.html_report import write_report
-
-    return write_report(folder, output, **inputs)
-
-
-def _write_comparison(runs: Sequence[Path], output: Path) -> Path:
-    from ipu_trainer.tasks.chest_xray.report.html_report import write_comparison
-
-    return write_comparison(runs, output)
+def _module(name: str) -> Any:
+    return importlib.import_module(f"ipu_trainer.tasks.chest_xray.{name}")
 
 
 # Modules of the task are imported by the function that needs them: preparing data does not wait for torch.
 TASK = Task(
-    _train,
-    _search,
-    _write_report,
-    _write_comparison,
+    lambda flags: _module("train").RECIPE.train(flags),
+    lambda flags: _module("train").RECIPE.search(flags),
+    lambda folder, output=None, **inputs: _module("report.html_report").write_report(folder, output, **inputs),
+    lambda folders, output: _module("report.html_report").write_comparison(folders, output),
     ("data", "boxes", "radiologist_labels"),
     {"prepare": _prepare, "evaluate": _evaluate, "phantoms": _phantoms},
 )

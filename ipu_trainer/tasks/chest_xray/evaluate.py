@@ -15,8 +15,7 @@ from ipu_trainer.tasks.chest_xray.data.splits import SPLITS
 from ipu_trainer.tasks.chest_xray.evaluation import metrics as metric
 from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import number_or_nan
 from ipu_trainer.tasks.chest_xray.model.chest_xray_trainer import sigmoid
-from ipu_trainer.tasks.chest_xray.model.classifier import load_finished
-from ipu_trainer.tasks.chest_xray.model.inputs import ChestXrayCollator, load_normalisation
+from ipu_trainer.tasks.chest_xray.model.inputs import ChestXrayCollator, load_finished, load_normalisation
 from ipu_trainer.tasks.chest_xray.report import artifacts as report
 from ipu_trainer.tasks.chest_xray.report.html_report import write_report
 from ipu_trainer.tasks.reporting.run_report import report_or_reason

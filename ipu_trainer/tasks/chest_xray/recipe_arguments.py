@@ -73,8 +73,7 @@ class ChestXrayArguments:
     def augmentation(self) -> Augmentation:
         if not self.augment:
             return NO_AUGMENTATION
-        names = [item.name for item in dataclasses.fields(Augmentation)]
-        return Augmentation(**{name: getattr(self, name) for name in names})
+        return Augmentation(**{item.name: getattr(self, item.name) for item in dataclasses.fields(Augmentation)})
 
 
 def parse_arguments(argv: Sequence[str]) -> Tuple[ChestXrayArguments, IPUTrainingArguments]:

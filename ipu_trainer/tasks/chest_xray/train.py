@@ -21,13 +21,20 @@ from ipu_trainer.tasks.chest_xray.data.dataset import ChestXrayDataset, Prepared
 from ipu_trainer.tasks.chest_xray.data.labels import pathologies
 from ipu_trainer.tasks.chest_xray.evaluation import metrics as metric
 from ipu_trainer.tasks.chest_xray.model.chest_xray_trainer import ChestXrayTrainer, sigmoid
-from ipu_trainer.tasks.chest_xray.model.classifier import load_finished, load_model, load_processor, read_config
-from ipu_trainer.tasks.chest_xray.model.inputs import ChestXrayCollator, Normalisation, load_normalisation
+from ipu_trainer.tasks.chest_xray.model.inputs import (
+    ChestXrayCollator,
+    Normalisation,
+    load_finished,
+    load_model,
+    load_normalisation,
+    load_processor,
+    read_config,
+)
 from ipu_trainer.tasks.chest_xray.model.losses import FindingLoss
 from ipu_trainer.tasks.chest_xray.recipe_arguments import ChestXrayArguments, finding_loss, parse_arguments
 from ipu_trainer.tasks.chest_xray.report import artifacts
 from ipu_trainer.tasks.chest_xray.report.html_report import METRIC, write_report
-from ipu_trainer.tasks.recipe.recipe import Results, Rows
+from ipu_trainer.tasks.recipe.recipe import Results, Rows, recipe_task
 from ipu_trainer.tasks.run_record import run_settings
 from ipu_trainer.training.arguments import IPUTrainingArguments
 
@@ -154,3 +161,6 @@ def prepare(flags: Sequence[str]) -> ChestXrayRun:
     )
     report = write_report if recipe.report else None
     return ChestXrayRun(recipe, args, data, config, normalisation, loss, settings, train_set, validation_set, report)
+
+
+RECIPE = recipe_task(prepare)

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, Optional, Tuple
 
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_MASKED_LM_MAPPING,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-)
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.pretrained import load_pretrained
-from ipu_trainer.tasks.text.text_models import ModelChoice, check_task, random_model, set_vocabulary
+from ipu_trainer.tasks.text.text_models import ModelChoice, check_vocabulary, random_model, set_vocabulary
 
 # See text_models.Sizes. GPT-2's sizes are the published ones.
 SIZES: Dict[str, Tuple[str, Dict[str, Any]]] = {
@@ -61,12 +56,6 @@ def is_masked(config: Any, objective: str) -> bool:
     return config.model_type in _MASKED_TYPES
 
 
-def check_architecture(model: str, config: Any, masked: bool) -> None:
-    """Raises UserError for a model_type without a language model of this objective."""
-    mapping = MODEL_FOR_MASKED_LM_MAPPING if masked else MODEL_FOR_CAUSAL_LM_MAPPING
-    check_task(model, config, mapping, f"{'masked' if masked else 'causal'} language modelling")
-
-
 def build_model(model: str, choice: ModelChoice, tokenizer: Any, sequence_length: int, masked: bool) -> Any:
     """The model, float32: also where weights or configuration were saved in another type, unless overrides name a dtype.
     From scratch its vocabulary is len(tokenizer), with the tokenizer's bos, eos and pad ids; a vocab_size of overrides, which
@@ -92,15 +81,17 @@ def load_model(model: str, masked: bool) -> Any:
     return load_pretrained(auto, model, "Give another --model, or add --from_scratch true.")[0]
 
 
-def check_shapes(config: Any, num_tokens: int, sequence_length: int) -> None:
-    if num_tokens > config.vocab_size:
-        raise UserError(
-            f"the tokenizer has {num_tokens:,} tokens, but the model's vocabulary holds {config.vocab_size:,}. Use the "
-            "model's own tokenizer, or train from scratch without setting vocab_size."
-        )
-    positions = getattr(config, "max_position_embeddings", None)
+def num_positions(config: Any) -> Optional[int]:
+    """Tokens of the longest row; None where the model has no limit."""
+    positions: Optional[int] = getattr(config, "max_position_embeddings", None)
     if positions is not None and config.model_type in ("roberta", "camembert", "xlm-roberta"):
-        positions -= 2  # theirs begin after the padding id
+        return positions - 2  # theirs begin after the padding id
+    return positions
+
+
+def check_shapes(config: Any, num_tokens: int, sequence_length: int) -> None:
+    check_vocabulary(config, num_tokens)
+    positions = num_positions(config)
     if positions is not None and sequence_length > positions:
         raise UserError(
             f"sequence_length {sequence_length} is longer than the model's {positions} positions. Use at most "

@@ -1,27 +1,32 @@
-"""What the model writes, printed while it trains: the quickest check that it learns."""
+"""What the model writes, printed while it trains, and its perplexity, which weighs every predicted token once."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
-from typing import Any, Iterator, List, Sequence
+from typing import Any, Callable, Dict, Iterator, List, Sequence
 
+import numpy as np
 import torch
+from torch.nn import functional
 from transformers import TrainerCallback
+
+from ipu_trainer.tasks.language_modeling.corpus import IGNORED
 
 
 def continuations(model: Any, tokenizer: Any, prompts: Sequence[str], new_tokens: int, seed: int) -> List[str]:
     """Each prompt with what a causal model writes after it: sampled by seed, top 40, temperature 0.8."""
     positions = getattr(model.config, "max_position_embeddings", None)
     texts = []
-    with _in_evaluation(model), torch.random.fork_rng(devices=_devices(model)):
+    device = next(model.parameters()).device
+    with _in_evaluation(model), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for number, prompt in enumerate(prompts):
             ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"]
             if ids.shape[1] == 0:
                 ids = torch.tensor([[tokenizer.eos_token_id]])
             if positions is not None:
                 ids = ids[:, -max(1, positions - new_tokens) :]
-            ids = ids.to(next(model.parameters()).device)
+            ids = ids.to(device)
             torch.manual_seed(seed + number)
             written = model.generate(
                 input_ids=ids,
@@ -77,6 +82,28 @@ def _in_evaluation(model: Any) -> Iterator[None]:
         model.train(was_training)
 
 
-def _devices(model: Any) -> List[Any]:
-    device = next(model.parameters()).device
-    return [device] if device.type == "cuda" else []
+def token_losses(causal: bool) -> Callable[[Any, torch.Tensor], torch.Tensor]:
+    """For Trainer's preprocess_logits_for_metrics: (nats, predicted tokens) of each row, float32, shape (rows, 2).
+
+    Keeps evaluation from holding logits of the whole validation set.
+    """
+
+    def of_batch(logits: Any, labels: torch.Tensor) -> torch.Tensor:
+        scores = logits[0] if isinstance(logits, (tuple, list)) else logits
+        if causal:
+            scores, labels = scores[:, :-1], labels[:, 1:]
+        nats = functional.cross_entropy(
+            scores.float().reshape(-1, scores.shape[-1]), labels.reshape(-1), ignore_index=IGNORED, reduction="none"
+        )
+        counted = (labels != IGNORED).sum(dim=1).float()
+        return torch.stack([nats.reshape(labels.shape).sum(dim=1), counted], dim=1)
+
+    return of_batch
+
+
+def perplexity(prediction: Any) -> Dict[str, float]:
+    """compute_metrics for token_losses: perplexity, nats a token, and how many tokens were predicted."""
+    rows = np.asarray(prediction.predictions, dtype=np.float64)
+    total, count = rows[:, 0].sum(), rows[:, 1].sum()
+    nats = total / count if count else float("nan")
+    return {"perplexity": float(np.exp(min(nats, 700.0))), "nats_per_token": float(nats), "num_tokens": float(count)}

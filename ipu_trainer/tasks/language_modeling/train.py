@@ -13,32 +13,70 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import transformers
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
 from ipu_trainer.atomic import write_json
 from ipu_trainer.config.ipu_config import IPUConfig
 from ipu_trainer.config.profiles import load_profile
-from ipu_trainer.tasks.language_modeling.corpus import Corpus, prepare_corpus
-from ipu_trainer.tasks.language_modeling.html_report import METRIC, write_comparison, write_report
-from ipu_trainer.tasks.language_modeling.metrics import perplexity, token_losses
+from ipu_trainer.tasks.language_modeling.corpus import (
+    Corpus,
+    PackedRows,
+    RowCollator,
+    prepare_corpus,
+    unigram_perplexity,
+)
 from ipu_trainer.tasks.language_modeling.model import (
     NO_DROPOUT,
     SIZES,
     build_model,
-    check_architecture,
     check_shapes,
     is_masked,
     load_model,
+    num_positions,
 )
-from ipu_trainer.tasks.language_modeling.packing import PackedRows, RowCollator, unigram_perplexity
 from ipu_trainer.tasks.language_modeling.recipe_arguments import LanguageModelingArguments, parse_arguments
-from ipu_trainer.tasks.language_modeling.samples import PrintSamples, continuations, fillings
+from ipu_trainer.tasks.language_modeling.samples import PrintSamples, continuations, fillings, perplexity, token_losses
 from ipu_trainer.tasks.recipe.flags import check_read
 from ipu_trainer.tasks.recipe.recipe import Results, Rows, recipe_task
-from ipu_trainer.tasks.run_record import run_settings
-from ipu_trainer.tasks.text.text_models import ModelChoice, choose_model, is_small, model_card
-from ipu_trainer.tasks.text.tokenizers import save_tokenizer
+from ipu_trainer.tasks.reporting.html_document import Block, Preformatted, Text, Tiles, number
+from ipu_trainer.tasks.reporting.run_comparison import Headline, TaskReport
+from ipu_trainer.tasks.reporting.run_report import ValidationMetric
+from ipu_trainer.tasks.run_record import Run, run_settings
+from ipu_trainer.tasks.text.text_models import (
+    ModelChoice,
+    check_task,
+    choose_model,
+    is_small,
+    model_card,
+    save_tokenizer,
+)
 from ipu_trainer.training.arguments import IPUTrainingArguments
 from ipu_trainer.training.trainer import IPUTrainer
+
+METRIC = ValidationMetric("eval_perplexity", "validation perplexity", logarithmic=True)
+_SCORES = ("perplexity", "unigram_perplexity", "nats_per_token", "bits_per_byte")
+
+
+def headline(run: Run) -> Headline:
+    return [(name.replace("_", " "), run.metrics[name], None) for name in _SCORES if name in run.metrics]
+
+
+def tiles(run: Run) -> Tiles:
+    tokens = f"{run.metrics['num_tokens']:,} tokens of packages or folders not trained on"
+    details = {"perplexity": tokens, "unigram perplexity": "word frequencies alone, on the same tokens"}
+    return Tiles([(name, number(value), details.get(name, "")) for name, value, _ in headline(run)])
+
+
+def samples(run: Run) -> List[Block]:
+    return [Preformatted(text) for text in run.metrics.get("samples", [])] or [Text("The run had no prompts.", "note")]
+
+
+def workload(run: Run) -> Tuple[str, int]:
+    return "masked-lm" if run.record["masked"] else "causal-lm", int(run.record["sequence_length"])
+
+
+_REPORT = TaskReport("Language model", METRIC, headline, tiles, samples, workload)
+write_report, write_comparison = _REPORT.write, _REPORT.write_comparison
 
 
 @dataclasses.dataclass
@@ -122,7 +160,6 @@ class LanguageModelingRun:
         return Results(metrics, write)
 
     def table(self, metrics: Mapping[str, Any]) -> str:
-        """What came out, as a person reads it."""
         rows = [
             f"{'validation':24}{metrics['num_tokens']:>12,} tokens of packages or folders not trained on, each weighed once",
             f"{'unigram perplexity':24}{metrics['unigram_perplexity']:>12,.1f}",
@@ -144,9 +181,10 @@ def prepare(flags: Sequence[str]) -> LanguageModelingRun:
     recipe, args = parse_arguments(flags)
     choice = choose_model(recipe, SIZES, NO_DROPOUT)
     masked = is_masked(choice.config, recipe.objective)
-    check_architecture(recipe.model, choice.config, masked)
+    mapping = MODEL_FOR_MASKED_LM_MAPPING if masked else MODEL_FOR_CAUSAL_LM_MAPPING
+    check_task(recipe.model, choice.config, mapping, f"{'masked' if masked else 'causal'} language modelling")
     check_read(recipe, "mlm_probability", masked, f"{recipe.model} is causal, and masks no tokens")
-    length = recipe.sequence_length or _default_length(recipe.model, choice.config)
+    length = recipe.sequence_length or (128 if is_small(recipe.model) else num_positions(choice.config) or 512)
     check_shapes(choice.config, 0, length)
     transformers.set_seed(args.seed)
     loaded = None if choice.from_scratch else load_model(recipe.model, masked)  # refused before the corpus is read
@@ -161,13 +199,6 @@ def prepare(flags: Sequence[str]) -> LanguageModelingRun:
     return LanguageModelingRun(
         recipe, args, choice, masked, config, corpus, length, settings, baseline, (length,), loaded
     )
-
-
-def _default_length(model: str, config: Any) -> int:
-    if is_small(model):
-        return 128
-    positions = int(getattr(config, "max_position_embeddings", 512))
-    return positions - 2 if config.model_type in ("roberta", "camembert", "xlm-roberta") else positions
 
 
 TASK = recipe_task(prepare, write_report=write_report, write_comparison=write_comparison)

@@ -102,7 +102,10 @@ def _refuse(message: str) -> NoReturn:
 
 def _by_installed_names(words: Sequence[str], fields: Collection[str]) -> Tuple[List[str], Dict[str, Any]]:
     """(flags by the installed transformers' names, values that only scripts read). Raises UserError as renamed.today."""
-    given = {name: _plain(value) for name, value in flags_given(words).items()}
+    given = {
+        name: [plain_value(item) for item in value] if isinstance(value, list) else plain_value(str(value))
+        for name, value in flags_given(words).items()
+    }
     kept = {name: given.pop(name) for name in renamed.KEPT if name in given and name not in fields}
     current = renamed.today(given, fields)
     changed = {name: value for name, value in current.items() if name not in given or value is not given[name]}
@@ -117,10 +120,6 @@ def _by_installed_names(words: Sequence[str], fields: Collection[str]) -> Tuple[
         text = json.dumps(value) if isinstance(value, dict) else value
         left += [f"--{name}", *(map(str, text) if isinstance(text, list) else [str(text)])]
     return left, kept
-
-
-def _plain(value: Any) -> Any:
-    return [plain_value(item) for item in value] if isinstance(value, list) else plain_value(str(value))
 
 
 def with_config(task: str, argv: Sequence[str]) -> List[str]:

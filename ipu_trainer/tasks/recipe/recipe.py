@@ -17,8 +17,7 @@ import transformers
 
 from ipu_trainer.atomic import write_text
 from ipu_trainer.errors import user_input
-from ipu_trainer.tasks.recipe.early_checks import check_metric, check_optimizer
-from ipu_trainer.tasks.recipe.fit_warning import feasibility_check, fit_warning, warn
+from ipu_trainer.tasks.recipe.early_checks import check_metric, check_optimizer, feasibility_check, fit_warning, warn
 from ipu_trainer.tasks.reporting.drawing import plot_training
 from ipu_trainer.tasks.reporting.run_report import REPORT_FILE, report_or_reason
 from ipu_trainer.tasks.run_record import (

@@ -1,15 +1,17 @@
 """An HTML page as values, rendered by the template page.html.
 
 A page has sections, a section has blocks; a block holds content, the template gives it its form. All text is escaped. Two
-things are not text: drawings, whose SVG comes from drawing.py, and images, whose data URIs come from embedded_images.py.
+things are not text: drawings and images, whose SVG and data URIs come from drawing.py.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Sequence, Tuple, Union
+from typing import Any, Iterator, Sequence, Tuple, Union
 
 import jinja2
 from markupsafe import Markup
@@ -24,7 +26,6 @@ _ID = re.compile(r'(\bid="|href="#|url\(#)')
 class Text:
     """A paragraph. tone: "" (plain), "note" (small and quiet) or "warning"."""
 
-    kind: ClassVar[str] = "text"
     text: str
     tone: str = ""
 
@@ -33,7 +34,6 @@ class Text:
 class Preformatted:
     """Text in a fixed-width font, with columns as in a terminal."""
 
-    kind: ClassVar[str] = "preformatted"
     text: str
 
 
@@ -41,7 +41,6 @@ class Preformatted:
 class Facts:
     """Names and values."""
 
-    kind: ClassVar[str] = "facts"
     rows: Sequence[Tuple[str, str]]
 
 
@@ -49,7 +48,6 @@ class Facts:
 class Tiles:
     """The headline numbers: (label, value, detail)."""
 
-    kind: ClassVar[str] = "tiles"
     rows: Sequence[Tuple[str, str, str]]
 
 
@@ -57,7 +55,6 @@ class Tiles:
 class Table:
     """head has a name for each column; the first column names the row. strong: positions of rows in bold."""
 
-    kind: ClassVar[str] = "table"
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     strong: Sequence[int] = ()
@@ -67,7 +64,6 @@ class Table:
 class Drawing:
     """SVG of drawing.py. size: "card" (one of several), "" (a column of text) or "wide" (scrolls on a phone)."""
 
-    kind: ClassVar[str] = "drawing"
     svg: str
     caption: str
     size: str = ""
@@ -75,7 +71,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class EmbeddedImage:
-    """uri: data:image/...;base64,... of embedded_images.py."""
+    """uri: data:image/...;base64,... of drawing.py."""
 
     uri: str
     caption: str
@@ -93,7 +89,6 @@ class Case:
 
 @dataclass(frozen=True)
 class Cases:
-    kind: ClassVar[str] = "cases"
     cases: Sequence[Case]
 
 
@@ -101,7 +96,6 @@ class Cases:
 class Cards:
     """Drawings in rows, as many in a row as fit."""
 
-    kind: ClassVar[str] = "cards"
     drawings: Sequence[Drawing]
 
 
@@ -109,7 +103,6 @@ class Cards:
 class SideBySide:
     """Blocks in columns on a wide screen, below each other on a phone."""
 
-    kind: ClassVar[str] = "side-by-side"
     blocks: Sequence[Block]
 
 
@@ -117,7 +110,6 @@ class SideBySide:
 class Collapsed:
     """Blocks that are hidden until the reader opens their title."""
 
-    kind: ClassVar[str] = "collapsed"
     title: str
     blocks: Sequence[Block]
 
@@ -154,7 +146,8 @@ def render(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["inline"] = _Inline()
+    environment.filters["inline"] = functools.partial(_inline, itertools.count(1))
+    environment.filters["kind"] = lambda block: type(block).__name__
     environment.filters["short"] = _short
     return environment.get_template("page.html").render(page=page)
 
@@ -163,18 +156,12 @@ def write_page(file: PathLike, page: Page) -> None:
     write_text(file, render(page))
 
 
-class _Inline:
-    """SVG inside HTML, with ids that are unique on the page."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __call__(self, drawing: Drawing) -> Markup:
-        self.count += 1
-        body = drawing.svg[drawing.svg.index("<svg") :]
-        scoped = _ID.sub(rf"\g<1>d{self.count}-", body)
-        label = Markup.escape(drawing.caption)
-        return Markup(scoped.replace("<svg", f'<svg role="img" aria-label="{label}"', 1))
+def _inline(numbers: Iterator[int], drawing: Drawing) -> Markup:
+    """SVG inside HTML, with ids that are unique on the page: numbers count its drawings."""
+    body = drawing.svg[drawing.svg.index("<svg") :]
+    scoped = _ID.sub(rf"\g<1>d{next(numbers)}-", body)
+    label = Markup.escape(drawing.caption)
+    return Markup(scoped.replace("<svg", f'<svg role="img" aria-label="{label}"', 1))
 
 
 def _short(text: Any, most: int = _LONGEST_CELL) -> str:

@@ -16,8 +16,8 @@ from ipu_trainer.planner.time import predict_time
 from ipu_trainer.planner.workload import Workload, measure
 from ipu_trainer.simulator.analysis.stages import StageCost
 from ipu_trainer.simulator.analysis.trace import svg, timeline
-from ipu_trainer.tasks.reporting.finished_run import Run
 from ipu_trainer.tasks.reporting.html_document import Block, Collapsed, Drawing, Preformatted, Text, Tiles
+from ipu_trainer.tasks.run_record import Run
 
 
 def ipu_blocks(run: Run, workload_of: Sequence[Any]) -> List[Block]:

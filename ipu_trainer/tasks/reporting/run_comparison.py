@@ -1,15 +1,25 @@
-"""The page that compares several runs of one task: results side by side, differing settings, curves in one drawing."""
+"""The page that compares several runs of one task; TaskReport has both pages of a task with one evaluation a run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from ipu_trainer.errors import UserError
-from ipu_trainer.tasks.reporting.finished_run import Run, flat
-from ipu_trainer.tasks.reporting.html_document import Block, Page, Section, Table, Text, interval, number
-from ipu_trainer.tasks.reporting.run_report import ValidationMetric, training_blocks
+from ipu_trainer.tasks.reporting.html_document import (
+    Block,
+    Page,
+    Section,
+    Table,
+    Text,
+    Tiles,
+    interval,
+    number,
+    write_page,
+)
+from ipu_trainer.tasks.reporting.run_report import REPORT_FILE, ValidationMetric, run_page, training_blocks
+from ipu_trainer.tasks.run_record import Run, flat, load_run
 
 Headline = Sequence[Tuple[str, Any, Any]]  # (metric, value, interval or None)
 _NAMES_OF_THE_RUN = ("training.output_dir", "training.run_name", "training.logging_dir")
@@ -72,12 +82,8 @@ def _headline(columns: Sequence[ComparedRun]) -> List[Block]:
         rows.append(cells)
     blocks: List[Block] = []
     if len({column.evaluated_on for column in columns}) > 1:
-        blocks.append(
-            Text(
-                "The runs were not evaluated on the same data, so their numbers cannot be compared.",
-                "warning",
-            )
-        )
+        warning = "The runs were not evaluated on the same data, so their numbers cannot be compared."
+        blocks.append(Text(warning, "warning"))
     rows.append(["evaluated on", *(column.evaluated_on for column in columns)])
     blocks.append(Table(["", *(column.name for column in columns)], rows))
     return blocks
@@ -102,3 +108,39 @@ def _differences(columns: Sequence[ComparedRun]) -> List[Block]:
     if not rows:
         return [Text("Nothing: model, data, versions and settings are the same.")]
     return [Table(["", *(column.name for column in columns)], rows)]
+
+
+@dataclass(frozen=True)
+class TaskReport:
+    """The parts of a report that a task adds.
+
+    headline: the numbers by which runs are compared. samples: what the model wrote. workload: what planner.measure takes
+    besides the model.
+    """
+
+    title: str
+    metric: ValidationMetric
+    headline: Callable[[Run], Headline]
+    tiles: Callable[[Run], Tiles]
+    samples: Callable[[Run], List[Block]]
+    workload: Callable[[Run], Sequence[Any]]
+
+    def write(self, folder: Path, output: Optional[Path] = None) -> Path:
+        """Write report.html of a finished run, into its folder or to output; returns the path."""
+        run, file = load_run(folder), Path(output) if output else Path(folder) / REPORT_FILE
+        results = [Section("Samples", self.samples(run))]
+        title, workload = f"{self.title}: {run.name}", self.workload(run)
+        write_page(file, run_page(run, title, "", self.tiles(run), results, self.metric, workload))
+        return file
+
+    def write_comparison(self, folders: Sequence[Path], output: Path) -> Path:
+        """Write one page that compares several runs; returns the path."""
+        runs = [load_run(folder) for folder in folders]
+        check_runs([run.task for run in runs])
+        columns = [
+            ComparedRun(run, name, self.headline(run), str(run.record["data"].get("fingerprint", "")))
+            for run, name in zip(runs, distinct_names(folders))
+        ]
+        samples = [Section(f"Samples of {column.name}", self.samples(column.run)) for column in columns]
+        write_page(output, comparison_page(columns, "", self.metric, samples))
+        return Path(output)

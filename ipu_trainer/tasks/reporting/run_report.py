@@ -11,7 +11,6 @@ from typing import Any, Callable, List, Mapping, Sequence, Tuple
 import torch
 
 from ipu_trainer.tasks.reporting.drawing import curves, from_history, to_svg
-from ipu_trainer.tasks.reporting.finished_run import Run, flat
 from ipu_trainer.tasks.reporting.html_document import (
     Block,
     Cards,
@@ -26,6 +25,7 @@ from ipu_trainer.tasks.reporting.html_document import (
     number,
 )
 from ipu_trainer.tasks.reporting.ipu_section import ipu_blocks
+from ipu_trainer.tasks.run_record import Run, flat
 
 REPORT_FILE = "report.html"
 # Logged values that are drawn where a run has them: (key, label, factor).

@@ -11,21 +11,74 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, List, Mapping, Sequence
+from typing import Any, Callable, List, Mapping, Optional, Sequence, Tuple
 
 import transformers
 
 from ipu_trainer.atomic import read_json, remove_leftovers, write_json
-from ipu_trainer.command_line import snake_case
+from ipu_trainer.command_line import plain_value, snake_case
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.folders import results
 from ipu_trainer.tasks.recipe.early_checks import check_metric
 from ipu_trainer.tasks.recipe.flags import flags_given, with_config
 from ipu_trainer.tasks.search.search_results import header, row, write_results
-from ipu_trainer.tasks.search.search_space import Range, parse_range
 from ipu_trainer.tasks.task import SearchTask
 from ipu_trainer.training.hyperparameter_search.optuna_search import GEOMETRY
+
+
+@dataclass(frozen=True)
+class Range:
+    """One searched value. choices, or low to high: floats, or whole numbers in steps."""
+
+    name: str
+    choices: Tuple[Any, ...] = ()
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+    step: Optional[int] = None
+
+    def suggest(self, trial: Any) -> Any:
+        if self.choices:
+            return trial.suggest_categorical(self.name, list(self.choices))
+        if self.step is not None:
+            return trial.suggest_int(self.name, int(self.low), int(self.high), step=self.step, log=self.log)
+        return trial.suggest_float(self.name, self.low, self.high, log=self.log)
+
+    def describe(self) -> str:
+        if self.choices:
+            return f"{self.name} of {', '.join(map(str, self.choices))}"
+        kind = "logarithmic" if self.log else f"in steps of {self.step}" if self.step else "even"
+        return f"{self.name} from {self.low:.4g} to {self.high:.4g}, {kind}"
+
+
+def parse_range(text: str) -> Range:
+    """NAME=a,b,c; NAME=LOW:HIGH; NAME=LOW:HIGH:log; NAME=LOW:HIGH:STEP, of whole numbers where both ends are."""
+    name, equals, values = text.partition("=")
+    name = name.strip().replace("-", "_")
+    rule = "NAME=LOW:HIGH, NAME=LOW:HIGH:log, NAME=LOW:HIGH:STEP of whole numbers, or NAME=a,b,c"
+    if not equals or not name or not values:
+        raise UserError(f"--space {text!r} is not {rule}.")
+    if ":" not in values:
+        choices = tuple(plain_value(item) for item in values.split(","))
+        if len(set(choices)) < len(choices):
+            raise UserError(f"--space {text!r} names a value twice.")
+        return Range(name, choices)
+    parts = values.split(":")
+    ends = [plain_value(part) for part in parts[:2]]
+    if len(parts) > 3 or not all(isinstance(end, (int, float)) and not isinstance(end, bool) for end in ends):
+        raise UserError(f"--space {text!r} is not {rule}.")
+    low, high = ends
+    whole = isinstance(low, int) and isinstance(high, int)
+    last = parts[2] if len(parts) == 3 else ""
+    step = int(last) if last.isdigit() else None
+    if not low < high or (last not in ("", "log") and step is None) or (step is not None and not (whole and step)):
+        raise UserError(f"--space {text!r}: LOW must be below HIGH, and the rule is {rule}.")
+    if last == "log" and low <= 0:
+        raise UserError(f"--space {text!r}: a logarithmic range begins above 0.")
+    return Range(name, (), low, high, last == "log", (step or 1) if whole else None)
+
 
 SEARCH_FILE = "search.json"
 STUDY_FILE = "study.db"
@@ -54,7 +107,9 @@ def run(task: str, prepare: Callable[[Sequence[str]], SearchTask], words: Sequen
         ["--output", str(folder), *rest, *(word for pair in quiet if pair[0] not in given for word in pair)]
     )
     args = search.trainer.args
-    space = space or _default_space(args)
+    rate = args.learning_rate
+    space = space or [Range("learning_rate", (), rate / 10, rate * 10, True), Range("weight_decay", (), 0.0, 0.3)]
+    names = [item.name for item in space]
     _check_space(space, search.trainer)
     objectives = options.objective.split(",") if options.objective else [search.objective]
     for name in objectives:
@@ -86,11 +141,8 @@ def run(task: str, prepare: Callable[[Sequence[str]], SearchTask], words: Sequen
         values = [float(metrics[name]) for name in objectives]
         return values if len(values) > 1 else values[0]
 
-    def print_trial(study: Any, trial: Any) -> None:
-        print(row(trial, [item.name for item in space]), flush=True)
-
     transformers.utils.logging.set_verbosity_error()  # each trial is one line
-    print(header(objectives, [item.name for item in space]))
+    print(header(objectives, names))
     search.trainer.hyperparameter_search(
         hp_space=lambda trial: {item.name: item.suggest(trial) for item in space},
         compute_objective=objective,
@@ -100,7 +152,7 @@ def run(task: str, prepare: Callable[[Sequence[str]], SearchTask], words: Sequen
         storage=storage,
         pruner=pruner,
         is_feasible=search.is_feasible,
-        callbacks=[print_trial],
+        callbacks=[lambda study, trial: print(row(trial, names), flush=True)],
         **({"timeout": options.timeout} if options.timeout else {}),
     )
     write_results(folder, storage, study_name, plan, search.trainer)
@@ -158,11 +210,6 @@ def _pruner(name: str) -> Any:
     if name not in pruners:
         raise UserError(f"--pruner {name!r} is not one of {', '.join(pruners)}.")
     return pruners[name]()
-
-
-def _default_space(args: Any) -> List[Range]:
-    rate = args.learning_rate
-    return [Range("learning_rate", (), rate / 10, rate * 10, True), Range("weight_decay", (), 0.0, 0.3)]
 
 
 def _check_space(space: Sequence[Range], trainer: Any) -> None:

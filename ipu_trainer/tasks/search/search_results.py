@@ -48,7 +48,8 @@ def write_results(folder: Path, storage: str, study_name: str, plan: Mapping[str
     _plot(folder / "plots" / "history.png", study, plan["objectives"], importance)
     print()
     for trial in best:
-        print(f"best        trial {trial.number}: {_numbers(trial.values)} with {_pairs(trial.params)}")
+        pairs = ", ".join(f"{name} {_number(value)}" for name, value in trial.params.items())
+        print(f"best        trial {trial.number}: {', '.join(map(_number, trial.values))} with {pairs}")
     if importance:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in importance.items())
         print(f"importance  {shares} (share of the objective's variance)")
@@ -152,14 +153,6 @@ def _note(trial: Any) -> str:
 
 def _state(trial: Any) -> str:
     return "skipped" if "infeasible" in trial.user_attrs else str(trial.state.name).lower()
-
-
-def _pairs(params: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {_number(value)}" for name, value in params.items())
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return ", ".join(_number(value) for value in values)
 
 
 def _number(value: Any) -> str:

@@ -9,7 +9,7 @@ from transformers import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, AutoModelForSeq
 
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.pretrained import load_pretrained
-from ipu_trainer.tasks.text.text_models import ModelChoice, check_task, random_model, set_vocabulary
+from ipu_trainer.tasks.text.text_models import ModelChoice, check_task, check_vocabulary, random_model, set_vocabulary
 
 # See text_models.Sizes.
 SIZES: Dict[str, Tuple[str, Dict[str, Any]]] = {
@@ -82,11 +82,7 @@ def check_encoder_decoder(model: str, config: Any) -> None:
 
 
 def check_shapes(config: Any, num_tokens: int, lengths: Sequence[int]) -> None:
-    if num_tokens > config.vocab_size:
-        raise UserError(
-            f"the tokenizer has {num_tokens:,} tokens, but the model's vocabulary holds {config.vocab_size:,}. Use the "
-            "model's own tokenizer, or train from scratch without setting vocab_size."
-        )
+    check_vocabulary(config, num_tokens)
     positions = getattr(config, "max_position_embeddings", None)  # T5 has none: its positions are relative
     for name, length in zip(("source_length", "target_length"), lengths):
         if length < 2 or (positions is not None and length > positions):

@@ -7,6 +7,7 @@ Here is what is particular to the task: pairs, tokenizer and model, trainer, eva
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import itertools
 from pathlib import Path
@@ -19,8 +20,10 @@ from ipu_trainer.config.ipu_config import IPUConfig
 from ipu_trainer.config.profiles import load_profile
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.recipe.recipe import Results, Rows, recipe_task
-from ipu_trainer.tasks.run_record import run_settings
-from ipu_trainer.tasks.seq2seq.html_report import METRIC, write_comparison, write_report
+from ipu_trainer.tasks.reporting.html_document import Block, Case, Cases, Text, Tiles, number
+from ipu_trainer.tasks.reporting.run_comparison import Headline, TaskReport
+from ipu_trainer.tasks.reporting.run_report import ValidationMetric
+from ipu_trainer.tasks.run_record import Run, run_settings
 from ipu_trainer.tasks.seq2seq.metrics import baseline_texts, decoded, generation_metrics, text_scores
 from ipu_trainer.tasks.seq2seq.model import (
     NO_DROPOUT,
@@ -32,11 +35,57 @@ from ipu_trainer.tasks.seq2seq.model import (
 )
 from ipu_trainer.tasks.seq2seq.pairs import FixedShapePairs, Pair, WithDecoderInputs, docstring_pairs, read_pairs
 from ipu_trainer.tasks.seq2seq.recipe_arguments import Seq2SeqArguments, parse_arguments
-from ipu_trainer.tasks.text.documents import drawn, fingerprint, shuffled, split_by_group, unique
-from ipu_trainer.tasks.text.python_code import installed_python
-from ipu_trainer.tasks.text.text_models import ModelChoice, choose_model, model_card
-from ipu_trainer.tasks.text.tokenizers import load_tokenizer, save_tokenizer, train_tokenizer
+from ipu_trainer.tasks.text.documents import drawn, fingerprint, installed_python, shuffled, split_by_group, unique
+from ipu_trainer.tasks.text.text_models import (
+    ModelChoice,
+    choose_model,
+    load_tokenizer,
+    model_card,
+    save_tokenizer,
+    train_tokenizer,
+)
 from ipu_trainer.training.seq2seq import IPUSeq2SeqTrainer, IPUSeq2SeqTrainingArguments
+
+METRIC = ValidationMetric("eval_chrf", "validation chrF")
+_SCORES = (("BLEU", "bleu"), ("chrF", "chrf"), ("exactly right", "exact_match"), ("loss", "loss"))
+_MOST_EXAMPLES = 24
+
+
+def headline(run: Run) -> Headline:
+    return [(label, run.metrics[key], None) for label, key in _SCORES if key in run.metrics]
+
+
+def tiles(run: Run) -> Tiles:
+    baseline = run.metrics["baseline"]
+    details = {
+        label: f"words of the name alone: {number(baseline[key], 2)}" for label, key in _SCORES if key in baseline
+    }
+    rows = [(name, number(value, 2), details.get(name, "")) for name, value, _ in headline(run)]
+    return Tiles([*rows, ("pairs", f"{run.metrics['num_pairs']:,}", "of packages or groups not trained on")])
+
+
+def samples(run: Run) -> List[Block]:
+    """The first pairs of predictions.csv, which a run without generation does not have."""
+    file = run.folder / "predictions.csv"
+    if not file.is_file():
+        return [Text("The run generated no text (predict_with_generate False).", "note")]
+    with file.open(encoding="utf-8", newline="") as opened:
+        rows = [row for row, _ in zip(csv.DictReader(opened), range(_MOST_EXAMPLES))]
+    cases = [
+        Case(str(row.get("name")), [f"reference: {row.get('reference')}", f"written: {row.get('written')}"], [])
+        for row in rows
+    ]
+    note = f"The first {len(cases)} of {run.metrics['num_pairs']:,} pairs; predictions.csv has all."
+    return [Cases(cases), Text(note, "note")]
+
+
+def workload(run: Run) -> Tuple[str, int, int]:
+    recipe = run.record["settings"]["recipe"]
+    return "seq2seq-lm", int(recipe["source_length"]), int(recipe["target_length"])
+
+
+_REPORT = TaskReport("Seq2seq", METRIC, headline, tiles, samples, workload)
+write_report, write_comparison = _REPORT.write, _REPORT.write_comparison
 
 
 @dataclasses.dataclass
@@ -117,7 +166,6 @@ class Seq2SeqRun:
         return Results(metrics, write)
 
     def table(self, metrics: Mapping[str, Any]) -> str:
-        """What came out, as a person reads it."""
         baseline = metrics["baseline"]
         rows = [
             f"{'':24}{'model':>8}{'names':>8}   {metrics['num_pairs']:,} pairs of packages or groups not trained on",

@@ -47,6 +47,7 @@ class Augmentation:
                 raise UserError(f"augmentation {name} {value} must be from 0 (off) to {limit:g}.")
 
 
+_SIGNED = ("angle", "scale", "aspect", "x", "y", "brightness", "contrast", "gamma")
 NO_AUGMENTATION = Augmentation(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, False)
 
 
@@ -81,22 +82,11 @@ def _drawn_changes(epoch: torch.Tensor, index: torch.Tensor, a: Augmentation, se
         width_factor = np.where(random[:, 8] < 0.5, -width_factor, width_factor)
     # The grid runs from -1 to 1, so a shift by a share of the side is twice that share.
     x_shift, y_shift = 2.0 * a.shift * signed["x"], 2.0 * a.shift * signed["y"]
-    affine = np.stack(
-        [
-            np.stack([np.cos(angle) * width_factor, -np.sin(angle) * height_factor, x_shift], axis=1),
-            np.stack([np.sin(angle) * width_factor, np.cos(angle) * height_factor, y_shift], axis=1),
-        ],
-        axis=1,
-    )
-    tones = np.stack(
-        [
-            1.0 + a.contrast * signed["contrast"],
-            a.brightness * signed["brightness"],
-            np.exp(math.log1p(a.gamma) * signed["gamma"]),
-        ],
-        axis=1,
-    )
-    return np.concatenate([affine.reshape(-1, 6), tones, random[:, 8:]], axis=1).astype(np.float32)
+    affine = [np.cos(angle) * width_factor, -np.sin(angle) * height_factor, x_shift]
+    affine += [np.sin(angle) * width_factor, np.cos(angle) * height_factor, y_shift]
+    tones = [1.0 + a.contrast * signed["contrast"], a.brightness * signed["brightness"]]
+    tones.append(np.exp(math.log1p(a.gamma) * signed["gamma"]))
+    return np.column_stack([*affine, *tones, random[:, 8:]]).astype(np.float32)
 
 
 def augment_images(pixels: torch.Tensor, numbers: torch.Tensor, a: Augmentation) -> torch.Tensor:
@@ -125,9 +115,6 @@ def _affine_grid(affine: torch.Tensor, height: int, width: int) -> torch.Tensor:
     matrix = affine[:, None, None]
     grid: torch.Tensor = x[:, None] * matrix[..., 0] + y[:, None, None] * matrix[..., 1] + matrix[..., 2]
     return grid
-
-
-_SIGNED = ("angle", "scale", "aspect", "x", "y", "brightness", "contrast", "gamma")
 
 
 def _uniform(seed: int, epoch: np.ndarray, index: np.ndarray, count: int) -> np.ndarray:

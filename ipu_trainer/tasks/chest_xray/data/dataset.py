@@ -8,6 +8,7 @@ collators do not augment it.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
@@ -90,13 +91,13 @@ def _gather_rows(pixels: np.ndarray, rows: np.ndarray) -> torch.Tensor:
     return pinned
 
 
+@dataclass(frozen=True)
 class PreparedChestXrays:
     """A prepared data set: its manifest, and a ChestXrayDataset for each split."""
 
-    def __init__(self, folder: Path, manifest: Dict[str, Any], everything: ChestXrayDataset) -> None:
-        self.folder = folder
-        self.manifest = manifest
-        self._everything = everything
+    folder: Path
+    manifest: Dict[str, Any]
+    everything: ChestXrayDataset
 
     @property
     def findings(self) -> List[str]:
@@ -117,11 +118,11 @@ class PreparedChestXrays:
     def split(self, name: str) -> ChestXrayDataset:
         """ "train", "validation", "test", or "all"."""
         if name == "all":
-            return self._everything
+            return self.everything
         if name not in SPLITS:
             raise UserError(f"split {name!r} is not one of {', '.join(SPLITS)}, all.")
-        where = self._everything.table["split"]
-        return self._everything.subset([position for position, split in enumerate(where) if split == name])
+        where = self.everything.table["split"]
+        return self.everything.subset([position for position, split in enumerate(where) if split == name])
 
 
 def load_prepared(folder: Union[str, Path]) -> PreparedChestXrays:

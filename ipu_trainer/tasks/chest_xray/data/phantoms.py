@@ -6,8 +6,6 @@ pipeline works, and say nothing about medicine.
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Dict, List, Optional, Tuple
@@ -17,7 +15,7 @@ from PIL import Image, ImageFilter
 from scipy import ndimage
 from tqdm import tqdm
 
-from ipu_trainer.atomic import atomic_path, remove_leftovers, write_text
+from ipu_trainer.atomic import atomic_path, remove_leftovers, write_csv
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.labels import NIH_FINDINGS, NO_FINDING, pathologies
 
@@ -76,16 +74,9 @@ def write_phantoms(folder: Path, settings: PhantomSettings, progress: bool = Tru
             rows.append([name, "|".join(labelled) or NO_FINDING, visit, patient, age, sex, view])
             bar.update(1)
     bar.close()
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
-        ["Image Index", "Finding Labels", "Follow-up #", "Patient ID", "Patient Age", "Patient Sex", "View Position"]
-    )
-    writer.writerows(rows)
-    listed = io.StringIO()
-    csv.writer(listed, lineterminator="\n").writerows([["Image Index", "Finding Label", "Bbox [x,y,w,h]"], *boxes])
-    write_text(folder / BOXES_NAME, listed.getvalue())
-    write_text(folder / CSV_NAME, out.getvalue())
+    write_csv(folder / BOXES_NAME, [["Image Index", "Finding Label", "Bbox [x,y,w,h]"], *boxes])
+    head = ["Image Index", "Finding Labels", "Follow-up #", "Patient ID", "Patient Age", "Patient Sex", "View Position"]
+    write_csv(folder / CSV_NAME, [head, *rows])
     return folder / CSV_NAME
 
 
@@ -224,96 +215,70 @@ class _Canvas:
         image = Image.fromarray((np.clip(pixels, 0, 1) * 255).astype(np.uint8))
         return np.asarray(image.filter(ImageFilter.GaussianBlur(self.size / 256)))
 
+    # Signs of the findings.
 
-def _atelectasis(c: _Canvas) -> None:
-    side, y, slope = c.side(), c.between(0.0, 0.15), c.between(-0.3, 0.3)
-    band = np.exp(-(((c.y - y - slope * c.x) / 0.016) ** 2))
-    c.added += 0.30 * band * c.lung(side)
+    def atelectasis(self) -> None:
+        side, y, slope = self.side(), self.between(0.0, 0.15), self.between(-0.3, 0.3)
+        band = np.exp(-(((self.y - y - slope * self.x) / 0.016) ** 2))
+        self.added += 0.30 * band * self.lung(side)
 
+    def cardiomegaly(self) -> None:
+        self.heart_width *= self.between(1.4, 1.65)
 
-def _cardiomegaly(c: _Canvas) -> None:
-    c.heart_width *= c.between(1.4, 1.65)
+    def consolidation(self) -> None:
+        patch = self.blob(self.side() * self.between(0.17, 0.25), self.between(-0.2, -0.05), 0.09, 0.09, 0.5)
+        self.added += 0.34 * patch * self.lungs()
 
+    def edema(self) -> None:
+        for side in (-1, 1):
+            self.added += 0.24 * self.blob(side * 0.14, -0.02, 0.10, 0.16, 0.8) * self.lung(side)
 
-def _consolidation(c: _Canvas) -> None:
-    patch = c.blob(c.side() * c.between(0.17, 0.25), c.between(-0.2, -0.05), 0.09, 0.09, 0.5)
-    c.added += 0.34 * patch * c.lungs()
+    def effusion(self) -> None:
+        side, level = self.side(), self.between(0.06, 0.16)
+        meniscus = level - 0.5 * np.abs(self.x - side * 0.12)
+        self.added += 0.40 / (1 + np.exp(-(self.y - meniscus) / 0.012)) * self.lung(side)
 
+    def emphysema(self) -> None:
+        self.air += 0.12
+        self.lung_height *= 1.16
+        self.heart_width *= 0.8
 
-def _edema(c: _Canvas) -> None:
-    for side in (-1, 1):
-        c.added += 0.24 * c.blob(side * 0.14, -0.02, 0.10, 0.16, 0.8) * c.lung(side)
+    def fibrosis(self) -> None:
+        mesh = np.sin(150 * self.x) * np.sin(150 * self.y)
+        self.added += 0.16 * mesh * np.clip((self.y + 0.02) / 0.15, 0, 1) * self.lungs()
 
+    def hernia(self) -> None:
+        x, y = self.between(-0.02, 0.04), self.between(0.14, 0.2)
+        self.added += 0.30 * self.blob(x, y, 0.10, 0.09, 0.1) - 0.46 * self.blob(x, y - 0.02, 0.065, 0.05, 0.15)
 
-def _effusion(c: _Canvas) -> None:
-    side, level = c.side(), c.between(0.06, 0.16)
-    meniscus = level - 0.5 * np.abs(c.x - side * 0.12)
-    c.added += 0.40 / (1 + np.exp(-(c.y - meniscus) / 0.012)) * c.lung(side)
+    def infiltration(self) -> None:
+        self.added += 0.20 * np.clip(self.noise(5) + 0.2, 0, 1) * self.lungs()
 
+    def mass(self) -> None:
+        self.added += 0.36 * self.blob(self.side() * self.between(0.16, 0.27), self.between(-0.2, 0.1), 0.06, 0.06, 0.2)
 
-def _emphysema(c: _Canvas) -> None:
-    c.air += 0.12
-    c.lung_height *= 1.16
-    c.heart_width *= 0.8
+    def nodule(self) -> None:
+        for _ in range(int(self.random.integers(2, 5))):
+            self.added += 0.40 * self.blob(
+                self.side() * self.between(0.12, 0.29), self.between(-0.25, 0.15), 0.022, 0.022, 0.3
+            )
 
+    def pleural_thickening(self) -> None:
+        side = self.side()
+        rim = self.lung(side) - self.blob(side * 0.195, -0.02, self.body.width * 0.86, self.lung_height * 0.92, 0.12)
+        self.added += 0.34 * np.clip(rim, 0, 1) * (side * self.x > 0.22)
 
-def _fibrosis(c: _Canvas) -> None:
-    mesh = np.sin(150 * c.x) * np.sin(150 * c.y)
-    c.added += 0.16 * mesh * np.clip((c.y + 0.02) / 0.15, 0, 1) * c.lungs()
+    def pneumonia(self) -> None:
+        patch = self.blob(self.side() * self.between(0.17, 0.25), self.between(0.08, 0.18), 0.10, 0.08, 0.6)
+        self.added += 0.32 * patch * np.clip(0.7 + self.noise(6), 0, 1.3) * self.lungs()
 
-
-def _hernia(c: _Canvas) -> None:
-    x, y = c.between(-0.02, 0.04), c.between(0.14, 0.2)
-    c.added += 0.30 * c.blob(x, y, 0.10, 0.09, 0.1) - 0.46 * c.blob(x, y - 0.02, 0.065, 0.05, 0.15)
-
-
-def _infiltration(c: _Canvas) -> None:
-    c.added += 0.20 * np.clip(c.noise(5) + 0.2, 0, 1) * c.lungs()
-
-
-def _mass(c: _Canvas) -> None:
-    c.added += 0.36 * c.blob(c.side() * c.between(0.16, 0.27), c.between(-0.2, 0.1), 0.06, 0.06, 0.2)
-
-
-def _nodule(c: _Canvas) -> None:
-    for _ in range(int(c.random.integers(2, 5))):
-        c.added += 0.40 * c.blob(c.side() * c.between(0.12, 0.29), c.between(-0.25, 0.15), 0.022, 0.022, 0.3)
-
-
-def _pleural_thickening(c: _Canvas) -> None:
-    side = c.side()
-    rim = c.lung(side) - c.blob(side * 0.195, -0.02, c.body.width * 0.86, c.lung_height * 0.92, 0.12)
-    c.added += 0.34 * np.clip(rim, 0, 1) * (side * c.x > 0.22)
-
-
-def _pneumonia(c: _Canvas) -> None:
-    patch = c.blob(c.side() * c.between(0.17, 0.25), c.between(0.08, 0.18), 0.10, 0.08, 0.6)
-    c.added += 0.32 * patch * np.clip(0.7 + c.noise(6), 0, 1.3) * c.lungs()
+    def pneumothorax(self) -> None:
+        side = self.side()
+        gone = self.lung(side) * (1 / (1 + np.exp(-(side * self.x - 0.25) / 0.008)))
+        self.added += -0.16 * gone + 0.30 * self.lung(side) * np.exp(-(((side * self.x - 0.25) / 0.006) ** 2))
 
 
-def _pneumothorax(c: _Canvas) -> None:
-    side = c.side()
-    gone = c.lung(side) * (1 / (1 + np.exp(-(side * c.x - 0.25) / 0.008)))
-    c.added += -0.16 * gone + 0.30 * c.lung(side) * np.exp(-(((side * c.x - 0.25) / 0.006) ** 2))
-
-
-_SIGNS: Dict[str, Callable[[_Canvas], None]] = {
-    "Atelectasis": _atelectasis,
-    "Cardiomegaly": _cardiomegaly,
-    "Consolidation": _consolidation,
-    "Edema": _edema,
-    "Effusion": _effusion,
-    "Emphysema": _emphysema,
-    "Fibrosis": _fibrosis,
-    "Hernia": _hernia,
-    "Infiltration": _infiltration,
-    "Mass": _mass,
-    "Nodule": _nodule,
-    "Pleural_Thickening": _pleural_thickening,
-    "Pneumonia": _pneumonia,
-    "Pneumothorax": _pneumothorax,
-}
-assert sorted(_SIGNS) == sorted(pathologies(NIH_FINDINGS))
+_SIGNS: Dict[str, Callable[[_Canvas], None]] = {n: getattr(_Canvas, n.lower()) for n in pathologies(NIH_FINDINGS)}
 
 
 def _draw_findings(generator: np.random.Generator) -> Tuple[str, ...]:

@@ -13,9 +13,7 @@ One pass finds everything wrong with the input. Without skip_bad, only rejected.
 from __future__ import annotations
 
 import collections
-import csv
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -27,7 +25,7 @@ from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Sequenc
 import numpy as np
 from tqdm import tqdm
 
-from ipu_trainer.atomic import remove_leftovers, write_json, write_text
+from ipu_trainer.atomic import remove_leftovers, write_csv, write_json
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data import image_decoding as image_files
 from ipu_trainer.tasks.chest_xray.data.image_decoding import ValueRange
@@ -39,7 +37,7 @@ from ipu_trainer.tasks.chest_xray.data.imagefolder_metadata import (
     write_records,
 )
 from ipu_trainer.tasks.chest_xray.data.label_table import Rejection, Row, read_label_table
-from ipu_trainer.tasks.chest_xray.data.labels import NIH_FINDINGS, n_hot
+from ipu_trainer.tasks.chest_xray.data.labels import NIH_FINDINGS
 from ipu_trainer.tasks.chest_xray.data.pixel_store import (
     STORE_FILE,
     StoreWriter,
@@ -47,11 +45,13 @@ from ipu_trainer.tasks.chest_xray.data.pixel_store import (
     file_digest,
     writable_rows,
 )
-from ipu_trainer.tasks.chest_xray.data.split_lists import SplitList, listed_rows, read_split_list
 from ipu_trainer.tasks.chest_xray.data.splits import (
     METHODS,
     SPLITS,
+    SplitList,
+    listed_rows,
     official_split,
+    read_split_list,
     refuse_empty_training,
     shared_patients,
     split_by_patient,
@@ -184,8 +184,10 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> PreparedSummary
     found = read_label_table(settings.csv, settings.images, settings.findings, settings.only_present)
     rejections = list(found.rejections)
     rows = list(found.rows)
-    lists = _read_lists(settings)
-    if lists is not None:
+    lists = None
+    if settings.split_method == "official":
+        assert settings.train_val_list is not None and settings.test_list is not None
+        lists = read_split_list(settings.train_val_list), read_split_list(settings.test_list)
         rows, strays = listed_rows(rows, *lists)
         rejections += strays
     if not rows and not rejections:
@@ -255,9 +257,6 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> PreparedSummary
     return PreparedSummary(settings.output, True, False, len(rows), len(rejections), manifest)
 
 
-# Decoding -------------------------------------------------------------------------------------------------------
-
-
 def _decode_all(
     writer: StoreWriter, rows: Sequence[Row], settings: PrepareSettings, progress: bool
 ) -> Tuple[Dict[int, str], Dict[str, Any]]:
@@ -302,12 +301,10 @@ def _decoded(
     if not num_tasks:
         return
 
-    def tasks() -> Iterator[List[Tuple[int, str]]]:
-        for start in range(0, len(wanted), _CHUNK):
-            yield [(row, rows[row].path) for row in wanted[start : start + _CHUNK]]
-
+    chunks = (wanted[start : start + _CHUNK] for start in range(0, len(wanted), _CHUNK))
+    tasks = ([(row, rows[row].path) for row in chunk] for chunk in chunks)
     decode = _Decoder(writer.partial, len(rows), settings.size, settings.resample, settings.images, scale)
-    for chunk in _run(tasks(), decode, min(settings.workers or os.cpu_count() or 1, num_tasks)):
+    for chunk in _run(tasks, decode, min(settings.workers or os.cpu_count() or 1, num_tasks)):
         yield from chunk
 
 
@@ -354,17 +351,6 @@ class _Decoder:
             else:
                 results.append((row, file_digest(content), None, image_range))
         return results
-
-
-# Splits and outputs ---------------------------------------------------------------------------------------------
-
-
-def _read_lists(settings: PrepareSettings) -> Optional[Tuple[SplitList, SplitList]]:
-    """(train_val, test) for the official split, else None."""
-    if settings.split_method != "official":
-        return None
-    assert settings.train_val_list is not None and settings.test_list is not None
-    return read_split_list(settings.train_val_list), read_split_list(settings.test_list)
 
 
 def _split(rows: Sequence[Row], settings: PrepareSettings, lists: Optional[Tuple[SplitList, SplitList]]) -> List[str]:
@@ -426,18 +412,9 @@ def _write_arrow(
     with ArrowWriter(path=str(table), features=features) as arrow:
         for begin in range(0, len(rows), _ROWS_AT_ONCE):
             some = slice(begin, begin + _ROWS_AT_ONCE)
-            columns = {
-                "file_name": [row.path for row in rows[some]],
-                "labels": n_hot([row.findings for row in rows[some]], findings),
-                "patient_id": [row.patient_id for row in rows[some]],
-                "age": [row.age for row in rows[some]],
-                "sex": [row.sex for row in rows[some]],
-                "view": [row.view for row in rows[some]],
-                "follow_up": [row.follow_up for row in rows[some]],
-                "split": splits[some],
-                "pixel_row": pixel_rows[some],
-            }
-            arrow.write_batch(columns)
+            found = list(records(rows[some], findings))
+            columns = {name: [record[name] for record in found] for name in found[0]}
+            arrow.write_batch({**columns, "split": splits[some], "pixel_row": pixel_rows[some]})
         arrow.finalize()
     shown = datasets.utils.logging.is_progress_bar_enabled()
     datasets.utils.logging.disable_progress_bar()
@@ -451,12 +428,9 @@ def _write_arrow(
 
 
 def _write_rejections(folder: Path, rejections: Sequence[Rejection]) -> None:
-    out = io.StringIO()
-    table = csv.writer(out, lineterminator="\n")
-    table.writerow(["file", "line", "reason"])
-    for item in sorted(rejections, key=lambda item: (item.line, item.file)):
-        table.writerow([item.file, item.line or "", item.reason])
-    write_text(folder / "rejected.csv", out.getvalue())
+    found = sorted(rejections, key=lambda item: (item.line, item.file))
+    rows = ([item.file, item.line or "", item.reason] for item in found)
+    write_csv(folder / "rejected.csv", [["file", "line", "reason"], *rows])
 
 
 def _identity(settings: PrepareSettings) -> str:

@@ -60,11 +60,8 @@ class FindingBatchSampler(Sampler):  # type: ignore[type-arg]  # not generic at 
 
     def __len__(self) -> int:
         """Micro-batches of this process in a whole epoch."""
-        return (
-            self.plan.host_steps
-            * self.geometry.samples_per_host_step
-            // (self.geometry.micro_batch * self.num_processes)
-        )
+        num_samples = self.plan.host_steps * self.geometry.samples_per_host_step
+        return num_samples // (self.geometry.micro_batch * self.num_processes)
 
     def set_epoch(self, epoch: int) -> None:
         """The next iteration starts this epoch."""

@@ -7,6 +7,7 @@ import contextlib
 import csv
 import gzip
 import io
+import itertools
 import zlib
 from pathlib import Path
 from typing import IO, Any, Iterator, List, TextIO, cast
@@ -35,11 +36,6 @@ def open_text(path: Path, what: str = "CSV, plain or in gzip") -> Iterator[TextI
         raise UserError(f"{path} cannot be read as {what}: {error}") from error
 
 
-def read_lines(path: Path, what: str) -> List[str]:
-    with open_text(path, what) as text:
-        return text.read().splitlines()
-
-
 def read_table(path: Path) -> List[List[str]]:
     """All lines of a CSV."""
     with open_text(path) as text:
@@ -55,10 +51,4 @@ def table_rows(text: TextIO) -> Any:  # csv.reader's type has no public name
     """Cells of a CSV line by line. The separator is the most frequent one in the first line."""
     first = text.readline()
     separator = max(_SEPARATORS, key=first.count)
-    return csv.reader(_with_first(first, text), delimiter=separator)
-
-
-def _with_first(first: str, text: TextIO) -> Iterator[str]:
-    if first:
-        yield first
-    yield from text
+    return csv.reader(itertools.chain([first] if first else [], text), delimiter=separator)

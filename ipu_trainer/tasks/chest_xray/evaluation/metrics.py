@@ -1,4 +1,4 @@
-"""Metrics by finding, with patient-level bootstrap intervals, at thresholds chosen on the validation split.
+"""Metrics by finding with patient-level bootstrap intervals, at thresholds chosen on validation; calibration.
 
 Each finding is a binary problem with a sigmoid probability. "mean_auroc_14" is the macro mean over the findings without "No
 Finding". A finding with one class only has AUROC NaN and is listed. Intervals resample *patients*, because images of one
@@ -7,6 +7,8 @@ patient are not independent.
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
@@ -14,7 +16,6 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.labels import NO_FINDING, pathologies
-from ipu_trainer.tasks.chest_xray.evaluation.calibration import brier_score, expected_calibration_error
 
 AGE_BANDS = ((0, 20), (20, 40), (40, 60), (60, 80), (80, 200))
 SMALLEST_SUBGROUP = 10
@@ -214,12 +215,8 @@ def _subgroups(
 
 
 def _age_band(age: Any) -> str:
-    if age is None or age != age:
-        return "unknown"
-    for low, high in AGE_BANDS:
-        if low <= age < high:
-            return f"{low}-{high - 1}" if high < 200 else f"{low}+"
-    return "unknown"
+    low, high = next(((low, high) for low, high in AGE_BANDS if age is not None and low <= age < high), (None, 0))
+    return "unknown" if low is None else f"{low}-{high - 1}" if high < 200 else f"{low}+"
 
 
 def _interval(values: np.ndarray) -> List[float]:
@@ -241,3 +238,54 @@ def _mean(values: Sequence[float]) -> float:
 
 def _has_both(y: np.ndarray) -> bool:
     return bool(len(y)) and bool(np.any(y == 1)) and bool(np.any(y == 0))
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """One bin of predictions: mean probability, observed rate with its 95 % Wilson interval, and number of predictions."""
+
+    probability: float
+    rate: float
+    low: float
+    high: float
+    count: int
+
+
+def reliability(y: np.ndarray, score: np.ndarray, num_bins: int = 10) -> Tuple[ReliabilityBin, ...]:
+    """Bins with equal numbers of predictions, fewer bins where scores tie; empty without finite predictions."""
+    if not len(score) or not np.isfinite(score).all():
+        return ()
+    edges = np.unique(np.quantile(score, np.linspace(0, 1, num_bins + 1)))
+    bins = np.clip(np.searchsorted(edges, score, side="right") - 1, 0, max(0, len(edges) - 2))
+    result = []
+    for number in np.unique(bins):
+        inside = bins == number
+        count, positives = int(inside.sum()), int(y[inside].sum())
+        low, high = wilson_interval(positives, count)
+        result.append(ReliabilityBin(float(score[inside].mean()), positives / count, low, high, count))
+    return tuple(result)
+
+
+def brier_score(y: np.ndarray, score: np.ndarray) -> float:
+    """Mean squared difference of probability and label; NaN without finite predictions."""
+    if not len(score) or not np.isfinite(score).all():
+        return float("nan")
+    return float(np.mean((score - y) ** 2))
+
+
+def expected_calibration_error(y: np.ndarray, score: np.ndarray, num_bins: int = 15) -> float:
+    """ECE (Naeini et al., AAAI 2015): mean of |observed rate - mean probability| over equal-width bins, weighted by their size."""
+    bins = np.minimum((score * num_bins).astype(int), num_bins - 1)
+    counts = np.bincount(bins, minlength=num_bins)
+    rate, mean = np.bincount(bins, y, num_bins), np.bincount(bins, score, num_bins)
+    return float(np.abs(rate - mean).sum() / counts.sum())
+
+
+def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> Tuple[float, float]:
+    """95 % score interval of a proportion (Wilson, JASA 1927); NaN without trials."""
+    if not trials:
+        return float("nan"), float("nan")
+    share, spread = successes / trials, z * z / trials
+    middle = (share + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * math.sqrt(share * (1 - share) / trials + spread / (4 * trials))
+    return max(0.0, middle - half), min(1.0, middle + half)

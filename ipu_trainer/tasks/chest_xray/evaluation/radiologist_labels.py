@@ -15,7 +15,7 @@ import numpy as np
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.text_files import base_name, read_table
 from ipu_trainer.tasks.chest_xray.evaluation.metrics import evaluate_predictions
-from ipu_trainer.tasks.chest_xray.evaluation.predictions import Predictions
+from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import Predictions
 
 _IMAGE_COLUMNS = ("Image Index", "Image ID")
 _VALUES = {"YES": 1.0, "NO": 0.0, "1": 1.0, "0": 0.0}

@@ -1,18 +1,78 @@
-"""An evaluation read back from its folder: that of a run, or one that `ipu-trainer evaluate` wrote."""
+"""An evaluation in its folder: predictions.csv, and the whole read back, of a run or of `ipu-trainer evaluate`."""
 
 from __future__ import annotations
 
+import csv
+import io
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, List, Mapping, Tuple
+from typing import Any, List, Mapping, Sequence, Tuple
 
 import numpy as np
 
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.labels import pathologies
-from ipu_trainer.tasks.chest_xray.evaluation.predictions import Predictions, read_predictions
-from ipu_trainer.tasks.reporting.finished_run import Run, load_run, read_json
-from ipu_trainer.tasks.run_record import METRICS_FILE, RUN_FILE
+from ipu_trainer.tasks.run_record import METRICS_FILE, RUN_FILE, Run, load_run, read_results
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """truth and probability: float64 (num_images, num_findings); a probability may be NaN."""
+
+    file_names: Tuple[str, ...]
+    patient_ids: Tuple[str, ...]
+    findings: Tuple[str, ...]
+    truth: np.ndarray
+    probability: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.file_names)
+
+
+def predictions_csv(
+    truth: np.ndarray, probability: np.ndarray, findings: Sequence[str], table: Mapping[str, Sequence[Any]]
+) -> str:
+    """Text of predictions.csv. truth and probability: (num_images, num_findings)."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(_header(findings))
+    for position in range(len(truth)):
+        cells: List[Any] = [table["file_name"][position], table["patient_id"][position]]
+        cells += [int(value) for value in truth[position]] + [f"{value:.6f}" for value in probability[position]]
+        writer.writerow(cells)
+    return out.getvalue()
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Raises UserError with the line for a file that `train` or `evaluate` did not write."""
+    try:
+        with Path(path).open(encoding="utf-8", newline="") as file:
+            lines = list(csv.reader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read ({error}). `train` and `evaluate` write it.") from error
+    head = lines[0] if lines else []
+    findings = [name[len("truth_") :] for name in head if name.startswith("truth_")]
+    if head != _header(findings) or not findings:
+        raise UserError(
+            f"{path} has the columns {', '.join(head)[:200]}, but predictions have file_name, patient_id, truth_X for each "
+            "finding, then probability_X. Evaluate the run again."
+        )
+    truth = np.zeros((len(lines) - 1, len(findings)))
+    probability = np.zeros_like(truth)
+    for number, cells in enumerate(lines[1:], start=2):
+        try:
+            if len(cells) != len(head):
+                raise UserError(f"{len(cells)} cells, the head has {len(head)}")
+            truth[number - 2] = [float(cell) for cell in cells[2 : 2 + len(findings)]]
+            probability[number - 2] = [float(cell) for cell in cells[2 + len(findings) :]]
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: {error}. Evaluate the run again.") from error
+    names, patients = tuple(line[0] for line in lines[1:]), tuple(line[1] for line in lines[1:])
+    return Predictions(names, patients, tuple(findings), truth, probability)
+
+
+def _header(findings: Sequence[str]) -> List[str]:
+    return ["file_name", "patient_id", *(f"truth_{n}" for n in findings), *(f"probability_{n}" for n in findings)]
 
 
 @dataclass(frozen=True)
@@ -60,7 +120,7 @@ def load_evaluation(folder: Path) -> Evaluation:
         metrics, split = run.metrics, str(run.record["evaluated_split"])
         data, fingerprint = run.record["data"]["folder"], run.record["data"]["fingerprint"]
     else:
-        metrics = read_json(folder / METRICS_FILE)
+        metrics = read_results(folder / METRICS_FILE)
         if "run" not in metrics or "data" not in metrics:
             raise UserError(f"{folder / METRICS_FILE} names no run and data. Evaluate the run again.")
         run = load_run(Path(metrics["run"]))

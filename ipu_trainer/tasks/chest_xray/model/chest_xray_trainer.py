@@ -13,10 +13,9 @@ from transformers import TrainerCallback
 from ipu_trainer.tasks.chest_xray.data.augmentation import augment, augment_images
 from ipu_trainer.tasks.chest_xray.data.dataset import ChestXrayDataset
 from ipu_trainer.tasks.chest_xray.data.sampler import FindingBatchSampler
-from ipu_trainer.tasks.chest_xray.model.class_token import ClassTokenLayer
-from ipu_trainer.tasks.chest_xray.model.grayscale_input import GrayscaleProjection
 from ipu_trainer.tasks.chest_xray.model.inputs import ChestXrayCollator, collate_stored
 from ipu_trainer.tasks.chest_xray.model.losses import FindingLoss
+from ipu_trainer.tasks.chest_xray.model.shortcuts import ClassTokenLayer, GrayscaleProjection
 from ipu_trainer.training.acceleration.choices import choose_compile
 from ipu_trainer.training.acceleration.input_pipeline import copy_to_device
 from ipu_trainer.training.trainer import IPUTrainer
@@ -35,8 +34,8 @@ class ChestXrayTrainer(IPUTrainer):
 
     compute_loss is finding_loss of the logits. get_train_dataloader gives whole host steps from FindingBatchSampler, already
     divided among the processes. For a GPU, batches stay uint8 pixels until prepare_inputs augments and normalises them there,
-    and a training step computes the patch projection of one channel (grayscale_input.py). On the host, a training step computes
-    the last layer for the class token alone (class_token.py). Everything else is IPUTrainer's.
+    and a training step computes the patch projection of one channel. On the host, a training step computes
+    the last layer for the class token alone (both: shortcuts.py). Everything else is IPUTrainer's.
     """
 
     data_collator: Any

@@ -1,16 +1,122 @@
-"""Files that an evaluation leaves beside metrics.json: metrics.txt, predictions.csv, plots, and the model card."""
+"""Files that an evaluation leaves beside metrics.json: metrics.txt, predictions.csv, the model card, and plots.
+
+The figures by finding (ROC, precision-recall, reliability, AUROC) are those of report.html too.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Dict, Mapping, Sequence
+from typing import Any, Dict, Mapping, Sequence, Tuple
 
 import numpy as np
+from sklearn.metrics import precision_recall_curve, roc_curve
 
 from ipu_trainer.atomic import write_json, write_text
 from ipu_trainer.tasks.chest_xray.data.labels import NO_FINDING
-from ipu_trainer.tasks.chest_xray.evaluation.predictions import predictions_csv
-from ipu_trainer.tasks.chest_xray.report.finding_figures import plot_evaluation
+from ipu_trainer.tasks.chest_xray.evaluation.metrics import ReliabilityBin, reliability
+from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import number_or_nan, predictions_csv
+from ipu_trainer.tasks.reporting.drawing import (
+    BLUE,
+    GRAY,
+    GREEN,
+    ORANGE,
+    RED,
+    draw_curves,
+    forest,
+    save_png,
+    styled_figure,
+    thinned,
+)
+
+_MOST_POINTS = 120
+
+
+def plot_evaluation(
+    folder: Path, metrics: Mapping[str, Any], truth: np.ndarray, probability: np.ndarray, findings: Sequence[str]
+) -> None:
+    """Write auroc.png (forest plot), roc.png (curves of all findings) and calibration.png."""
+    names = [name for name, row in metrics["per_finding"].items() if np.isfinite(row["auroc"])]
+    columns = [list(findings).index(name) for name in names]
+    save_png(folder / "auroc.png", auroc_forest(metrics, names))
+    lines = []
+    for name, column in zip(names, columns):
+        false_positive, true_positive, _ = roc_curve(truth[:, column], probability[:, column])
+        lines.append((f"{name} {metrics['per_finding'][name]['auroc']:.2f}", false_positive, true_positive))
+    with styled_figure(6.4, 6) as (figure, (axes,)):
+        axes.plot([0, 1], [0, 1], color=GRAY, linewidth=0.8)
+        draw_curves(axes, lines, "1 - specificity", "sensitivity")
+    save_png(folder / "roc.png", figure)
+    save_png(folder / "calibration.png", calibration(truth[:, columns].ravel(), probability[:, columns].ravel()))
+
+
+def auroc_forest(metrics: Mapping[str, Any], names: Sequence[str]) -> Any:
+    """AUROC with intervals of these findings, the highest first, and their macro mean."""
+    ordered = sorted(names, key=lambda name: -float(metrics["per_finding"][name]["auroc"]))
+    rows = [
+        (f"{name} ({metrics['per_finding'][name]['num_positive']})", [auroc_point(metrics["per_finding"][name])])
+        for name in ordered
+    ]
+    mean = number_or_nan(metrics["mean_auroc_14"])
+    return forest(rows, line=(mean, f"macro mean {mean:.3f}"))
+
+
+def finding_card(y: np.ndarray, score: np.ndarray, threshold: float = float("nan")) -> Any:
+    """ROC, precision-recall and reliability of one finding with both classes; a dot marks the threshold."""
+    margins = {"left": 0.095, "bottom": 0.23, "right": 0.97, "top": 0.88, "wspace": 0.52}
+    with styled_figure(4.6, 1.75, columns=3, margins=margins) as (figure, axes):
+        predicted = score >= threshold
+        positives, negatives = y == 1, y == 0
+        false_positive, true_positive, _ = roc_curve(y, score)
+        axes[0].plot([0, 1], [0, 1], color=GRAY, linewidth=0.6)
+        axes[0].plot(*thinned(false_positive, true_positive, _MOST_POINTS), color=BLUE, linewidth=1.2)
+        precision, recall, _ = precision_recall_curve(y, score)
+        axes[1].axhline(float(np.mean(y)), color=GRAY, linewidth=0.6)
+        axes[1].step(*thinned(recall, precision, _MOST_POINTS), where="pre", color=GREEN, linewidth=1.2)
+        if np.isfinite(threshold):
+            sensitivity = predicted[positives].mean()
+            axes[0].plot([predicted[negatives].mean()], [sensitivity], "o", color=RED, markersize=4)
+            if predicted.any():
+                axes[1].plot([sensitivity], [y[predicted].mean()], "o", color=RED, markersize=4)
+        _draw_reliability(axes[2], reliability(y, score, 6))
+        titles = ("ROC", "precision - recall", "reliability")
+        labels = (("1 - specificity", "sensitivity"), ("recall", "precision"), ("mean probability", "observed rate"))
+        for place, title, (x, name) in zip(axes, titles, labels):
+            place.set_title(title, fontsize=8)
+            place.set_xlabel(x, fontsize=7.5)
+            place.set_ylabel(name, fontsize=7.5)
+            place.tick_params(labelsize=7)
+        for place in axes[:2]:
+            place.set_xlim(-0.02, 1.02)
+            place.set_ylim(-0.02, 1.05)
+            place.set_xticks([0, 0.5, 1])
+            place.set_yticks([0, 0.5, 1])
+    return figure
+
+
+def calibration(y: np.ndarray, score: np.ndarray) -> Any:
+    """Reliability of the predictions of all findings together."""
+    with styled_figure(4.6, 3.2) as (figure, (axes,)):
+        _draw_reliability(axes, reliability(y, score))
+        axes.set_xlabel("mean probability (deciles of the predictions)")
+        axes.set_ylabel("observed rate, 95 % interval")
+    return figure
+
+
+def _draw_reliability(axes: Any, bins: Sequence[ReliabilityBin]) -> None:
+    x, y = [b.probability for b in bins], [b.rate for b in bins]
+    top = max([*x, *(b.high for b in bins), 0.05]) * 1.05
+    axes.plot([0, top], [0, top], color=GRAY, linewidth=0.6)
+    if bins:
+        errors = np.abs(np.array([[b.rate - b.low for b in bins], [b.high - b.rate for b in bins]]))
+        axes.errorbar(x, y, yerr=errors, fmt="o-", color=ORANGE, markersize=2.5, linewidth=1.0, elinewidth=0.8)
+    axes.set_xlim(0, top)
+    axes.set_ylim(0, top)
+
+
+def auroc_point(row: Mapping[str, Any]) -> Tuple[float, float, float]:
+    """(value, low, high) of a row of metrics.json; NaN for null."""
+    low, high = row.get("auroc_interval") or (None, None)
+    return number_or_nan(row.get("auroc")), number_or_nan(low), number_or_nan(high)
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> str:

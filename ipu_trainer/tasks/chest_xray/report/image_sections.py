@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from typing import List, Mapping, Optional, Sequence, Tuple
 
-from ipu_trainer.tasks.chest_xray.data.boxes import Box
 from ipu_trainer.tasks.chest_xray.data.text_files import base_name
-from ipu_trainer.tasks.chest_xray.evaluation.calibration import wilson_interval
+from ipu_trainer.tasks.chest_xray.evaluation.metrics import wilson_interval
 from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import Evaluation
-from ipu_trainer.tasks.chest_xray.explain.evaluated_images import EvaluatedImages, SaliencyMaps
-from ipu_trainer.tasks.chest_xray.explain.example_images import choose_images
-from ipu_trainer.tasks.chest_xray.explain.pointing_game import BoxedImage, match_boxes, pointing_game
-from ipu_trainer.tasks.reporting.embedded_images import grayscale_uri, overlay_uri
+from ipu_trainer.tasks.chest_xray.explain.evaluated_images import EvaluatedImages, SaliencyMaps, choose_images
+from ipu_trainer.tasks.chest_xray.explain.pointing_game import Box, BoxedImage, match_boxes, pointing_game
+from ipu_trainer.tasks.reporting.drawing import grayscale_uri, overlay_uri
 from ipu_trainer.tasks.reporting.html_document import Block, Case, Cases, EmbeddedImage, Table, Text, number
 
 _MOST_BOXED = 12  # images shown; the pointing game counts all of them

@@ -9,8 +9,7 @@ import numpy as np
 from ipu_trainer.tasks.chest_xray.data.dataset import ChestXrayDataset
 from ipu_trainer.tasks.chest_xray.data.labels import NO_FINDING
 from ipu_trainer.tasks.chest_xray.data.text_files import base_name
-from ipu_trainer.tasks.chest_xray.evaluation.calibration import brier_score
-from ipu_trainer.tasks.chest_xray.evaluation.metrics import SMALLEST_SUBGROUP
+from ipu_trainer.tasks.chest_xray.evaluation.metrics import SMALLEST_SUBGROUP, brier_score
 from ipu_trainer.tasks.chest_xray.evaluation.radiologist_labels import (
     RadiologistLabels,
     Scores,
@@ -19,7 +18,7 @@ from ipu_trainer.tasks.chest_xray.evaluation.radiologist_labels import (
     scores,
 )
 from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import Evaluation, number_or_nan
-from ipu_trainer.tasks.chest_xray.report.finding_figures import (
+from ipu_trainer.tasks.chest_xray.report.artifacts import (
     auroc_forest,
     auroc_point,
     calibration,

@@ -1,14 +1,20 @@
-"""The last layer of a ViT computed for the class token alone, the only token that a classification head uses.
+"""Exact shortcuts of a ViT in training: a first layer for one grayscale channel, and a last layer for the class token alone.
 
-Queries, output projection and feed-forward of the other tokens are skipped. So are keys and values: the score of a query q and
-a token x is q (W x) = (q W) x, and the attention output, a weighted sum of W x, is W times the weighted sum of x. This saves 8 %
-of the multiply-adds of ViT-B/16 at 224 px. Logits and gradients do not change.
+GrayscaleProjection merges normalisation and three equal channels into the weights of the patch projection:
+
+conv(((g, g, g) - mean) / std, W) + b  =  conv(g, sum_c W_c / std_c) + b - sum W_c * mean_c / std_c
+
+Every step computes the merged weights from the model's weights, so gradients and checkpoints are those of the model.
+
+ClassTokenLayer skips queries, output projection and feed-forward of the tokens that the head does not use, and their keys and
+values: the score of a query q and a token x is q (W x) = (q W) x, and the attention output, a weighted sum of W x, is W times
+the weighted sum of x. This saves 8 % of the multiply-adds of ViT-B/16 at 224 px. Logits and gradients do not change.
 """
 
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Iterator, Optional
+from typing import Any, Iterator, Optional, Tuple
 
 import torch
 from torch import nn
@@ -17,6 +23,7 @@ from transformers import ViTForImageClassification
 
 from ipu_trainer.compat.torch_acceleration import has_hooks
 from ipu_trainer.compat.transformers_training import attention_implementation
+from ipu_trainer.tasks.chest_xray.model.inputs import Normalisation
 from ipu_trainer.training.acceleration.padded_lm_head import ALIGNED
 from ipu_trainer.training.finetuning.stochastic_depth import DropPath, apply_drop_path
 from ipu_trainer.training.layers import has_plain_projections, layer_stacks
@@ -42,11 +49,8 @@ class ClassTokenLayer:
             return None
         layer = stacks[0][1][-1]
         attention = getattr(layer, "attention", None)
-        if not all(hasattr(layer, part) for part in _PARTS):
-            return None
-        if not all(hasattr(attention, part) for part in _ATTENTION_PARTS):
-            return None
-        return cls(model, layer)
+        has_parts = all(hasattr(layer, part) for part in _PARTS)
+        return cls(model, layer) if has_parts and all(hasattr(attention, part) for part in _ATTENTION_PARTS) else None
 
     @contextlib.contextmanager
     def reading_class_token(self) -> Iterator[bool]:
@@ -97,19 +101,12 @@ class ClassTokenLayer:
         else:
             normalised = layer.layernorm_before(hidden)
         before = hidden[:, :1]
-        attended = (
-            self._attention_without_keys(normalised)
-            if self._projections_are_plain()
-            else self._attention_with_keys(normalised)
-        )
+        # Keys and values are skipped where they are plain matrix products of the tokens, without attention dropout.
+        is_plain = has_plain_projections(layer.attention) and not layer.attention.attention_dropout
+        attended = (self._attention_without_keys if is_plain else self._attention_with_keys)(normalised)
         token = layer.dropout(layer.attention.o_proj(attended)) + before
         token = layer.dropout(layer.mlp(layer.layernorm_after(token))) + token
         return token if drop_mask is None else apply_drop_path(before, token, drop_mask)
-
-    def _projections_are_plain(self) -> bool:
-        """Whether keys and values are plain matrix products of the tokens, without attention dropout."""
-        attention: Any = self.layer.attention
-        return has_plain_projections(attention) and not attention.attention_dropout
 
     def _attention_without_keys(self, normalised: torch.Tensor) -> torch.Tensor:
         """The class token's attention output, (micro_batch, 1, heads * head_dim), from (micro_batch, tokens, width)."""
@@ -123,16 +120,12 @@ class ClassTokenLayer:
         padding = -heads % ALIGNED
         directions = functional.pad(torch.einsum("bhd,hdw->bhw", query, weights[0]), (0, 0, 0, padding))
         scores = normalised @ directions.transpose(1, 2)  # (micro_batch, tokens, heads + padding)
-        if (
-            attention.k_proj.bias is not None
-        ):  # equal for all tokens: it does not change the softmax, and its gradient is 0
+        # The keys' bias is equal for all tokens: it does not change the softmax, and its gradient is 0.
+        if attention.k_proj.bias is not None:
             shift = (query * attention.k_proj.bias.view(-1, attention.head_dim)).sum(-1)
             scores = scores + functional.pad(shift, (0, padding)).unsqueeze(1)
-        probabilities = (
-            (scores * attention.scaling)
-            .softmax(1, dtype=torch.promote_types(scores.dtype, torch.float32))
-            .to(scores.dtype)
-        )
+        float32 = torch.promote_types(scores.dtype, torch.float32)
+        probabilities = (scores * attention.scaling).softmax(1, dtype=float32).to(scores.dtype)
         attended: torch.Tensor = normalised.transpose(1, 2) @ probabilities  # (micro_batch, width, heads + padding)
         attended = torch.einsum("bwh,hdw->bhd", attended[..., :heads], weights[1]).flatten(1)
         if attention.v_proj.bias is not None:  # probabilities sum to 1
@@ -155,3 +148,60 @@ class ClassTokenLayer:
         layer: Any = self.layer
         heads: torch.Tensor = projected.view(*projected.shape[:2], -1, layer.attention.head_dim).transpose(1, 2)
         return heads
+
+
+class GrayscaleProjection:
+    """Lets a model take gray values in [0, 1] instead of normalised RGB."""
+
+    def __init__(self, projection: nn.Conv2d, normalisation: Normalisation) -> None:
+        self.projection = projection
+        self.normalisation = normalisation
+        self._constants: Optional[Tuple[torch.Tensor, torch.Tensor]] = None
+
+    @classmethod
+    def of(cls, model: nn.Module, normalisation: Normalisation) -> Optional[GrayscaleProjection]:
+        """None if the model's first convolution is no plain patch projection of three channels."""
+        first = next((part for part in model.modules() if isinstance(part, nn.Conv2d)), None)
+        if first is None or type(first) is not nn.Conv2d or first.in_channels != 3 or first.groups != 1:
+            return None
+        # Padding would add zeros before normalisation instead of after it.
+        if first.padding not in ((0, 0), "valid") or tuple(first.stride) != tuple(first.kernel_size):
+            return None
+        return cls(first, normalisation)
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside the block the model's pixel_values are gray_channels(gray)."""
+        self.projection.forward = self._forward  # type: ignore[method-assign, assignment]
+        try:
+            yield
+        finally:
+            del self.projection.__dict__["forward"]
+
+    @staticmethod
+    def gray_channels(gray: torch.Tensor) -> torch.Tensor:
+        """(micro_batch, height, width) expanded to (micro_batch, 3, height, width), without a copy."""
+        return gray[:, None].expand(-1, 3, -1, -1)
+
+    def _forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        weight, bias = self.projection.weight, self.projection.bias
+        mean, std = self._mean_and_std(weight)
+        scaled = weight / std
+        shift = -(scaled * mean).sum(dim=(1, 2, 3))
+        weight = scaled.sum(dim=1)  # (channels, height, width) of a patch
+        height, width = weight.shape[1:]
+        # A GEMM over patches: a convolution of one channel would first convert the memory format.
+        gray = pixels[:, 0].unfold(1, height, height).unfold(2, width, width)
+        number, rows, columns = gray.shape[:3]
+        patches = gray.reshape(number, rows * columns, height * width)
+        tokens = functional.linear(patches, weight.flatten(1), shift if bias is None else bias + shift)
+        return tokens.transpose(1, 2).view(number, -1, rows, columns)
+
+    def _mean_and_std(self, like: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+        """(1, 3, 1, 1) each, copied once: a copy in every step would synchronise with the GPU."""
+        found = self._constants
+        if found is None or found[0].device != like.device or found[0].dtype != like.dtype:
+            given = (self.normalisation.mean, self.normalisation.std)
+            mean, std = (like.new_tensor(values).view(1, 3, 1, 1) for values in given)
+            self._constants = found = (mean, std)
+        return found
