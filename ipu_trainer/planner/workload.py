@@ -15,7 +15,7 @@ import transformers
 
 from ipu_trainer.compat.torch_operators import TorchDispatchMode, operator_name
 from ipu_trainer.compat.torch_tensors import storage_id
-from ipu_trainer.compat.transformers_configs import use_eager_attention
+from ipu_trainer.compat.transformers_training import use_eager_attention
 from ipu_trainer.errors import UserError
 from ipu_trainer.pipelining.anatomy import Part, find_anatomy
 from ipu_trainer.planner.constants import TASKS

@@ -21,15 +21,14 @@ from ipu_trainer.config.ipu_config import IPUConfig
 from ipu_trainer.config.profiles import load_profile
 from ipu_trainer.errors import UserError
 from ipu_trainer.pipelining.pipeline import PIPELININGS
-from ipu_trainer.training.acceleration.choices import COMPILES, choose_fused_kernels
-from ipu_trainer.training.acceleration.precision import settle_precision
+from ipu_trainer.training.acceleration.choices import COMPILES, choose_fused_kernels, settle_precision
 from ipu_trainer.training.coalescing import AUTO, ONE_BY_ONE, check_requested
 
 
 @show_renamed
 @dataclass
 class IPUTrainingArguments(TrainingArguments, metaclass=TakesRenamed):
-    """TrainingArguments with a backend and fine-tuning options, under the names of any release of transformers (renamed.py).
+    """TrainingArguments with a backend and fine-tuning options, under the names of any release of transformers.
 
     `per_device_train_batch_size` is the micro-batch. `gradient_accumulation_steps` above 1 takes the place of the
     IPUConfig's, as in optimum-graphcore; left at 1, the IPUConfig's counts.

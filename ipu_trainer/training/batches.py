@@ -1,8 +1,12 @@
-"""A trainer's IPUConfig, and how it groups samples: from its arguments, that configuration and the processes that run it."""
+"""A trainer's IPUConfig, how it groups samples, and the samples of a batch: rows of its tensors along dimension 0."""
 
 from __future__ import annotations
 
-from typing import Any, Optional, Union
+from collections.abc import Mapping
+from typing import Any, Dict, Optional, Tuple, Union
+
+import torch
+from transformers.trainer_pt_utils import find_batch_size
 
 from ipu_trainer.config.batching import BatchGeometry
 from ipu_trainer.config.ipu_config import IPUConfig
@@ -57,3 +61,27 @@ def ipu_config_of(given: Union[IPUConfig, str, None], args: Any) -> IPUConfig:
     config = given or IPUConfig(output_mode="sum")
     overrides = getattr(args, "ipu_config_overrides", None)
     return config.updated_from_string(overrides) if overrides else config
+
+
+def shapes_of_rows(batch: Any, rows: int) -> Optional[Tuple[Any, ...]]:
+    """Names, types and shapes of one sample in a batch of so many; None if it is not made of tensors of that many rows."""
+    if not isinstance(batch, Mapping):
+        return None
+    if not all(torch.is_tensor(value) and value.dim() and len(value) == rows for value in batch.values()):
+        return None
+    return tuple((name, value.dtype, value.shape[1:]) for name, value in batch.items())
+
+
+def rows_of(inputs: Any, begin: int, end: int) -> Dict[str, Any]:
+    """Samples begin to end of a batch. Raises UserError if something in it is not one row a sample."""
+    rows = find_batch_size(inputs)
+    cut: Dict[str, Any] = {}
+    for name, value in inputs.items():
+        has_rows = isinstance(value, (list, tuple)) or (torch.is_tensor(value) and value.dim())
+        if has_rows and len(value) == rows:
+            cut[name] = value[begin:end]
+        elif value is None or isinstance(value, (bool, int, float, str)):
+            cut[name] = value
+        else:
+            raise UserError(f"{name} of a batch of {rows} samples has no row for each of them.")
+    return cut

@@ -29,7 +29,7 @@ class IPUSeq2SeqTrainer(IPUTrainer, Seq2SeqTrainer):  # type: ignore[misc]  # tr
 
     evaluate() and predict() take ignore_keys, metric_key_prefix, max_length, num_beams and other gen_kwargs. On a device
     each step of the generation is one call of fixed shape, the decoder's input padded to its final length; where that
-    cannot be (device_generation.py lists why) the host generates with the device's weights, and the log says so.
+    cannot be (device/generation.py lists why) the host generates with the device's weights, and the log says so.
     """
 
     _host_generation_reason: Optional[str] = None

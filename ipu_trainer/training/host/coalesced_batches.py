@@ -13,7 +13,7 @@ from transformers import DefaultDataCollator, default_data_collator
 from transformers.trainer_pt_utils import find_batch_size
 from transformers.utils import logging
 
-from ipu_trainer.training.batch_rows import rows_of, shapes_of_rows
+from ipu_trainer.training.batches import rows_of, shapes_of_rows
 from ipu_trainer.training.state.generators import generator_states, restore_generators
 
 logger = logging.get_logger(__name__)

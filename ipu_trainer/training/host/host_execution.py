@@ -28,8 +28,12 @@ from ipu_trainer.training.coalescing import (
 )
 from ipu_trainer.training.execution import Execution, Stock, changed
 from ipu_trainer.training.host.coalesced_batches import by_micro_batches, coalesced_step
-from ipu_trainer.training.host.coalescing_measurement import budget_bytes, compare_first_micro_batches, obstacles
-from ipu_trainer.training.host.gradient_comparison import least_of_processes
+from ipu_trainer.training.host.coalescing_measurement import (
+    budget_bytes,
+    compare_first_micro_batches,
+    least_of_processes,
+    obstacles,
+)
 from ipu_trainer.training.state.generators import generator_states, restore_generators
 
 logger = logging.get_logger(__name__)

@@ -2,7 +2,7 @@
 
 Unlike transformers' own search: every trial starts from the given arguments, an error fails one trial and not the study, a named
 study in a storage resumes, and `micro_batch` and `replication_factor` can be searched at a fixed global batch. Ray and wandb run
-transformers' own search (ray_search.py).
+transformers' own search (searching.py).
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from ipu_trainer.compat.accelerate_internals import is_prepared
 from ipu_trainer.compat.stock_trainer import StockTrainer
 from ipu_trainer.config.batching import BatchGeometry
 from ipu_trainer.errors import UserError
-from ipu_trainer.training.batch_rows import shapes_of_rows
+from ipu_trainer.training.batches import shapes_of_rows
 from ipu_trainer.training.loss.loss_reduction import (
     COMPARED,
     MEAN,
@@ -42,8 +42,7 @@ from ipu_trainer.training.loss.loss_reduction import (
     NeitherMeanNorSum,
     find_loss_reduction,
 )
-from ipu_trainer.training.state.generators import generator_states, restore_generators
-from ipu_trainer.training.state.undisturbed_model import undisturbed
+from ipu_trainer.training.state.generators import generator_states, restore_generators, undisturbed
 
 logger = logging.get_logger(__name__)
 

@@ -15,7 +15,7 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Seque
 import torch
 from transformers.trainer_pt_utils import find_batch_size
 
-from ipu_trainer.training.batch_rows import rows_of
+from ipu_trainer.training.batches import rows_of
 
 PER_ITEM, SUM, MEAN = "per item", "sum", "mean"
 SAMPLES, MICRO_BATCHES = "samples", "micro-batches"

@@ -14,7 +14,7 @@ from typing import Any, List, Sequence
 import numpy as np
 import torch
 
-from ipu_trainer.compat.transformers_configs import use_eager_attention
+from ipu_trainer.compat.transformers_training import use_eager_attention
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.model.classifier import TRAIN_AGAIN, both_sides, load_finished, read_config
 
