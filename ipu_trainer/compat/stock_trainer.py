@@ -105,12 +105,8 @@ class AnyReleaseCallbackHandler(CallbackHandler):  # type: ignore[misc]  # trans
     """Gives callbacks the tokenizer (processing_class) under both names."""
 
     def call_event(self, event: str, args: Any, state: Any, control: Any, **named: Any) -> Any:
-        own, other = (
-            ("processing_class", "tokenizer")
-            if "processing_class" in _PARAMETERS
-            else ("tokenizer", "processing_class")
-        )
-        named.setdefault(other, getattr(self, own, None))
+        own = "processing_class" if "processing_class" in _PARAMETERS else "tokenizer"
+        named.setdefault(_SAME[own], getattr(self, own, None))
         return super().call_event(event, args, state, control, **named)
 
 

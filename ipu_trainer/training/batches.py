@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, Dict, Optional, Tuple, Union
 
@@ -12,7 +13,6 @@ from ipu_trainer.config.batching import BatchGeometry
 from ipu_trainer.config.ipu_config import IPUConfig
 from ipu_trainer.config.profiles import load_profile
 from ipu_trainer.errors import UserError
-from ipu_trainer.training.arguments import agreed_ipu_config
 
 
 def num_model_copies(args: Any) -> int:
@@ -48,11 +48,22 @@ def smaller_micro_batch(args: Any, accumulation: int, batch_size: Optional[int])
 
 
 def ipu_config_of(given: Union[IPUConfig, str, None], args: Any) -> IPUConfig:
-    """The IPUConfig of a trainer, with the overrides of its arguments."""
-    given = agreed_ipu_config(given, args)
-    if isinstance(given, str):
-        given = load_profile(given).config
-    elif given is not None and not isinstance(given, IPUConfig):
+    """The IPUConfig of a trainer, with the overrides of its arguments.
+
+    given: ipu_config= of the trainer. Raises UserError where it and what the arguments name differ.
+    """
+    said, named = given, getattr(args, "ipu_config", None)
+    given = load_profile(given).config if isinstance(given, str) else given
+    other = None if named is None else load_profile(named).config
+    if isinstance(given, IPUConfig) and other is not None and given != other:
+        fields = [item.name for item in dataclasses.fields(IPUConfig)]
+        differ = [name for name in fields if getattr(given, name) != getattr(other, name)]
+        name = said if isinstance(said, str) else "an IPUConfig"
+        raise UserError(
+            f"ipu_config={name} of the trainer and ipu_config={named} of its arguments differ ({', '.join(differ)}). Give one."
+        )
+    given = other if given is None else given
+    if given is not None and not isinstance(given, IPUConfig):
         raise UserError(
             f"ipu_config is a {type(given).__name__}. Give an IPUConfig, a profile's name such as 'vit_base_pod4', or the path "
             "of an ipu_config.json."

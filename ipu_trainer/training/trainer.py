@@ -35,11 +35,11 @@ from ipu_trainer.training.choose_execution import choose_execution
 from ipu_trainer.training.execution import Execution, changed, hold_learning_rates
 from ipu_trainer.training.finetuning.fine_tuning import FineTuning, is_named, with_named_optimizer
 from ipu_trainer.training.finetuning.weight_ema import AveragesWeights
-from ipu_trainer.training.host.training_loader import Coalescable, TracksDataWait
+from ipu_trainer.training.host.training_loader import TracksTrainingLoader
 from ipu_trainer.training.hyperparameter_search.searching import SearchesHyperparameters
 from ipu_trainer.training.loss.accumulated_loss import AccumulatedLoss
 from ipu_trainer.training.loss.finite_losses import LogsFiniteLosses
-from ipu_trainer.training.state.pickling import KeepsAccelerateState, PicklesTrainer
+from ipu_trainer.training.state.pickling import PicklesTrainer
 
 logger = logging.get_logger(__name__)
 
@@ -50,9 +50,7 @@ class IPUTrainer(
     SearchesHyperparameters,
     LogsFiniteLosses,
     PicklesTrainer,
-    KeepsAccelerateState,
-    TracksDataWait,
-    Coalescable,
+    TracksTrainingLoader,
     AccumulatedLoss,
 ):
     """Takes everything that Trainer takes, and `ipu_config`: an IPUConfig, a profile's name, or a path.

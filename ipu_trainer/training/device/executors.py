@@ -25,6 +25,7 @@ from ipu_trainer.pipelining.plan import check_depth
 from ipu_trainer.training.device.device_optimizer import DeviceOptimizer
 from ipu_trainer.training.device.host_step import LOSS_WEIGHT, NUM_ITEMS, HostStep, tensors
 from ipu_trainer.training.device.written_weights import FetchedWeights
+from ipu_trainer.training.execution import changed
 
 logger = logging.get_logger(__name__)
 
@@ -155,7 +156,7 @@ class DeviceRun:
     def release(self) -> None:
         """Bring everything home: weights and optimizer state are fetched, IPUs let go, the model is as it was."""
         if self._trainer is not None:
-            self._rng_state = self._read_rng()
+            self._rng_state = self.rng_state
             self._trainer.destroy()
             self._trainer = None
         for executor in self._inference.values():
@@ -193,25 +194,22 @@ class DeviceRun:
             self._optimizer.start(self.prepare().replaced)
         self._prepare_training(given)
         assert self._fetched_weights is not None
-        self._detach_inference()
+        self.end_inference()
         # Attaching sends the optimizer's state, old learning rates included: the new ones come after it.
         if not self._compile_only and not self._trainer.isAttachedToDevice():
             self._trainer.attachToDevice()
-        self._send_written_weights(self._fetched_weights.written())
+        written = self._fetched_weights.written()  # by callbacks and subclasses, into the model
+        if written:
+            logger.info(
+                "%d weights were written on the host (%s, ...) and are sent to the device", len(written), written[0]
+            )
+            self._trainer.copyWeightsToDevice()
         if self._optimizer.push():
             self._trainer.setOptimizer(self._optimizer.device)
         losses = self._call(self._trainer, given)
         self._fetched_weights.forget()
         self._weights_are_old = True
         return self._mean_loss(losses, step.shares)
-
-    def _send_written_weights(self, written: List[str]) -> None:
-        """What callbacks and subclasses wrote into the model since the last step."""
-        if written:
-            logger.info(
-                "%d weights were written on the host (%s, ...) and are sent to the device", len(written), written[0]
-            )
-            self._trainer.copyWeightsToDevice()
 
     def _has_fetched(self) -> None:
         self.num_weight_copies += 1
@@ -224,15 +222,15 @@ class DeviceRun:
     def _prepare_training(self, given: Dict[str, Any]) -> None:
         shapes = _shapes(given)
         if self._trainer is not None and shapes != self._trained_shapes:
-            changed = [name for name in shapes if shapes[name] != self._trained_shapes.get(name)]
+            others = [name for name in shapes if shapes[name] != self._trained_shapes.get(name)]
             logger.warning(
                 "%s changed from %s to %s: compiling again. On an IPU that takes minutes each time; let the data "
                 "collator pad to a fixed length (padding='max_length').",
-                ", ".join(changed),
-                [self._trained_shapes.get(name) for name in changed],
-                [shapes[name] for name in changed],
+                ", ".join(others),
+                [self._trained_shapes.get(name) for name in others],
+                [shapes[name] for name in others],
             )
-            self._rng_state = self._read_rng()
+            self._rng_state = self.rng_state
             self._trainer.destroy()
             self._trainer = None
         if self._trainer is None:
@@ -292,15 +290,12 @@ class DeviceRun:
 
     # The generators and the optimizer's state ---------------------------------------------------------------------
 
-    def _read_rng(self) -> Optional[List[int]]:
-        if self._trainer is not None and self._trainer.isCompiled():
-            return [int(number) for number in self._trainer.rng_state]
-        return self._rng_state
-
     @property
     def rng_state(self) -> Optional[List[int]]:
         """The device's generators; None before anything ran."""
-        return self._read_rng()
+        if self._trainer is not None and self._trainer.isCompiled():
+            return [int(number) for number in self._trainer.rng_state]
+        return self._rng_state
 
     @rng_state.setter
     def rng_state(self, state: Optional[List[int]]) -> None:
@@ -337,11 +332,11 @@ class DeviceRun:
             )
             graph = _Graph(self._pipeline.module, function)
             executor = self.backend.poptorch.inferenceModel(graph.eval(), options)
-            self._detach_inference()
+            self.end_inference()
             self._compile(executor, given)
             self._inference[(*key, shapes)] = executor
         elif not executor.isAttachedToDevice():
-            self._detach_inference()
+            self.end_inference()
         return self._call(executor, given)
 
     def infer_in_half(self) -> None:
@@ -350,10 +345,6 @@ class DeviceRun:
             self.release()
             self.model.half()
             self._half_inference = True
-
-    def end_inference(self) -> None:
-        """Let the IPUs go, for training to go on."""
-        self._detach_inference()
 
     def on_host(self) -> nn.Module:
         """The model with the newest weights, in float32, to run a few samples outside of the device."""
@@ -364,7 +355,8 @@ class DeviceRun:
         twin.load_state_dict(self.state_dict())
         return twin.eval()
 
-    def _detach_inference(self) -> None:
+    def end_inference(self) -> None:
+        """Let the IPUs go, for training to go on."""
         for executor in self._inference.values():
             if executor.isAttachedToDevice():
                 executor.detachFromDevice()
@@ -373,19 +365,12 @@ class DeviceRun:
 
     def _compile(self, executor: Any, given: Dict[str, Any]) -> None:
         began = time.perf_counter()
-        self.in_graph = True
-        try:
-            executor.compile(**given)
-        finally:
-            self.in_graph = False
+        self._call(executor.compile, given)
         self.compile_seconds += time.perf_counter() - began
 
-    def _call(self, executor: Any, given: Dict[str, Any]) -> Any:
-        self.in_graph = True
-        try:
-            return executor(**given)
-        finally:
-            self.in_graph = False
+    def _call(self, function: Callable[..., Any], given: Dict[str, Any]) -> Any:
+        with changed(self, in_graph=True):
+            return function(**given)
 
     def _enter(self, inputs: Inputs) -> Dict[str, Any]:
         given = {name: value for name, value in inputs.items() if value is not None}

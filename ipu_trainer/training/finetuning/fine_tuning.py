@@ -10,7 +10,6 @@ import copy
 import inspect
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
-import torch
 from torch import nn
 from transformers import Trainer
 from transformers.training_args import OptimizerNames
@@ -44,7 +43,9 @@ class FineTuning(StockTrainer):
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(*positional, **named)
         if is_new and self.optimizer_settings:
-            apply_settings(optimizer, self.optimizer_settings)
+            for group in optimizer.param_groups:
+                group.update(self.optimizer_settings)
+            optimizer.defaults.update(self.optimizer_settings)
         if is_new and self._scales_by_depth():
             optimizer.param_groups = groups_by_depth(
                 self.model, optimizer.param_groups, self.args.layer_decay, self.args.head_learning_rate_factor
@@ -128,10 +129,3 @@ def with_named_optimizer(args: Any, optimizers: Tuple[str, Mapping[str, Any]]) -
     if unknown:
         raise UserError(f"optimizers=({name!r}, ...): it has no {', '.join(unknown)}. It takes {', '.join(takes)}.")
     return changed, left
-
-
-def apply_settings(optimizer: torch.optim.Optimizer, settings: Mapping[str, Any]) -> None:
-    """Set what arguments cannot say, such as momentum, in all groups of a fresh optimizer."""
-    for group in optimizer.param_groups:
-        group.update(settings)
-    optimizer.defaults.update(settings)

@@ -41,12 +41,10 @@ class MicroBatches:
         groups = [samples[begin : begin + self.micro_batch] for begin in range(0, len(samples), self.micro_batch)]
         states = generator_states(with_cuda=False)  # loading processes must not touch a GPU
         first, second = self.collator(groups[0]), self.collator(groups[1])
-        if shapes_of_rows(first, len(groups[0])) is not None and shapes_of_rows(
-            first, len(groups[0])
-        ) == shapes_of_rows(second, len(groups[1])):
+        shapes = shapes_of_rows(first, len(groups[0]))
+        if shapes is not None and shapes == shapes_of_rows(second, len(groups[1])):
             batches = [first, second, *(self.collator(group) for group in groups[2:])]
-            shapes = {shapes_of_rows(batch, len(group)) for batch, group in zip(batches, groups)}
-            if len(shapes) == 1:
+            if all(shapes_of_rows(batch, len(group)) == shapes for batch, group in zip(batches, groups)):
                 return {name: torch.cat([batch[name] for batch in batches]) for name in first}
         restore_generators(states)
         return self.collator(samples)

@@ -156,14 +156,10 @@ def gradients_of(model: nn.Module, batches: List[Any], step: Callable[[Any], Any
     """Accumulated gradients of step(batch) over some batches, in float32. Raises BufferChanged."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     model.zero_grad(set_to_none=True)
-    kept = 0
-    for number, inputs in enumerate(batches):
-        if number:
-            step(inputs)
-        else:
-            with _saved_bytes(model) as counter:
-                step(inputs)
-            kept = counter[0]
+    with _saved_bytes(model) as counter:
+        step(batches[0])
+    for inputs in batches[1:]:
+        step(inputs)
     for name, buffer in model.named_buffers():
         if name in buffers and not torch.equal(buffers[name], buffer):
             raise BufferChanged(name)
@@ -173,16 +169,13 @@ def gradients_of(model: nn.Module, batches: List[Any], step: Callable[[Any], Any
         if parameter.grad is not None
     }
     model.zero_grad(set_to_none=True)
-    return gradients, kept
+    return gradients, counter[0]
 
 
 def _failed_anywhere(failed: str, args: Any) -> str:
     """What failed here, or that something did in another process: all processes decide alike."""
-    if args.world_size == 1:
-        return failed
-    good = torch.tensor(0 if failed else 1, device=args.device)
-    torch.distributed.all_reduce(good, op=torch.distributed.ReduceOp.MIN)
-    return failed or ("" if int(good) else "it failed in another process")
+    is_good = least_of_processes(0 if failed else 1, args)
+    return failed or ("" if is_good else "it failed in another process")
 
 
 def least_of_processes(factor: int, args: Any) -> int:

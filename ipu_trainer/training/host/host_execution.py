@@ -115,7 +115,7 @@ class HostExecution(Execution):
             return loss
 
         with contiguous_gelu_gradients(model), loss_only_step(trainer, model, inputs):
-            if self.coalescing is None or self.coalescing.factor == 1:
+            if self._factor == 1:
                 loss = step(inputs)
             else:
                 micro_batch = trainer.batch_geometry.micro_batch
@@ -128,6 +128,11 @@ class HostExecution(Execution):
     def _requested(self) -> str:
         """host_micro_batch_size; plain TrainingArguments have none, and get the stock loop's single micro-batches."""
         return str(getattr(self.trainer.args, "host_micro_batch_size", ONE_BY_ONE))
+
+    @property
+    def _factor(self) -> int:
+        """Micro-batches of one pass."""
+        return 1 if self.coalescing is None else self.coalescing.factor
 
     def decide_coalescing(self, geometry: Optional[BatchGeometry] = None) -> Coalescing:
         """How many micro-batches are computed in one pass (coalescing.py); nothing of the trainer changes."""
@@ -175,7 +180,7 @@ class HostExecution(Execution):
     def train_dataloader(self, stock: Stock) -> Any:
         """The stock loader, its batches coalesced as decided."""
         trainer = self.trainer
-        if self.coalescing is None or self.coalescing.factor == 1:
+        if self._factor == 1:
             return stock()
         micro_batch, args = trainer.batch_geometry.micro_batch, trainer.args
         # Of whole micro-batches none is left out, whatever they are coalesced into.
@@ -187,7 +192,7 @@ class HostExecution(Execution):
     def loader_geometry(self) -> BatchGeometry:
         # Several GPUs of one process (DataParallel) share out one batch: the micro-batches of all of them.
         geometry, args = self.trainer.batch_geometry, self.trainer.args
-        factor, copies = 1 if self.coalescing is None else self.coalescing.factor, max(1, args.n_gpu)
+        factor, copies = self._factor, max(1, args.n_gpu)
         accumulation = self._accumulation(geometry) // factor
         return BatchGeometry(
             geometry.micro_batch * copies * factor, accumulation, int(args.world_size), geometry.device_iterations
@@ -196,14 +201,9 @@ class HostExecution(Execution):
     def wrap_model(self, model: nn.Module, training: bool, stock: Stock) -> Any:
         state = self.trainer.state
         if (
-            training
-            and self.coalescing is not None
-            and self.coalescing.factor > 1
-            and hasattr(state, "train_batch_size")
-        ):
-            state.train_batch_size = (
-                self.trainer.batch_geometry.micro_batch
-            )  # what resuming compares with the arguments
+            training and self._factor > 1 and hasattr(state, "train_batch_size")
+        ):  # resuming compares it with the arguments
+            state.train_batch_size = self.trainer.batch_geometry.micro_batch
         return stock()
 
     def floating_point_ops(self, inputs: Any, stock: Stock) -> int:

@@ -11,12 +11,22 @@ from transformers.utils import logging
 from ipu_trainer.compat.stock_trainer import StockLoop, StockTrainer
 from ipu_trainer.training.coalescing import why_not_by_size
 
+logger = logging.get_logger(__name__)
+# Above this share of a training's time a warning says that the data loader limits it.
+_LOADER_BOUND = 0.5
 
-class Coalescable(StockTrainer):
-    """Trainer whose stock loader follows train_batch_size. A subclass with a loader of its own says whether that does."""
+
+class TracksTrainingLoader(StockTrainer):
+    """Trainer whose stock loader follows train_batch_size, and that measures how long get_batch_samples waits for batches.
+
+    A subclass with a loader of its own says whether that follows. Waiting is measured from transformers 4.46 on, whose loop
+    calls get_batch_samples.
+    """
 
     # Whether get_train_dataloader makes batches of train_batch_size samples.
     loader_follows_coalescing = True
+    data_wait_share = 0.0  # of the last training
+    _data_wait_seconds = 0.0
 
     def __init_subclass__(cls, **named: Any) -> None:
         super().__init_subclass__(**named)
@@ -28,18 +38,6 @@ class Coalescable(StockTrainer):
         weighs = hasattr(Trainer, "get_batch_samples")  # from transformers 4.46 on
         sizes = (len(self.train_dataset), micro_batch, accumulation, factor)
         return why_not_by_size(*sizes, drop_last, int(self.args.world_size), weighs)
-
-
-logger = logging.get_logger(__name__)
-# Above this share of a training's time a warning says that the data loader limits it.
-_LOADER_BOUND = 0.5
-
-
-class TracksDataWait(StockTrainer):
-    """Trainer that measures how long get_batch_samples waits for batches (from transformers 4.46 on, whose loop calls it)."""
-
-    data_wait_share = 0.0  # of the last training
-    _data_wait_seconds = 0.0
 
     @property
     def data_wait_seconds(self) -> Optional[float]:

@@ -18,6 +18,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Union
 
+import psutil
 import torch
 from transformers.trainer_utils import (
     BestRun,
@@ -255,7 +256,7 @@ def fail_stale_trials(study: Any) -> None:
         host, pid = item.user_attrs.get("host"), int(item.user_attrs.get("pid", 0))
         # Another process may have started it just now, and not yet recorded its own id.
         is_new = host is None and datetime.now() - item.datetime_start < timedelta(minutes=1)
-        if is_new or host not in (None, platform.node()) or (pid not in (0, os.getpid()) and _is_alive(pid)):
+        if is_new or host not in (None, platform.node()) or (pid not in (0, os.getpid()) and psutil.pid_exists(pid)):
             logger.warning(
                 "trial %d runs in process %s on %s and counts. If that process is dead: study.tell(%d, state=TrialState.FAIL)",
                 item.number,
@@ -265,16 +266,6 @@ def fail_stale_trials(study: Any) -> None:
             )
             continue
         study.tell(item.number, state=optuna.trial.TrialState.FAIL)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 class _TrialRunner:

@@ -11,7 +11,7 @@ import functools
 import importlib.util
 import inspect
 import itertools
-from typing import Any, Dict, Iterator, List, Mapping, Sequence
+from typing import Any, Dict, Iterator, List, Mapping
 
 from transformers.trainer_utils import HPSearchBackend, default_hp_space_ray
 
@@ -60,7 +60,10 @@ class SearchesHyperparameters(StockTrainer):
             )
         if is_feasible is not None:
             raise UserError(f"is_feasible= is for backend='optuna': {chosen} runs its trials itself.")
-        check_directions_of_stock(directions, chosen)
+        if len(directions) > 1:
+            raise UserError(
+                f"{len(directions)} directions are for backend='optuna': {chosen} searches one objective. Give one direction."
+            )
         with prepared_for_ray(self, hp_space, options) if chosen == "ray" else contextlib.nullcontext():
             return super().hyperparameter_search(
                 hp_space, compute_objective, n_trials, directions[0], chosen, hp_name, **options
@@ -82,14 +85,6 @@ _OF_OPTUNA = {
     "load_if_exists": "resume= goes on with an experiment",
     "gc_after_trial": "each trial has a process of its own",
 }
-
-
-def check_directions_of_stock(directions: Sequence[str], backend: str) -> None:
-    """Raises UserError for several directions, which transformers supports with optuna only."""
-    if len(directions) > 1:
-        raise UserError(
-            f"{len(directions)} directions are for backend='optuna': {backend} searches one objective. Give one direction."
-        )
 
 
 @contextlib.contextmanager

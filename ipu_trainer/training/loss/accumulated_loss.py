@@ -80,11 +80,9 @@ class AccumulatedLoss(StockTrainer):
 
     def loss_reduction_ahead(self) -> Optional[LossReduction]:
         """loss_reduction() of the training set before anything is trained; None where only the loop reads it."""
-        if not self.accumulates or self.loss_is_scaled_for_ga is not None:
-            return self.loss_reduction() if self.accumulates else None
-        known = self.loss_reduction()
-        samples = None if known is not None else self._some_samples()
-        return known if samples is None else self.loss_reduction(samples)
+        if not self.accumulates:
+            return None
+        return self.loss_reduction() or self.loss_reduction(self._some_samples())
 
     def _some_samples(self) -> Any:
         """A batch from all over the training set; None of a stream, or where a subclass loads it otherwise."""
@@ -177,7 +175,7 @@ class AccumulatedLoss(StockTrainer):
             assert reduction is not None
             total: Any = sum(reduction.items(inputs, self.batch_geometry.micro_batch) for inputs in samples)
             self._update = UpdateInProgress(reduction, self._over_processes(reduction, total))
-            if not self._passes_items(reduction):
+            if reduction.kind != PER_ITEM and self.loss_is_scaled_for_ga is None:
                 num_items = None
         return samples, num_items
 
@@ -191,16 +189,12 @@ class AccumulatedLoss(StockTrainer):
         geometry = self.batch_geometry
         return geometry.global_batch > geometry.micro_batch
 
-    def _passes_items(self, reduction: LossReduction) -> bool:
-        return reduction.kind == PER_ITEM or self.loss_is_scaled_for_ga is not None
-
     def _over_processes(self, reduction: LossReduction, count: Count) -> Count:
         """The items that one process has on average: gradients are means over processes. Samples are shared out equally."""
-        if not reduction.counts_labels or not getattr(self.args, "average_tokens_across_devices", True):
+        averages = reduction.counts_labels and getattr(self.args, "average_tokens_across_devices", True)
+        if not averages or self.args.world_size == 1:
             return count
-        total = count
-        if self.args.world_size > 1:
-            total = self.sum_over_processes(torch.as_tensor(count, device=self.args.device)) / self.args.world_size
+        total: Count = self.sum_over_processes(torch.as_tensor(count, device=self.args.device)) / self.args.world_size
         return total
 
     def sum_over_processes(self, counts: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,9 @@ from typing import Any, Dict
 from ipu_trainer.compat.accelerate_internals import shared_states
 from ipu_trainer.compat.stock_trainer import StockTrainer
 
+# Attributes that only this process can have; the accelerator is among them where Trainer makes one (not in 4.29).
+_OF_THE_PROCESS = ("accelerator", "gather_function", "_loss_reductions")
+
 
 class OwnAccelerateState:
     """Accelerate's state when this was made; `restore` sets it again, for every object that shares it."""
@@ -36,9 +39,13 @@ class OwnAccelerateState:
             state.update(saved)
 
 
-class KeepsAccelerateState(StockTrainer):
-    """Trainer that computes with its own device and precision, whatever trainers were made after it."""
+class PicklesTrainer(StockTrainer):
+    """Trainer that computes with its own device and precision, and that can be copied and sent to another process.
 
+    Its execution lets a device go, and takes it when it computes.
+    """
+
+    execution: Any
     _accelerate_state: OwnAccelerateState
 
     def keep_accelerate_state(self) -> None:
@@ -58,16 +65,6 @@ class KeepsAccelerateState(StockTrainer):
     def predict(self, *positional: Any, **named: Any) -> Any:
         self.restore_accelerate_state()
         return super().predict(*positional, **named)
-
-
-# Attributes that only this process can have; the accelerator is among them where Trainer makes one (not in 4.29).
-_OF_THE_PROCESS = ("accelerator", "gather_function", "_loss_reductions")
-
-
-class PicklesTrainer(KeepsAccelerateState):
-    """Trainer that can be copied and sent to another process. Its execution lets a device go, and takes it when it computes."""
-
-    execution: Any
 
     def __getstate__(self) -> Dict[str, Any]:
         self.execution.release()
