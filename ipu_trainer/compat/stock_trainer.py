@@ -110,8 +110,38 @@ class AnyReleaseCallbackHandler(CallbackHandler):  # type: ignore[misc]  # trans
         return super().call_event(event, args, state, control, **named)
 
 
-class AnyRelease(Trainer):  # type: ignore[misc]  # transformers is not typed
-    """Trainer with the attributes and methods of other releases."""
+# Private name -> why a subclass needs it; all are there from 4.29.2 to 5.24.
+PRIVATE = {
+    "_inner_training_loop": "one training; train() and auto_find_batch_size call it",
+    "_train_batch_size": "samples of a training batch, an attribute that the data loader and the loop read",
+    "_wrap_model": "what the loop trains and evaluates",
+    "_prepare_inputs": "a batch on its way to the model",
+    "_save": "the files of a model, in checkpoints and at the end",
+    "_load_from_checkpoint": "weights of a checkpoint, at the start of a resumed training",
+    "_load_best_model": "weights of the best checkpoint, at the end",
+    "_load_optimizer_and_scheduler": "their state, at the start of a resumed training",
+    "_hp_search_setup": "a trial's values, before its training",
+    "_remove_unused_columns": "columns of a data set that the model does not take",
+    "_get_collator_with_removed_columns": "the same for data that is no datasets.Dataset",
+}
+
+
+@dataclass(frozen=True)
+class StockLoop:
+    """Arguments of one training, as Trainer.train gives them. batch_size: of auto_find_batch_size, or None."""
+
+    batch_size: Optional[int]
+    positional: Tuple[Any, ...]
+    named: Dict[str, Any]
+
+    @property
+    def resume_from_checkpoint(self) -> Optional[str]:
+        found = self.named.get("resume_from_checkpoint")
+        return found or (self.positional[1] if len(self.positional) > 1 else None)
+
+
+class StockTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
+    """Trainer with the attributes and methods of other releases; its private steps have names without the underscore."""
 
     def __init__(self, model: Any = None, args: Any = None, *positional: Any, **named: Any) -> None:
         with warnings.catch_warnings():
@@ -158,62 +188,6 @@ class AnyRelease(Trainer):  # type: ignore[misc]  # transformers is not typed
     def __setattr__(self, name: str, value: Any) -> None:
         other = _SAME.get(name)
         super().__setattr__(other if other in _PARAMETERS else name, value)
-
-
-def _taking_more(name: str, argument: str) -> Any:
-    """A method that drops `argument`, which this release does not take: a subclass written for a later one passes it on."""
-    stock = getattr(Trainer, name)
-    parameters = tuple(inspect.signature(stock).parameters)[1:]
-
-    def method(self: Any, *positional: Any, **named: Any) -> Any:
-        named.pop(argument, None)
-        return getattr(super(AnyRelease, self), name)(*positional[: len(parameters)], **named)
-
-    method.__name__ = name
-    return method
-
-
-# Arguments that came after 4.29 and that 4.29 does not need: the number of labels, the start time.
-for _name, _argument in (
-    ("compute_loss", "num_items_in_batch"), ("training_step", "num_items_in_batch"), ("log", "start_time"),
-    ("create_optimizer", "model"),
-):  # fmt: skip
-    if _argument not in inspect.signature(getattr(Trainer, _name)).parameters:
-        setattr(AnyRelease, _name, _taking_more(_name, _argument))
-
-
-# Private name -> why a subclass needs it; all are there from 4.29.2 to 5.24.
-PRIVATE = {
-    "_inner_training_loop": "one training; train() and auto_find_batch_size call it",
-    "_train_batch_size": "samples of a training batch, an attribute that the data loader and the loop read",
-    "_wrap_model": "what the loop trains and evaluates",
-    "_prepare_inputs": "a batch on its way to the model",
-    "_save": "the files of a model, in checkpoints and at the end",
-    "_load_from_checkpoint": "weights of a checkpoint, at the start of a resumed training",
-    "_load_best_model": "weights of the best checkpoint, at the end",
-    "_load_optimizer_and_scheduler": "their state, at the start of a resumed training",
-    "_hp_search_setup": "a trial's values, before its training",
-    "_remove_unused_columns": "columns of a data set that the model does not take",
-    "_get_collator_with_removed_columns": "the same for data that is no datasets.Dataset",
-}
-
-
-@dataclass(frozen=True)
-class StockLoop:
-    """Arguments of one training, as Trainer.train gives them. batch_size: of auto_find_batch_size, or None."""
-
-    batch_size: Optional[int]
-    positional: Tuple[Any, ...]
-    named: Dict[str, Any]
-
-    @property
-    def resume_from_checkpoint(self) -> Optional[str]:
-        found = self.named.get("resume_from_checkpoint")
-        return found or (self.positional[1] if len(self.positional) > 1 else None)
-
-
-class StockTrainer(AnyRelease):
-    """Trainer; its private steps are methods and attributes without the underscore."""
 
     def _inner_training_loop(self, batch_size: Any = None, *positional: Any, **named: Any) -> Any:
         return self.training_loop(StockLoop(batch_size, positional, named))
@@ -297,3 +271,24 @@ class StockTrainer(AnyRelease):
         if is_table:
             return self._remove_unused_columns(dataset, description="training"), collator
         return dataset, self._get_collator_with_removed_columns(collator, description="training")
+
+
+def _taking_more(name: str, argument: str) -> Any:
+    """A method that drops `argument`, which this release does not take: a subclass written for a later one passes it on."""
+    num_positional = len(inspect.signature(getattr(Trainer, name)).parameters) - 1
+
+    def method(self: Any, *positional: Any, **named: Any) -> Any:
+        named.pop(argument, None)
+        return getattr(super(StockTrainer, self), name)(*positional[:num_positional], **named)
+
+    method.__name__ = name
+    return method
+
+
+# Arguments that came after 4.29 and that 4.29 does not need: the number of labels, the start time.
+for _name, _argument in (
+    ("compute_loss", "num_items_in_batch"), ("training_step", "num_items_in_batch"), ("log", "start_time"),
+    ("create_optimizer", "model"),
+):  # fmt: skip
+    if _argument not in inspect.signature(getattr(Trainer, _name)).parameters:
+        setattr(StockTrainer, _name, _taking_more(_name, _argument))

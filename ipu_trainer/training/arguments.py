@@ -207,8 +207,7 @@ class IPUTrainingArguments(TrainingArguments, metaclass=TakesRenamed):
         elif self.compile == "model":
             self.torch_compile = True
         on_gpu = not on_device and not getattr(self, compat.field_name("use_cpu")) and torch.cuda.is_available()
-        tf32: Optional[bool] = self.__dict__["tf32"]
-        if on_gpu and tf32 is None and torch.cuda.get_device_capability()[0] >= 8:
+        if on_gpu and self.__dict__["tf32"] is None and torch.cuda.get_device_capability()[0] >= 8:
             self.tf32 = True
 
 

@@ -30,9 +30,8 @@ def batch_geometry(config: IPUConfig, args: Any, micro_batch: Optional[int] = No
         accumulation = config.gradient_accumulation_steps
     replicas = config.replication_factor if config.replication_factor > 1 else num_model_copies(args)
     given = args.per_device_train_batch_size
-    if micro_batch is not None:
-        return BatchGeometry(micro_batch, accumulation * given // micro_batch, replicas, config.device_iterations)
-    return BatchGeometry(given, accumulation, replicas, config.device_iterations)
+    size = micro_batch or given
+    return BatchGeometry(size, accumulation * given // size, replicas, config.device_iterations)
 
 
 def smaller_micro_batch(args: Any, accumulation: int, batch_size: Optional[int]) -> Optional[int]:

@@ -49,7 +49,8 @@ class DeviceOptimizer(torch.optim.Optimizer):
         self._loss_scaling = loss_scaling
         self._accumulates_half = accumulates_half
         self._pushed: Any = None
-        self._brought = host if _is_poptorch(host, run.backend.poptorch) else None
+        kinds = tuple(getattr(run.backend.poptorch.optim, name) for name in (*COUNTERPARTS, "LAMB"))
+        self._brought = host if isinstance(host, kinds) else None
         self._kind = type(host).__name__ if self._brought is not None else counterpart(host)
         if self._brought is None and max_grad_norm > 0 and self._kind in _DEVICE_LOSES_CLIPPING:
             raise UserError(
@@ -182,8 +183,3 @@ def counterpart(optimizer: torch.optim.Optimizer) -> str:
         if any(group.get(name) for group in optimizer.param_groups):
             raise UserError(f"{name}=True of {base} has no counterpart on a device. Leave it out.")
     return base
-
-
-def _is_poptorch(optimizer: torch.optim.Optimizer, poptorch: Any) -> bool:
-    kinds = tuple(getattr(poptorch.optim, name) for name in ("AdamW", "Adam", "SGD", "RMSprop", "LAMB"))
-    return isinstance(optimizer, kinds)

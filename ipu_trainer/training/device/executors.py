@@ -1,8 +1,8 @@
-"""A model on a device: the executors that IPUTrainer drives, and the stand-ins that it shows to Trainer's loop.
+"""A model on a device: the executors that IPUTrainer drives.
 
-Trainer's loop believes that it trains a module with an optimizer, one batch a step. Here a "batch" is a host step,
-DeviceModel stands in for the module and DeviceOptimizer for the optimizer. DeviceModel has no parameters: the loop
-looks at those every step (clipping, zero_grad), and each look would copy all weights from the device.
+Trainer's loop trains a module with an optimizer, one batch a step. Here a "batch" is a host step, DeviceModel replaces the module
+and DeviceOptimizer the optimizer. DeviceModel has no parameters: the loop reads those every step (clipping, zero_grad), and each
+read would copy all weights from the device.
 """
 
 from __future__ import annotations
@@ -119,6 +119,7 @@ class DeviceRun:
         self._recompute = recompute
         self._process = process
         self._half_inference = False
+        self._weights_are_old = False
         self._pipeline: Any = None
         self._trainer: Any = None
         self._trained_shapes: Any = None
@@ -139,17 +140,15 @@ class DeviceRun:
         return self._pipeline
 
     def optimizer_for(self, optimizer: torch.optim.Optimizer, max_grad_norm: float, loss_scaling: float) -> Any:
-        """The stand-in for the optimizer, whose updates the device makes."""
+        """What replaces the optimizer: the device makes its updates."""
         if isinstance(optimizer, DeviceOptimizer) and optimizer is self._optimizer:
             if not optimizer.is_started:
                 optimizer.start(self.prepare().replaced)
             return optimizer
         host = optimizer.host if isinstance(optimizer, DeviceOptimizer) else optimizer
-        accumulates_half = self.config.auto_loss_scaling
-        made = DeviceOptimizer(host, self, max_grad_norm, loss_scaling, accumulates_half)
-        pipeline = self.prepare()
-        check_depth(pipeline.placements.get(False, ()), self.geometry.gradient_accumulation)
-        made.start(pipeline.replaced)
+        made = DeviceOptimizer(host, self, max_grad_norm, loss_scaling, self.config.auto_loss_scaling)
+        check_depth(self.prepare().placements.get(False, ()), self.geometry.gradient_accumulation)
+        made.start(self.prepare().replaced)
         self._optimizer = made
         return made
 
@@ -182,8 +181,6 @@ class DeviceRun:
         return {name: tensor.detach() for name, tensor in source.state_dict().items()}
 
     # Training -----------------------------------------------------------------------------------------------------
-
-    _weights_are_old = False
 
     def train_step(self, step: HostStep) -> torch.Tensor:
         """One host step. Returns the mean loss of what output_mode returns, a scalar on the CPU."""
@@ -238,15 +235,8 @@ class DeviceRun:
             self.prepare().annotate(False)
             self._pipeline.module.train()
             graph = _Graph(self._pipeline.module, self._loss_in_graph)
-            options = make_options(
-                self.config,
-                self.backend,
-                False,
-                self._seed,
-                self._compile_only,
-                self.geometry.replicas,
-                self._process,
-            )
+            given_options = (self._seed, self._compile_only, self.geometry.replicas, self._process)
+            options = make_options(self.config, self.backend, False, *given_options)
             if self._recompute and self.config.ipus_per_replica == 1:  # pipelines recompute anyway
                 options._Popart.set("autoRecomputation", int(self.backend.popart.RecomputationType.Standard))
             self._trainer = self.backend.poptorch.trainingModel(graph, options, self._optimizer.device)

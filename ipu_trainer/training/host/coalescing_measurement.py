@@ -140,11 +140,13 @@ def compare_gradients(
         except (ValueError, RuntimeError, StopIteration) as error:
             failed = f"{factor} micro-batches together fail ({type(error).__name__}: {str(error)[:120]})"
     model.zero_grad(set_to_none=True)
-    failed = _failed_anywhere(failed, args)
-    if failed:
-        return Comparison(float("inf"), bytes_of_one, failed)
-    for gradients in (apart, together):
-        _mean_over_processes(gradients, args)
+    if not least_of_processes(0 if failed else 1, args):  # all processes decide alike
+        return Comparison(float("inf"), bytes_of_one, failed or "it failed in another process")
+    # Processes share out samples by passes, so only all of them together saw the same samples both times.
+    for gradients in (apart, together) if args.world_size > 1 else ():
+        for name in sorted(gradients):
+            torch.distributed.all_reduce(gradients[name])
+            gradients[name] /= args.world_size
     return Comparison(relative_difference(apart, together), bytes_of_one)
 
 
@@ -172,12 +174,6 @@ def gradients_of(model: nn.Module, batches: List[Any], step: Callable[[Any], Any
     return gradients, counter[0]
 
 
-def _failed_anywhere(failed: str, args: Any) -> str:
-    """What failed here, or that something did in another process: all processes decide alike."""
-    is_good = least_of_processes(0 if failed else 1, args)
-    return failed or ("" if is_good else "it failed in another process")
-
-
 def least_of_processes(factor: int, args: Any) -> int:
     """The smallest factor that a process found: GPUs may differ in memory."""
     if args.world_size == 1:
@@ -185,14 +181,6 @@ def least_of_processes(factor: int, args: Any) -> int:
     least = torch.tensor(factor, device=args.device)
     torch.distributed.all_reduce(least, op=torch.distributed.ReduceOp.MIN)
     return int(least)
-
-
-def _mean_over_processes(gradients: Dict[str, torch.Tensor], args: Any) -> None:
-    """Processes share out samples by passes, so only all of them together saw the same samples both times."""
-    if args.world_size > 1:
-        for name in sorted(gradients):
-            torch.distributed.all_reduce(gradients[name])
-            gradients[name] /= args.world_size
 
 
 @contextlib.contextmanager

@@ -36,7 +36,6 @@ from ipu_trainer.errors import UserError
 
 logger = logging.get_logger(__name__)
 
-Direction = Union[str, Sequence[str]]
 Feasible = Callable[[Any, int], Optional[str]]
 GEOMETRY = ("micro_batch", "replication_factor")
 
@@ -59,7 +58,9 @@ def search_backend(name: Any) -> str:
     return chosen
 
 
-def check_search(trainer: Any, n_trials: int, direction: Optional[Direction], compute_objective: Any) -> List[str]:
+def check_search(
+    trainer: Any, n_trials: int, direction: Union[str, Sequence[str], None], compute_objective: Any
+) -> List[str]:
     """The directions, one for each objective. Raises UserError, before any work, for an invalid search."""
     direction = _default_direction(trainer, compute_objective) if direction is None else direction
     if trainer.model_init is None:
@@ -207,8 +208,8 @@ def search_with_optuna(
     options.setdefault("load_if_exists", options.get("study_name") is not None)
     sampler = options.pop("sampler", None)
     study = optuna.create_study(directions=directions, **options)
-    if [item.name.lower() for item in study.directions] != directions:
-        stored = [item.name.lower() for item in study.directions]
+    stored = [item.name.lower() for item in study.directions]
+    if stored != directions:
         raise UserError(f"study {study.study_name!r} has directions {stored}, not {directions}. Give it another name.")
     fail_stale_trials(study)
     study.sampler = sampler or study.sampler
