@@ -25,11 +25,9 @@ def batch_geometry(config: IPUConfig, args: Any, micro_batch: Optional[int] = No
 
     With one replica in the IPUConfig and several processes each process is a replica, as for Trainer.
     """
-    accumulation = args.gradient_accumulation_steps
-    if accumulation == 1:
-        accumulation = config.gradient_accumulation_steps
+    given, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    accumulation = config.gradient_accumulation_steps if accumulation == 1 else accumulation
     replicas = config.replication_factor if config.replication_factor > 1 else num_model_copies(args)
-    given = args.per_device_train_batch_size
     size = micro_batch or given
     return BatchGeometry(size, accumulation * given // size, replicas, config.device_iterations)
 

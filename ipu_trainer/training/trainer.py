@@ -218,9 +218,8 @@ class IPUTrainer(
     # Checkpoints ------------------------------------------------------------------------------------------------
 
     def write_model(self, folder: str, state_dict: Optional[Dict[str, Any]] = None) -> None:
-        accumulation = self.args.gradient_accumulation_steps
-        if self._geometry_in_loop is not None:
-            accumulation = self._accumulation_given
+        in_loop = self._geometry_in_loop is not None
+        accumulation = self._accumulation_given if in_loop else self.args.gradient_accumulation_steps
         with changed(self.args, gradient_accumulation_steps=accumulation):  # checkpoints hold the user's arguments
             super().write_model(folder, self.execution.state_dict() if state_dict is None else state_dict)
         if self.is_in_train:

@@ -21,7 +21,7 @@ from ipu_trainer.tasks.chest_xray.model.grayscale_input import GrayscaleProjecti
 from ipu_trainer.tasks.chest_xray.model.inputs import Normalisation, collate_stored
 from ipu_trainer.tasks.chest_xray.train import prepare
 from ipu_trainer.tasks.recipe.recipe import seeded_model
-from ipu_trainer.training.acceleration.host_sync import copy_to_device
+from ipu_trainer.training.acceleration.input_pipeline import copy_to_device
 
 NORMALISATION = Normalisation((0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
 

@@ -5,7 +5,7 @@ import contextlib
 import pytest
 import torch
 
-from ipu_trainer.training.acceleration import host_sync as input_pipeline
+from ipu_trainer.training.acceleration import input_pipeline
 
 
 class Tensor:

@@ -64,8 +64,7 @@ class HostExecution(Execution):
 
     def run_loop(self, geometry: BatchGeometry, loop: StockLoop, stock: Stock) -> Any:
         """stock(loop); restarted with smaller passes where coalesced ones are out of memory before the first update."""
-        trainer = self.trainer
-        held = None
+        trainer, held = self.trainer, None
         if self._requested == AUTO:
             held = read_coalescing(loop.resume_from_checkpoint, geometry.micro_batch, self._accumulation(geometry))
         coalescing = held or self.decide_coalescing(geometry)
@@ -168,8 +167,7 @@ class HostExecution(Execution):
         self.coalescing, self.chunk = Coalescing(factor, "compared"), factor
 
     def describe_batches(self) -> str:
-        trainer = self.trainer
-        geometry = trainer.batch_geometry
+        geometry = self.trainer.batch_geometry
         if self._accumulation(geometry) == 1 or self._requested == ONE_BY_ONE:
             return ""
         coalescing = self.decide_coalescing(geometry)

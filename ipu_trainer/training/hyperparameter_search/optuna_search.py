@@ -362,10 +362,9 @@ class _TrialRunner:
     def _skip_if(self, trial: Any, reason: Optional[str]) -> None:
         import optuna
 
-        if not reason:
-            return
-        trial.set_user_attr("infeasible", reason)
-        raise optuna.TrialPruned(reason)
+        if reason:
+            trial.set_user_attr("infeasible", reason)
+            raise optuna.TrialPruned(reason)
 
     def _restore(self, arguments: Dict[str, Any]) -> None:
         vars(self.trainer.args).clear()

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as functional
 
 from ipu_trainer.errors import UserError
-from ipu_trainer.training.acceleration.host_sync import copy_to_device
+from ipu_trainer.training.acceleration.input_pipeline import copy_to_device
 
 
 @dataclass(frozen=True)

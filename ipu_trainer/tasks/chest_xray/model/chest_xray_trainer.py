@@ -18,7 +18,7 @@ from ipu_trainer.tasks.chest_xray.model.grayscale_input import GrayscaleProjecti
 from ipu_trainer.tasks.chest_xray.model.inputs import ChestXrayCollator, collate_stored
 from ipu_trainer.tasks.chest_xray.model.losses import FindingLoss
 from ipu_trainer.training.acceleration.choices import choose_compile
-from ipu_trainer.training.acceleration.host_sync import copy_to_device
+from ipu_trainer.training.acceleration.input_pipeline import copy_to_device
 from ipu_trainer.training.trainer import IPUTrainer
 
 

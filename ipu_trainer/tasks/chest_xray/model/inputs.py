@@ -12,7 +12,7 @@ import torch
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.augmentation import NO_AUGMENTATION, Augmentation, augment
 from ipu_trainer.tasks.chest_xray.model.classifier import both_sides, read_config
-from ipu_trainer.training.acceleration.host_sync import constant
+from ipu_trainer.training.acceleration.input_pipeline import constant
 
 # Pillow's numbers, as preprocessor configs hold them.
 _RESAMPLE_NAMES = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as functional
 
 from ipu_trainer.errors import UserError
-from ipu_trainer.training.acceleration.host_sync import constant
+from ipu_trainer.training.acceleration.input_pipeline import constant
 
 KINDS = ("bce", "asymmetric")
 
