@@ -33,7 +33,7 @@ SAME = (
     ("torchdynamo", "torch_compile_backend"),
     ("xpu_backend", "ddp_backend"),
 )
-_OTHER = {**dict(SAME), **{new: old for old, new in SAME}}
+OTHER_NAMES = {**dict(SAME), **{new: old for old, new in SAME}}
 # 4.29 has these too, but this package reads their newer names: they are converted always.
 SUPERSEDED = ("per_gpu_train_batch_size", "per_gpu_eval_batch_size", "torchdynamo")
 # Attributes for scripts to read and set. No release's Trainer reads the first; TensorBoard's callback gets the second.
@@ -194,7 +194,6 @@ _USUAL: Dict[str, Removed] = {
     "gradient_checkpointing_kwargs": Removed((None,), "it came in a later release"),
     "activation_checkpointing_kwargs": Removed((None,), "it came in a later release"),
     **REMOVED,
-    # Of this package, withdrawn: answered for one release.
 }
 
 
@@ -239,7 +238,7 @@ def answer(name: str, value: Any) -> Optional[Dict[str, Any]]:
             f"{name} is an old name and goes with the next release. Write {instead}.", FutureWarning, stacklevel=4
         )
         return turn(value)
-    other = _OTHER.get(name, "")
+    other = OTHER_NAMES.get(name, "")
     if other in INSTALLED:
         return {other: value}
     turned = CONVERTED.get(name)
@@ -264,7 +263,7 @@ def today(named: Mapping[str, Any], known: Any = INSTALLED) -> Dict[str, Any]:
     """
     result = {name: value for name, value in named.items() if name in known and name not in SUPERSEDED}
     for name, value in named.items():
-        if name in result or (value is None and (name in _OTHER or name in CONVERTED)):
+        if name in result or (value is None and (name in OTHER_NAMES or name in CONVERTED)):
             continue
         found = None if name in KEPT else answer(name, value)
         for other, turned in {name: value}.items() if found is None else found.items():
@@ -317,7 +316,7 @@ class TakesRenamed(type):
 
 def show_renamed(arguments: Any) -> Any:
     """Class decorator: adds attributes under the names of other releases, to read and to set."""
-    for name in {*_OTHER, *CONVERTED, *_USUAL}:
+    for name in {*OTHER_NAMES, *CONVERTED, *_USUAL}:
         if name not in INSTALLED and not hasattr(arguments, name):
             setattr(arguments, name, _attribute(name))
     for name, value in KEPT.items():
@@ -344,13 +343,13 @@ def _setting(stock: Any, parameters: Mapping[str, str]) -> Any:
 
 def takes(arguments: Any, name: str) -> bool:
     """Whether these arguments have a settable attribute of this name, of the installed or of another release."""
-    is_shown = (name in _OTHER or name in CONVERTED) and isinstance(getattr(type(arguments), name, None), property)
+    is_shown = (name in OTHER_NAMES or name in CONVERTED) and isinstance(getattr(type(arguments), name, None), property)
     return name in vars(arguments) or is_shown
 
 
 def _attribute(name: str) -> property:
     def read(args: Any) -> Any:
-        other, turned = _OTHER.get(name, ""), CONVERTED.get(name)
+        other, turned = OTHER_NAMES.get(name, ""), CONVERTED.get(name)
         if other in INSTALLED:
             return getattr(args, other)
         if turned is not None and set(turned.today) <= INSTALLED:

@@ -7,7 +7,7 @@ import functools
 import importlib.metadata
 import logging
 from dataclasses import dataclass
-from typing import Any, Callable, Iterator, List, Tuple
+from typing import Any, Callable, Iterator, Tuple
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +55,8 @@ def _warn_once(row: Internal, installed: str) -> None:
 
 
 def _release(version: str) -> Tuple[int, int]:
-    numbers: List[int] = [int(part) for part in version.split("+")[0].split(".")[:2]]
-    return numbers[0], numbers[1] if len(numbers) > 1 else 0
+    major, minor, *_ = (version.split("+")[0] + ".0").split(".")
+    return int(major), int(minor)
 
 
 is_known = functools.lru_cache(maxsize=None)(Internal.is_known)  # every training step asks

@@ -1,4 +1,4 @@
-"""transformers' internals that training replaces or reads: checks of inputs, and the attention in use."""
+"""transformers' internals that are replaced, read or set: checks of inputs, generation settings, and the attention in use."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ PADDING_WARNING = Internal(
 )
 ATTENTION = Internal(
     "transformers.PretrainedConfig._attn_implementation",
-    "the choice of set_attn_implementation() has no public name",
-    "4.53",
+    "a configuration has no public setting for it, and set_attn_implementation()'s choice has no public name",
+    "4.29",
     "5.24",
-    f"{_TESTS}fused_layers.py::test_what_they_were_not_made_for_stays_as_it_is",
+    "tests/compat/test_transformers_configs.py::test_eager_attention_computes_probabilities_as_tensors",
 )
 
 GENERATION = Internal(
@@ -70,3 +70,8 @@ def padding_warning(make: Callable[[Any], Any]) -> ContextManager[None]:
 def attention_implementation(config: Any) -> Optional[str]:
     """ "sdpa", "eager" or another name of the attention registry; None in transformers 4.29, which has one implementation."""
     return getattr(config, "_attn_implementation", None)
+
+
+def use_eager_attention(config: Any) -> None:
+    """Let models of this configuration compute attention probabilities as tensors. 4.29 always does."""
+    config._attn_implementation = "eager"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import inspect
 import json
 import os
@@ -16,6 +15,7 @@ from safetensors import safe_open
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from ipu_trainer.compat.argument_names import INSTALLED, OTHER_NAMES
 from ipu_trainer.compat.internals import Internal
 from ipu_trainer.errors import UserError
 
@@ -26,9 +26,6 @@ LABEL_SHIFT = Internal(
     "5.24",
     "tests/training/test_accumulation.py::test_a_head_takes_the_same_step_however_its_samples_are_cut",
 )
-_FIELDS = {field.name for field in dataclasses.fields(TrainingArguments)}
-# Name in transformers 5 -> name in 4.29.
-_OLD_NAMES = {"eval_strategy": "evaluation_strategy", "use_cpu": "no_cuda"}
 
 
 def field_name(name: str) -> str:
@@ -37,8 +34,8 @@ def field_name(name: str) -> str:
     For "warmup_ratio", 4.29's name, it is warmup_steps in 5.x, which reads a value below 1 as a ratio.
     """
     if name == "warmup_ratio":
-        return name if name in _FIELDS else "warmup_steps"
-    return name if name in _FIELDS else _OLD_NAMES.get(name, name)
+        return name if name in INSTALLED else "warmup_steps"
+    return name if name in INSTALLED else OTHER_NAMES.get(name, name)
 
 
 def has_only_cpus() -> bool:
@@ -53,7 +50,7 @@ def training_defaults(**values: Any) -> Dict[str, Any]:
     save_safetensors is left out in 5.x, which always saves safetensors.
     """
     named = {field_name(name): value for name, value in values.items()}
-    if "save_safetensors" not in _FIELDS:
+    if "save_safetensors" not in INSTALLED:
         named.pop("save_safetensors", None)
     # 4.29's default is its own deprecated AdamW, which no device implements bit for bit.
     if TrainingArguments.__dataclass_fields__["optim"].default == "adamw_hf":
@@ -91,8 +88,7 @@ def loss_shifts_labels(trainer: Any) -> bool:
 
 def wants_gradient_checkpointing(args: TrainingArguments) -> bool:
     """5.x calls it activation_checkpointing."""
-    name = "activation_checkpointing" if "activation_checkpointing" in _FIELDS else "gradient_checkpointing"
-    return bool(getattr(args, name))
+    return bool(getattr(args, field_name("activation_checkpointing")))
 
 
 # Methods that got arguments since 4.29: name -> number of arguments in 4.29.

@@ -16,7 +16,7 @@ import torch
 import transformers
 
 from ipu_trainer.compat.torch_operators import TorchDispatchMode, operator_name, storage_id
-from ipu_trainer.compat.transformers_configs import use_eager_attention
+from ipu_trainer.compat.transformers_training import use_eager_attention
 from ipu_trainer.errors import UserError
 from ipu_trainer.pipelining.anatomy import find_anatomy
 from ipu_trainer.planner.constants import TASKS

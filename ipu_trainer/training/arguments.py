@@ -8,7 +8,7 @@ import json
 import math
 import sys
 from dataclasses import dataclass, field
-from typing import Any, Optional, Sequence, Union
+from typing import Any, Optional, Sequence
 
 import torch
 from transformers import HfArgumentParser, TrainingArguments
@@ -17,19 +17,16 @@ from ipu_trainer.backends import check_name, choose_backend
 from ipu_trainer.command_line import snake_case
 from ipu_trainer.compat import transformers_versions as compat
 from ipu_trainer.compat.argument_names import TakesRenamed, show_renamed, today
-from ipu_trainer.config.ipu_config import IPUConfig
-from ipu_trainer.config.profiles import load_profile
 from ipu_trainer.errors import UserError
 from ipu_trainer.pipelining.pipeline import PIPELININGS
-from ipu_trainer.training.acceleration.choices import COMPILES, choose_fused_kernels
-from ipu_trainer.training.acceleration.precision import settle_precision
+from ipu_trainer.training.acceleration.choices import COMPILES, choose_fused_kernels, settle_precision
 from ipu_trainer.training.coalescing import AUTO, ONE_BY_ONE, check_requested
 
 
 @show_renamed
 @dataclass
 class IPUTrainingArguments(TrainingArguments, metaclass=TakesRenamed):
-    """TrainingArguments with a backend and fine-tuning options, under the names of any release of transformers (renamed.py).
+    """TrainingArguments with a backend and fine-tuning options, under the names of any release of transformers.
 
     `per_device_train_batch_size` is the micro-batch. `gradient_accumulation_steps` above 1 takes the place of the
     IPUConfig's, as in optimum-graphcore; left at 1, the IPUConfig's counts.
@@ -163,13 +160,10 @@ class IPUTrainingArguments(TrainingArguments, metaclass=TakesRenamed):
                 f"{self.device}. Leave it off."
             )
         choose_fused_kernels(self.gpu_kernels, self)
-        for name, low, high in (
-            ("layer_decay", 0.0, 1.0),
-            ("head_learning_rate_factor", 0.0, float("inf")),
-        ):
+        for name, high in (("layer_decay", 1.0), ("head_learning_rate_factor", math.inf)):
             value = getattr(self, name)
-            if not low < value <= high:
-                raise UserError(f"{name} {value} must be above {low:g}{f' and at most {high:g}' if high < 9 else ''}.")
+            if not 0.0 < value <= high:
+                raise UserError(f"{name} {value} must be above 0{f' and at most {high:g}' if high < 9 else ''}.")
         for name in ("drop_path", "ema_decay"):
             value = getattr(self, name)
             if not 0.0 <= value < 1.0:
@@ -213,8 +207,7 @@ class IPUTrainingArguments(TrainingArguments, metaclass=TakesRenamed):
         elif self.compile == "model":
             self.torch_compile = True
         on_gpu = not on_device and not getattr(self, compat.field_name("use_cpu")) and torch.cuda.is_available()
-        tf32: Optional[bool] = self.__dict__["tf32"]
-        if on_gpu and tf32 is None and torch.cuda.get_device_capability()[0] >= 8:
+        if on_gpu and self.__dict__["tf32"] is None and torch.cuda.get_device_capability()[0] >= 8:
             self.tf32 = True
 
 
@@ -226,26 +219,6 @@ def _says_how_to_copy(config: Any) -> bool:
     if isinstance(config, str) and config.lstrip().startswith("{"):
         config = json.loads(config)
     return "non_blocking" in config if isinstance(config, dict) else config is not None
-
-
-def agreed_ipu_config(given: Union[IPUConfig, str, None], args: Any) -> Union[IPUConfig, str, None]:
-    """ipu_config= of a trainer, or what its arguments name. Raises UserError where both are given and differ."""
-    named: Optional[str] = getattr(args, "ipu_config", None)
-    if given is None or named is None:
-        return named if given is None else given
-    config = load_profile(given).config if isinstance(given, str) else given
-    other = load_profile(named).config
-    if isinstance(config, IPUConfig) and config != other:
-        differ = [
-            item.name
-            for item in dataclasses.fields(IPUConfig)
-            if getattr(config, item.name) != getattr(other, item.name)
-        ]
-        name = given if isinstance(given, str) else "an IPUConfig"
-        raise UserError(
-            f"ipu_config={name} of the trainer and ipu_config={named} of its arguments differ ({', '.join(differ)}). Give one."
-        )
-    return given
 
 
 # Settings that change how the host computes, and what does their work on a device.

@@ -14,6 +14,7 @@ IPUTrainer delegates to its execution what differs between the two, and never as
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import Any, Callable, ContextManager, Dict, List, Optional
 
 import torch
@@ -21,6 +22,7 @@ from torch import nn
 
 from ipu_trainer.compat.stock_trainer import StockLoop
 from ipu_trainer.config.batching import BatchGeometry, EpochPlan
+from ipu_trainer.errors import UserError
 
 # The stock method that an execution may call in its step, with its last arguments given.
 Stock = Callable[..., Any]
@@ -124,3 +126,26 @@ def changed(target: Any, **values: Any) -> Any:
     finally:
         for name, value in given.items():
             setattr(target, name, value)
+
+
+def hold_learning_rates(scheduler: Any, updates_per_host_step: int, updates_per_step: int, name: Any) -> None:
+    """Let a scheduler give all weight updates of a host step the rate of its first one.
+
+    updates_per_step: weight updates of one step of the loop, which is a whole host step on a device and one update on the host.
+    name: lr_scheduler_type. Raises UserError for a schedule that is no function of the step.
+    """
+    if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
+        raise UserError(
+            f"lr_scheduler_type {name} changes the learning rate between the {updates_per_host_step} updates of a host step, "
+            "which a device cannot. Use device_iterations=1, or linear or cosine."
+        )
+    scheduler.lr_lambdas = [
+        functools.partial(_rate_of_host_step, function, updates_per_host_step, updates_per_step)
+        for function in scheduler.lr_lambdas
+    ]
+
+
+def _rate_of_host_step(
+    function: Callable[[int], float], updates_per_host_step: int, updates_per_step: int, step: int
+) -> float:
+    return function(step * updates_per_step // updates_per_host_step * updates_per_host_step)

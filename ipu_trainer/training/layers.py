@@ -57,21 +57,16 @@ def parameter_depths(model: nn.Module) -> Tuple[Dict[str, int], int]:
             f"{type(model).__name__} has no repeated layers (a ModuleList of one class), so layers have no depth. "
             "Use layer_decay=1 and drop_path=0."
         )
-    prefixes = {}
-    offset = 0
-    for name, layers in stacks:
-        for position in range(len(layers)):
-            prefixes[f"{name}.{position}."] = offset + position + 1
-        offset += len(layers)
+    layers = [f"{name}.{position}." for name, stack in stacks for position in range(len(stack))]
     depths: Dict[str, int] = {}
     current = 0
     for name, _ in model.named_parameters():
-        inside = [depth for prefix, depth in prefixes.items() if name.startswith(prefix)]
+        inside = [depth for depth, prefix in enumerate(layers, 1) if name.startswith(prefix)]
         if inside:
             depths[name] = current = inside[0]
         else:
-            depths[name] = 0 if current == 0 else offset + 1
-    return depths, offset + 1
+            depths[name] = 0 if current == 0 else len(layers) + 1
+    return depths, len(layers) + 1
 
 
 def head_parameters(model: nn.Module) -> List[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from transformers.utils import logging
 from ipu_trainer.compat.transformers_training import generation_settings, padded_tokens
 from ipu_trainer.training.arguments import IPUTrainingArguments
 from ipu_trainer.training.device.device_execution import DeviceExecution
-from ipu_trainer.training.device.generation import generate_on_device, why_not_on_device
+from ipu_trainer.training.device.inference import generate_on_device, why_not_on_device
 from ipu_trainer.training.trainer import IPUTrainer
 
 logger = logging.get_logger(__name__)
@@ -29,7 +29,7 @@ class IPUSeq2SeqTrainer(IPUTrainer, Seq2SeqTrainer):  # type: ignore[misc]  # tr
 
     evaluate() and predict() take ignore_keys, metric_key_prefix, max_length, num_beams and other gen_kwargs. On a device
     each step of the generation is one call of fixed shape, the decoder's input padded to its final length; where that
-    cannot be (device_generation.py lists why) the host generates with the device's weights, and the log says so.
+    cannot be (device/inference.py lists why) the host generates with the device's weights, and the log says so.
     """
 
     _host_generation_reason: Optional[str] = None
@@ -41,15 +41,13 @@ class IPUSeq2SeqTrainer(IPUTrainer, Seq2SeqTrainer):  # type: ignore[misc]  # tr
         prediction_loss_only: bool,
         ignore_keys: Optional[List[str]] = None,
         **gen_kwargs: Any,
-    ) -> Tuple[Any, Any, Any]:
+    ) -> Any:
         if not self.execution.generates(model):
-            stock: Tuple[Any, Any, Any] = Seq2SeqTrainer.prediction_step(
+            return Seq2SeqTrainer.prediction_step(
                 self, model, inputs, prediction_loss_only, ignore_keys=ignore_keys, **gen_kwargs
             )
-            return stock
         if not self.args.predict_with_generate or prediction_loss_only:
-            both: Tuple[Any, Any, Any] = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-            return both
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         given = dict(self.prepared_inputs(inputs))
         loss: Any = None
         labels = given.get("labels")

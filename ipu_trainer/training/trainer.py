@@ -26,24 +26,19 @@ from transformers.utils import logging
 
 from ipu_trainer import openmp
 from ipu_trainer.compat import transformers_versions as compat
-from ipu_trainer.compat.stock_trainer import StockLoop
-from ipu_trainer.compat.trainer_signatures import renamed_arguments
+from ipu_trainer.compat.stock_trainer import StockLoop, renamed_arguments
 from ipu_trainer.config.batching import BatchGeometry, EpochPlan, batch_table
 from ipu_trainer.config.ipu_config import IPUConfig
 from ipu_trainer.training.arguments import IPUTrainingArguments
 from ipu_trainer.training.batches import batch_geometry, ipu_config_of, num_model_copies, smaller_micro_batch
 from ipu_trainer.training.choose_execution import choose_execution
-from ipu_trainer.training.execution import Execution, changed
-from ipu_trainer.training.finetuning.fine_tuning import FineTuning
-from ipu_trainer.training.finetuning.named_optimizer import is_named, with_named_optimizer
+from ipu_trainer.training.execution import Execution, changed, hold_learning_rates
+from ipu_trainer.training.finetuning.fine_tuning import FineTuning, is_named, with_named_optimizer
 from ipu_trainer.training.finetuning.weight_ema import AveragesWeights
-from ipu_trainer.training.held_learning_rates import hold_learning_rates
-from ipu_trainer.training.host.coalescable import Coalescable
-from ipu_trainer.training.host.data_wait import TracksDataWait
+from ipu_trainer.training.host.training_loader import TracksTrainingLoader
 from ipu_trainer.training.hyperparameter_search.searching import SearchesHyperparameters
 from ipu_trainer.training.loss.accumulated_loss import AccumulatedLoss
 from ipu_trainer.training.loss.finite_losses import LogsFiniteLosses
-from ipu_trainer.training.state.accelerate_state import KeepsAccelerateState
 from ipu_trainer.training.state.pickling import PicklesTrainer
 
 logger = logging.get_logger(__name__)
@@ -55,9 +50,7 @@ class IPUTrainer(
     SearchesHyperparameters,
     LogsFiniteLosses,
     PicklesTrainer,
-    KeepsAccelerateState,
-    TracksDataWait,
-    Coalescable,
+    TracksTrainingLoader,
     AccumulatedLoss,
 ):
     """Takes everything that Trainer takes, and `ipu_config`: an IPUConfig, a profile's name, or a path.
@@ -225,9 +218,8 @@ class IPUTrainer(
     # Checkpoints ------------------------------------------------------------------------------------------------
 
     def write_model(self, folder: str, state_dict: Optional[Dict[str, Any]] = None) -> None:
-        accumulation = self.args.gradient_accumulation_steps
-        if self._geometry_in_loop is not None:
-            accumulation = self._accumulation_given
+        in_loop = self._geometry_in_loop is not None
+        accumulation = self._accumulation_given if in_loop else self.args.gradient_accumulation_steps
         with changed(self.args, gradient_accumulation_steps=accumulation):  # checkpoints hold the user's arguments
             super().write_model(folder, self.execution.state_dict() if state_dict is None else state_dict)
         if self.is_in_train:

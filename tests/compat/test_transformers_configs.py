@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional
 from transformers import BertConfig, BertModel
 
-from ipu_trainer.compat.transformers_configs import use_eager_attention
+from ipu_trainer.compat.transformers_training import use_eager_attention
 
 
 def test_eager_attention_computes_probabilities_as_tensors(monkeypatch):

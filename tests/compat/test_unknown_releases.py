@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 from ipu_trainer.compat import internals
 from ipu_trainer.compat.internals import is_known
 from ipu_trainer.compat.transformers_training import PADDING_WARNING, masking_utils
+from ipu_trainer.training.acceleration.accelerated_training import skip_logits_upcast
 from ipu_trainer.training.acceleration.choices import choose_compile
 from ipu_trainer.training.acceleration.host_sync import deferred_padding_warning, skip_packing_check
-from ipu_trainer.training.acceleration.loss_only_forward import skip_logits_upcast
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from transformers import Trainer, TrainerCallback
 
 from ipu_trainer import IPUSeq2SeqTrainingArguments, IPUTrainer, IPUTrainingArguments
 from ipu_trainer.compat import argument_names as renamed
-from ipu_trainer.compat.trainer_signatures import ELSEWHERE, RENAMED_METHODS
+from ipu_trainer.compat.stock_trainer import ELSEWHERE, RENAMED_METHODS
 from ipu_trainer.tasks.language_modeling.recipe_arguments import LanguageModelingArguments
 from ipu_trainer.tasks.recipe.flags import parse_flags
 

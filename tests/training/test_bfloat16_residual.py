@@ -6,7 +6,7 @@ from tiny_models import bert, gpt2
 
 from ipu_trainer import IPUConfig, IPUTrainer, IPUTrainingArguments
 from ipu_trainer.compat import transformers_versions as compat
-from ipu_trainer.training.acceleration.bfloat16_residual import bfloat16_residual_stream
+from ipu_trainer.training.acceleration.accelerated_training import bfloat16_residual_stream
 from ipu_trainer.training.layers import layer_stacks
 
 IDS = torch.randint(3, 50, (3, 8), generator=torch.Generator().manual_seed(0))

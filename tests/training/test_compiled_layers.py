@@ -14,9 +14,9 @@ from transformers import (
 from ipu_trainer import IPUTrainer, IPUTrainingArguments
 from ipu_trainer.compat import transformers_versions as compat
 from ipu_trainer.training.acceleration import compiled_layers as module
-from ipu_trainer.training.acceleration.choices import choose_compile, describe_acceleration
+from ipu_trainer.training.acceleration.choices import Choice as Precision
+from ipu_trainer.training.acceleration.choices import choose_compile, describe_acceleration, used_precision
 from ipu_trainer.training.acceleration.compiled_layers import compiled_layers
-from ipu_trainer.training.acceleration.precision import Precision, used_precision
 
 IDS = torch.randint(3, 50, (3, 8), generator=torch.Generator().manual_seed(0))
 PIXELS = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

@@ -8,7 +8,7 @@ from transformers import Trainer
 
 from ipu_trainer import IPUTrainer, IPUTrainingArguments
 from ipu_trainer.compat import transformers_versions as compat
-from ipu_trainer.training.acceleration.loss_only_forward import reads_only_loss, skip_logits_upcast
+from ipu_trainer.training.acceleration.accelerated_training import reads_only_loss, skip_logits_upcast
 
 ROWS = torch.randint(3, 50, (16, 8), generator=torch.Generator().manual_seed(0))
 prepares = pytest.mark.skipif(

@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerState
 from ipu_trainer import IPUConfig, IPUTrainer
 from ipu_trainer.tasks.language_modeling.recipe_arguments import parse_arguments
 from ipu_trainer.tasks.run_record import resumable_checkpoint
-from ipu_trainer.training import tracking as reporting
+from ipu_trainer.training import monitor as reporting
 from ipu_trainer.training.monitor import Monitor, loss_scale, watch
 
 

@@ -9,7 +9,7 @@ from tiny_models import bert, gpt2
 from torch import nn
 from transformers import BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
-from ipu_trainer.training.acceleration.padded_lm_head import padded_linear, padded_lm_head
+from ipu_trainer.training.acceleration.compiled_layers import padded_linear, padded_lm_head
 
 IDS = torch.randint(3, 50, (3, 8), generator=torch.Generator().manual_seed(0))
 compiles = pytest.mark.skipif(not hasattr(nn.Module, "compile"), reason="torch compiles no modules in place")

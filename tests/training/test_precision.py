@@ -7,7 +7,7 @@ import torch
 
 from ipu_trainer import IPUConfig, IPUTrainer, IPUTrainingArguments
 from ipu_trainer.compat import transformers_versions as compat
-from ipu_trainer.training.acceleration.precision import used_precision
+from ipu_trainer.training.acceleration.choices import used_precision
 
 
 def arguments(folder, **values):

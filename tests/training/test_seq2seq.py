@@ -19,7 +19,7 @@ from transformers import (
 
 from ipu_trainer import IPUConfig, IPUSeq2SeqTrainer, IPUSeq2SeqTrainingArguments
 from ipu_trainer.compat import transformers_versions as compat
-from ipu_trainer.training.device.generation import why_not_on_device
+from ipu_trainer.training.device.inference import why_not_on_device
 
 ONE_IPU = IPUConfig(layers_per_ipu=(-1,))
 FOUR_IPUS = IPUConfig(layers_per_ipu=(1, 1, 1, 1), gradient_accumulation_steps=16, inference_device_iterations=2)
@@ -182,7 +182,7 @@ def test_speech_to_text_generates_on_a_device(tmp_path):
     model = WhisperForConditionalGeneration(config)
     given = {"input_features": torch.randn(3, 8, 20)}
     made = trainer(tmp_path, lambda: model, "simulated", ONE_IPU)
-    from ipu_trainer.training.device.generation import generate_on_device
+    from ipu_trainer.training.device.inference import generate_on_device
 
     expected = model.generate(**given, max_length=8)
     found = generate_on_device(made.execution.run, model, given, {"max_length": 8}, 2)

@@ -11,7 +11,7 @@ import ipu_trainer
 from ipu_trainer import IPUConfig, IPUTrainer, IPUTrainingArguments
 from ipu_trainer.backends import choose_backend
 from ipu_trainer.compat import transformers_versions as compat
-from ipu_trainer.training.acceleration.precision import choose_precision
+from ipu_trainer.training.acceleration.choices import choose_precision
 from ipu_trainer.training.layers import head_parameters, layer_stacks, parameter_depths
 from ipu_trainer.training.state.checkpoints import last_complete_checkpoint
 

@@ -87,7 +87,7 @@ def test_set_methods_say_the_same_as_arguments(tmp_path, backend):
     assert made.state.global_step == 4
 
 
-@pytest.mark.skipif("dataloader_persistent_workers" not in compat._FIELDS, reason="newer than this transformers")
+@pytest.mark.skipif("dataloader_persistent_workers" not in compat.INSTALLED, reason="newer than this transformers")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_loading_processes_are_as_asked_for(tmp_path, backend):
     args = arguments(tmp_path, backend).set_dataloader(

@@ -19,7 +19,7 @@ from ipu_trainer.errors import UserError, user_input
 from ipu_trainer.tasks.folders import results
 from ipu_trainer.tasks.recipe.flag_table import check_flags
 from ipu_trainer.training.arguments import IPUTrainingArguments
-from ipu_trainer.training.tracking import check_reporters, default_reporters
+from ipu_trainer.training.monitor import check_reporters, default_reporters
 
 T = TypeVar("T")
 # Flags that --precision takes the place of.

@@ -31,10 +31,8 @@ from ipu_trainer.tasks.run_record import (
     write_history,
 )
 from ipu_trainer.tasks.task import SearchTask, Task
-from ipu_trainer.training.acceleration.choices import describe_acceleration
-from ipu_trainer.training.acceleration.precision import used_precision
-from ipu_trainer.training.monitor import watch
-from ipu_trainer.training.tracking import experiment_tracker_hint
+from ipu_trainer.training.acceleration.choices import describe_acceleration, used_precision
+from ipu_trainer.training.monitor import experiment_tracker_hint, watch
 
 Rows = List[Tuple[str, str]]  # of the header: (label, text)
 

@@ -7,26 +7,30 @@ do not change, and everything is undone when training ends.
 A layer's forward may defer its last residual add to the layer behind it, as those of fused_kernels do. Such a forward has an
 attribute `add_and_normalise`, takes hidden states with or without a deferred add, and takes `drop_mask`, stochastic depth's mask,
 and `defers`, whether the layer behind it takes a deferred add. Its layer has that layer as `next_layer`.
+
+The LM-head GEMM of an unaligned vocabulary is padded with zeros. Tensor cores read rows of 16 bytes: 50,257 numbers in half
+precision are not a multiple of that, and cuBLAS falls back to kernels that take six times as long (docs/performance.md). The
+padding is cut off again, so logits do not change.
 """
 
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, Optional
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from ipu_trainer.compat.torch_acceleration import compiled_call, recompile_limit, set_compiled_call
 from ipu_trainer.errors import UserError
-from ipu_trainer.training.acceleration.padded_lm_head import padded_lm_head
 from ipu_trainer.training.finetuning.stochastic_depth import (
     apply_drop_path,
     drop_path_mask,
     drop_path_rate,
     has_only_drop_path,
 )
-from ipu_trainer.training.layers import layer_stacks
+from ipu_trainer.training.layers import bind_forward, is_plain_linear, layer_stacks
 
 # What turns patches into tokens in front of a stack of layers: many small kernels if it is not compiled.
 _PATCH_EMBEDDINGS = ("ViTEmbeddings", "DeiTEmbeddings", "ViTMSNEmbeddings")
@@ -110,3 +114,42 @@ def _compile(layer: Any, backend: str) -> None:
 def _takes_deferred_add(layer: Any) -> bool:
     """Not with hooks, which read sums; nor with a reentrant checkpoint, which loses the gradients of tensors in a tuple."""
     return layer is not None and has_only_drop_path(layer) and not layer.gradient_checkpointing
+
+
+ALIGNED = 8  # numbers of half precision in 16 bytes: GEMMs are slow where rows are no multiple of it
+_MULTIPLE = 64  # as wide as one tile's step, whatever kernel is chosen
+
+
+@contextlib.contextmanager
+def padded_lm_head(model: nn.Module, backend: str = "inductor") -> Iterator[Optional[nn.Linear]]:
+    """Inside the block the GEMM of an unaligned LM head is padded; yields the LM head.
+
+    Outputs are those of the layer, as a view into a wider tensor, and gradients are the same. Yields None, and changes nothing,
+    for a model without an LM head, with an aligned one, or with one that is more than nn.Linear (an adapter, a hook).
+    """
+    linear = _unaligned_lm_head(model)
+    if linear is not None:
+        product = torch.compile(padded_linear, backend=backend)
+        bind_forward(linear, lambda self, hidden: product(hidden, self.weight, self.bias))
+    try:
+        yield linear
+    finally:
+        if linear is not None:
+            del linear.__dict__["forward"]
+
+
+def padded_linear(hidden: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tensor]) -> torch.Tensor:
+    """functional.linear(hidden, weight, bias), computed with the weight padded to a multiple of 64 rows."""
+    rows = weight.shape[0]
+    missing = -rows % _MULTIPLE
+    padded_bias = None if bias is None else functional.pad(bias, (0, missing))
+    return functional.linear(hidden, functional.pad(weight, (0, 0, 0, missing)), padded_bias)[..., :rows]
+
+
+def _unaligned_lm_head(model: nn.Module) -> Optional[nn.Linear]:
+    find = getattr(model, "get_output_embeddings", None)
+    try:
+        linear: Any = None if find is None else find()
+    except NotImplementedError:
+        return None
+    return linear if is_plain_linear(linear) and linear.out_features % ALIGNED else None

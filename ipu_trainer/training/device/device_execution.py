@@ -19,15 +19,11 @@ from ipu_trainer.training.batches import num_model_copies
 from ipu_trainer.training.device.executors import DeviceModel, DeviceRun
 from ipu_trainer.training.device.host_step import HostStep, host_step
 from ipu_trainer.training.device.host_step_loading import WholeHostStepLoading
-from ipu_trainer.training.device.prediction import predict_in_pieces
+from ipu_trainer.training.device.inference import predict_in_pieces
 from ipu_trainer.training.execution import Stock, changed
 from ipu_trainer.training.loss.loss_reduction import PER_ITEM, LossReduction
 
 logger = logging.get_logger(__name__)
-
-
-# Arguments that plain TrainingArguments do not have.
-_OF_IPU_ARGUMENTS: Tuple[Tuple[str, Any], ...] = (("pipelining", "generic"), ("half", False), ("compile_only", False))
 
 
 class DeviceExecution(WholeHostStepLoading):
@@ -66,7 +62,9 @@ class DeviceExecution(WholeHostStepLoading):
                 inference_replicas=max(1, config.inference_replication_factor // num_model_copies(args)),
                 recompute=recompute,
                 process=(int(args.process_index), int(args.world_size)),
-                **{name: getattr(args, name, default) for name, default in _OF_IPU_ARGUMENTS},
+                pipelining=getattr(args, "pipelining", "generic"),  # plain TrainingArguments have none of these
+                half=getattr(args, "half", False),
+                compile_only=getattr(args, "compile_only", False),
             )
         return run
 

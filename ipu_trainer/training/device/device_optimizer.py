@@ -49,9 +49,14 @@ class DeviceOptimizer(torch.optim.Optimizer):
         self._loss_scaling = loss_scaling
         self._accumulates_half = accumulates_half
         self._pushed: Any = None
-        self._brought = host if _is_poptorch(host, run.backend.poptorch) else None
+        kinds = tuple(getattr(run.backend.poptorch.optim, name) for name in (*COUNTERPARTS, "LAMB"))
+        self._brought = host if isinstance(host, kinds) else None
         self._kind = type(host).__name__ if self._brought is not None else counterpart(host)
-        check_clipping(self._kind, max_grad_norm, self._brought is not None)
+        if self._brought is None and max_grad_norm > 0 and self._kind in _DEVICE_LOSES_CLIPPING:
+            raise UserError(
+                f"max_grad_norm {max_grad_norm} cannot be honoured: {self._kind} does not clip gradients on a device. Use "
+                "--max_grad_norm 0, or AdamW, Adam or SGD."
+            )
 
     def __getstate__(self) -> Dict[str, Any]:
         """Of an optimizer whose run was released; schedulers put a `step` of their own on the object."""
@@ -74,10 +79,7 @@ class DeviceOptimizer(torch.optim.Optimizer):
 
     def start(self, replaced: Mapping[int, List[torch.nn.Parameter]]) -> None:
         """Make the device's optimizer. replaced: what stands in for a weight, by its id()."""
-        if self._brought is not None:
-            self.device = self._brought
-        else:
-            self.device = self._make(replaced)
+        self.device = self._make(replaced) if self._brought is None else self._brought
         self._pushed = self._numbers()
         if self._saved is not None and self._saved.get("ipu_state") is not None:
             self.device.load_state_dict(self._saved)
@@ -159,7 +161,8 @@ class DeviceOptimizer(torch.optim.Optimizer):
         if self._brought is not None:
             return [{k: v for k, v in group.items() if k != "params"} for group in self.host.param_groups]
         names = ("lr", *COUNTERPARTS[self._kind][1])
-        return [{name: _plain(group[name]) for name in names if name in group} for group in self.host.param_groups]
+        groups = [{name: group[name] for name in names if name in group} for group in self.host.param_groups]
+        return [{k: float(v) if isinstance(v, torch.Tensor) else v for k, v in group.items()} for group in groups]
 
 
 def counterpart(optimizer: torch.optim.Optimizer) -> str:
@@ -180,23 +183,3 @@ def counterpart(optimizer: torch.optim.Optimizer) -> str:
         if any(group.get(name) for group in optimizer.param_groups):
             raise UserError(f"{name}=True of {base} has no counterpart on a device. Leave it out.")
     return base
-
-
-def check_clipping(kind: str, max_grad_norm: float, brought: bool) -> None:
-    """Raise UserError where gradients should be clipped and the device's optimizer cannot."""
-    if brought or not max_grad_norm or max_grad_norm <= 0:
-        return
-    if kind in _DEVICE_LOSES_CLIPPING:
-        raise UserError(
-            f"max_grad_norm {max_grad_norm} cannot be honoured: {kind} does not clip gradients on a device. Use "
-            "--max_grad_norm 0, or AdamW, Adam or SGD."
-        )
-
-
-def _plain(value: Any) -> Any:
-    return float(value) if isinstance(value, torch.Tensor) else value
-
-
-def _is_poptorch(optimizer: torch.optim.Optimizer, poptorch: Any) -> bool:
-    kinds = tuple(getattr(poptorch.optim, name) for name in ("AdamW", "Adam", "SGD", "RMSprop", "LAMB"))
-    return isinstance(optimizer, kinds)

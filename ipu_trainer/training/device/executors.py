@@ -1,8 +1,8 @@
-"""A model on a device: the executors that IPUTrainer drives, and the stand-ins that it shows to Trainer's loop.
+"""A model on a device: the executors that IPUTrainer drives.
 
-Trainer's loop believes that it trains a module with an optimizer, one batch a step. Here a "batch" is a host step,
-DeviceModel stands in for the module and DeviceOptimizer for the optimizer. DeviceModel has no parameters: the loop
-looks at those every step (clipping, zero_grad), and each look would copy all weights from the device.
+Trainer's loop trains a module with an optimizer, one batch a step. Here a "batch" is a host step, DeviceModel replaces the module
+and DeviceOptimizer the optimizer. DeviceModel has no parameters: the loop reads those every step (clipping, zero_grad), and each
+read would copy all weights from the device.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from ipu_trainer.pipelining.plan import check_depth
 from ipu_trainer.training.device.device_optimizer import DeviceOptimizer
 from ipu_trainer.training.device.host_step import LOSS_WEIGHT, NUM_ITEMS, HostStep, tensors
 from ipu_trainer.training.device.written_weights import FetchedWeights
+from ipu_trainer.training.execution import changed
 
 logger = logging.get_logger(__name__)
 
@@ -118,6 +119,7 @@ class DeviceRun:
         self._recompute = recompute
         self._process = process
         self._half_inference = False
+        self._weights_are_old = False
         self._pipeline: Any = None
         self._trainer: Any = None
         self._trained_shapes: Any = None
@@ -138,24 +140,22 @@ class DeviceRun:
         return self._pipeline
 
     def optimizer_for(self, optimizer: torch.optim.Optimizer, max_grad_norm: float, loss_scaling: float) -> Any:
-        """The stand-in for the optimizer, whose updates the device makes."""
+        """What replaces the optimizer: the device makes its updates."""
         if isinstance(optimizer, DeviceOptimizer) and optimizer is self._optimizer:
             if not optimizer.is_started:
                 optimizer.start(self.prepare().replaced)
             return optimizer
         host = optimizer.host if isinstance(optimizer, DeviceOptimizer) else optimizer
-        accumulates_half = self.config.auto_loss_scaling
-        made = DeviceOptimizer(host, self, max_grad_norm, loss_scaling, accumulates_half)
-        pipeline = self.prepare()
-        check_depth(pipeline.placements.get(False, ()), self.geometry.gradient_accumulation)
-        made.start(pipeline.replaced)
+        made = DeviceOptimizer(host, self, max_grad_norm, loss_scaling, self.config.auto_loss_scaling)
+        check_depth(self.prepare().placements.get(False, ()), self.geometry.gradient_accumulation)
+        made.start(self.prepare().replaced)
         self._optimizer = made
         return made
 
     def release(self) -> None:
         """Bring everything home: weights and optimizer state are fetched, IPUs let go, the model is as it was."""
         if self._trainer is not None:
-            self._rng_state = self._read_rng()
+            self._rng_state = self.rng_state
             self._trainer.destroy()
             self._trainer = None
         for executor in self._inference.values():
@@ -182,8 +182,6 @@ class DeviceRun:
 
     # Training -----------------------------------------------------------------------------------------------------
 
-    _weights_are_old = False
-
     def train_step(self, step: HostStep) -> torch.Tensor:
         """One host step. Returns the mean loss of what output_mode returns, a scalar on the CPU."""
         given = self._enter(step.inputs)
@@ -193,25 +191,22 @@ class DeviceRun:
             self._optimizer.start(self.prepare().replaced)
         self._prepare_training(given)
         assert self._fetched_weights is not None
-        self._detach_inference()
+        self.end_inference()
         # Attaching sends the optimizer's state, old learning rates included: the new ones come after it.
         if not self._compile_only and not self._trainer.isAttachedToDevice():
             self._trainer.attachToDevice()
-        self._send_written_weights(self._fetched_weights.written())
+        written = self._fetched_weights.written()  # by callbacks and subclasses, into the model
+        if written:
+            logger.info(
+                "%d weights were written on the host (%s, ...) and are sent to the device", len(written), written[0]
+            )
+            self._trainer.copyWeightsToDevice()
         if self._optimizer.push():
             self._trainer.setOptimizer(self._optimizer.device)
         losses = self._call(self._trainer, given)
         self._fetched_weights.forget()
         self._weights_are_old = True
         return self._mean_loss(losses, step.shares)
-
-    def _send_written_weights(self, written: List[str]) -> None:
-        """What callbacks and subclasses wrote into the model since the last step."""
-        if written:
-            logger.info(
-                "%d weights were written on the host (%s, ...) and are sent to the device", len(written), written[0]
-            )
-            self._trainer.copyWeightsToDevice()
 
     def _has_fetched(self) -> None:
         self.num_weight_copies += 1
@@ -224,15 +219,15 @@ class DeviceRun:
     def _prepare_training(self, given: Dict[str, Any]) -> None:
         shapes = _shapes(given)
         if self._trainer is not None and shapes != self._trained_shapes:
-            changed = [name for name in shapes if shapes[name] != self._trained_shapes.get(name)]
+            others = [name for name in shapes if shapes[name] != self._trained_shapes.get(name)]
             logger.warning(
                 "%s changed from %s to %s: compiling again. On an IPU that takes minutes each time; let the data "
                 "collator pad to a fixed length (padding='max_length').",
-                ", ".join(changed),
-                [self._trained_shapes.get(name) for name in changed],
-                [shapes[name] for name in changed],
+                ", ".join(others),
+                [self._trained_shapes.get(name) for name in others],
+                [shapes[name] for name in others],
             )
-            self._rng_state = self._read_rng()
+            self._rng_state = self.rng_state
             self._trainer.destroy()
             self._trainer = None
         if self._trainer is None:
@@ -240,15 +235,8 @@ class DeviceRun:
             self.prepare().annotate(False)
             self._pipeline.module.train()
             graph = _Graph(self._pipeline.module, self._loss_in_graph)
-            options = make_options(
-                self.config,
-                self.backend,
-                False,
-                self._seed,
-                self._compile_only,
-                self.geometry.replicas,
-                self._process,
-            )
+            given_options = (self._seed, self._compile_only, self.geometry.replicas, self._process)
+            options = make_options(self.config, self.backend, False, *given_options)
             if self._recompute and self.config.ipus_per_replica == 1:  # pipelines recompute anyway
                 options._Popart.set("autoRecomputation", int(self.backend.popart.RecomputationType.Standard))
             self._trainer = self.backend.poptorch.trainingModel(graph, options, self._optimizer.device)
@@ -292,15 +280,12 @@ class DeviceRun:
 
     # The generators and the optimizer's state ---------------------------------------------------------------------
 
-    def _read_rng(self) -> Optional[List[int]]:
-        if self._trainer is not None and self._trainer.isCompiled():
-            return [int(number) for number in self._trainer.rng_state]
-        return self._rng_state
-
     @property
     def rng_state(self) -> Optional[List[int]]:
         """The device's generators; None before anything ran."""
-        return self._read_rng()
+        if self._trainer is not None and self._trainer.isCompiled():
+            return [int(number) for number in self._trainer.rng_state]
+        return self._rng_state
 
     @rng_state.setter
     def rng_state(self, state: Optional[List[int]]) -> None:
@@ -337,11 +322,11 @@ class DeviceRun:
             )
             graph = _Graph(self._pipeline.module, function)
             executor = self.backend.poptorch.inferenceModel(graph.eval(), options)
-            self._detach_inference()
+            self.end_inference()
             self._compile(executor, given)
             self._inference[(*key, shapes)] = executor
         elif not executor.isAttachedToDevice():
-            self._detach_inference()
+            self.end_inference()
         return self._call(executor, given)
 
     def infer_in_half(self) -> None:
@@ -350,10 +335,6 @@ class DeviceRun:
             self.release()
             self.model.half()
             self._half_inference = True
-
-    def end_inference(self) -> None:
-        """Let the IPUs go, for training to go on."""
-        self._detach_inference()
 
     def on_host(self) -> nn.Module:
         """The model with the newest weights, in float32, to run a few samples outside of the device."""
@@ -364,7 +345,8 @@ class DeviceRun:
         twin.load_state_dict(self.state_dict())
         return twin.eval()
 
-    def _detach_inference(self) -> None:
+    def end_inference(self) -> None:
+        """Let the IPUs go, for training to go on."""
         for executor in self._inference.values():
             if executor.isAttachedToDevice():
                 executor.detachFromDevice()
@@ -373,19 +355,12 @@ class DeviceRun:
 
     def _compile(self, executor: Any, given: Dict[str, Any]) -> None:
         began = time.perf_counter()
-        self.in_graph = True
-        try:
-            executor.compile(**given)
-        finally:
-            self.in_graph = False
+        self._call(executor.compile, given)
         self.compile_seconds += time.perf_counter() - began
 
-    def _call(self, executor: Any, given: Dict[str, Any]) -> Any:
-        self.in_graph = True
-        try:
-            return executor(**given)
-        finally:
-            self.in_graph = False
+    def _call(self, function: Callable[..., Any], given: Dict[str, Any]) -> Any:
+        with changed(self, in_graph=True):
+            return function(**given)
 
     def _enter(self, inputs: Inputs) -> Dict[str, Any]:
         given = {name: value for name, value in inputs.items() if value is not None}

@@ -45,7 +45,7 @@ def host_step(
     """
     inputs, used = dict(given), num_samples(given)
     if fills_up:
-        inputs = usable_rows(given, geometry)
+        inputs = _rows(given, 0, usable_samples(used, geometry), used)
         used = num_samples(inputs)
     if reduction.kind == PER_ITEM:
         inputs.update(_num_items(inputs, geometry, count_labels))
@@ -131,13 +131,6 @@ def epoch_warnings(num_samples: int, geometry: BatchGeometry, fills_up: bool) ->
             "each epoch, other ones each time when shuffled"
         )
     return warnings
-
-
-def usable_rows(given: Mapping[str, Any], geometry: BatchGeometry) -> Dict[str, Any]:
-    """The batch without the samples that cannot be trained on exactly."""
-    samples = num_samples(given)
-    used = usable_samples(samples, geometry)
-    return _rows(given, 0, used, samples)
 
 
 def _filled(given: Mapping[str, Any], geometry: BatchGeometry) -> Tuple[Dict[str, Any], int, int]:

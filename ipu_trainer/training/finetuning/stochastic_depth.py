@@ -60,8 +60,7 @@ def apply_drop_path(before: torch.Tensor, output: Any, mask: torch.Tensor) -> An
 
 def drop_path_rate(layer: nn.Module) -> Optional[float]:
     """The rate of the layer's DropPath hook, None if it has none."""
-    rates = [hook.rate for hook in forward_hooks(layer) if isinstance(hook, DropPath)]
-    return rates[0] if rates else None
+    return next((hook.rate for hook in forward_hooks(layer) if isinstance(hook, DropPath)), None)
 
 
 def has_only_drop_path(layer: nn.Module) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, Optional, Union
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback
@@ -77,8 +78,6 @@ class WeightAverage:
         self.copy_to(model)
 
     def _read(self, file: Path) -> None:
-        from safetensors import safe_open
-
         for name, value in load_file(str(file)).items():
             self._average[name].copy_(value)
         with safe_open(str(file), framework="pt") as opened:

@@ -13,7 +13,7 @@ from transformers import DefaultDataCollator, default_data_collator
 from transformers.trainer_pt_utils import find_batch_size
 from transformers.utils import logging
 
-from ipu_trainer.training.batch_rows import rows_of, shapes_of_rows
+from ipu_trainer.training.batches import rows_of, shapes_of_rows
 from ipu_trainer.training.state.generators import generator_states, restore_generators
 
 logger = logging.get_logger(__name__)
@@ -41,12 +41,10 @@ class MicroBatches:
         groups = [samples[begin : begin + self.micro_batch] for begin in range(0, len(samples), self.micro_batch)]
         states = generator_states(with_cuda=False)  # loading processes must not touch a GPU
         first, second = self.collator(groups[0]), self.collator(groups[1])
-        if shapes_of_rows(first, len(groups[0])) is not None and shapes_of_rows(
-            first, len(groups[0])
-        ) == shapes_of_rows(second, len(groups[1])):
+        shapes = shapes_of_rows(first, len(groups[0]))
+        if shapes is not None and shapes == shapes_of_rows(second, len(groups[1])):
             batches = [first, second, *(self.collator(group) for group in groups[2:])]
-            shapes = {shapes_of_rows(batch, len(group)) for batch, group in zip(batches, groups)}
-            if len(shapes) == 1:
+            if all(shapes_of_rows(batch, len(group)) == shapes for batch, group in zip(batches, groups)):
                 return {name: torch.cat([batch[name] for batch in batches]) for name in first}
         restore_generators(states)
         return self.collator(samples)

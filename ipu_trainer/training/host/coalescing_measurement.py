@@ -1,11 +1,16 @@
-"""What the decision about coalescing (coalescing.py) needs to know of a trainer: rules, memory, and gradients of its data."""
+"""What the decision about coalescing (coalescing.py) needs to know of a trainer: rules, memory, and gradients of its data.
+
+The same micro-batches are computed one by one and together before the first update. That changes nothing of the training:
+weights, buffers, random generators and arguments are afterwards what they were.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import itertools
-from typing import Any, Callable, List, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import torch
 from torch import nn
@@ -13,11 +18,10 @@ from torch.utils.data import IterableDataset
 from transformers import Trainer
 
 from ipu_trainer.errors import UserError
-from ipu_trainer.training.batch_rows import rows_of
-from ipu_trainer.training.coalescing import Comparison, Obstacle, activation_budget_bytes
+from ipu_trainer.training.batches import rows_of
+from ipu_trainer.training.coalescing import Comparison, Obstacle, activation_budget_bytes, relative_difference
 from ipu_trainer.training.execution import changed
-from ipu_trainer.training.host.gradient_comparison import Measured, compare_gradients, gradients_of
-from ipu_trainer.training.state.generators import generator_states, restore_generators
+from ipu_trainer.training.state.generators import generator_states, restore_generators, undisturbed
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -109,3 +113,108 @@ def compare_first_micro_batches(
         gc.collect()
         torch.cuda.empty_cache()
     return found
+
+
+# Gradients by parameter, and bytes that autograd keeps for the backward pass of the first batch.
+Measured = Tuple[Dict[str, torch.Tensor], int]
+
+
+def compare_gradients(
+    model: nn.Module, args: Any, measure: Callable[[int, int], Measured], count: int, factor: int
+) -> Comparison:
+    """`count` micro-batches one by one and in passes of `factor`, in all processes.
+
+    measure(count, factor): gradients of the first `count` micro-batches in such passes.
+    """
+    apart: Dict[str, torch.Tensor] = {}
+    together: Dict[str, torch.Tensor] = {}
+    failed, bytes_of_one = "", 0
+    with _without_dropout(model), undisturbed(model):
+        try:
+            apart, bytes_of_one = measure(count, 1)
+            together, _ = measure(count, factor)
+        except BufferChanged as found:
+            failed = f"each micro-batch changes a buffer of the model ({found})"
+        except torch.cuda.OutOfMemoryError:
+            failed = f"{factor} micro-batches together are out of memory"
+        except (ValueError, RuntimeError, StopIteration) as error:
+            failed = f"{factor} micro-batches together fail ({type(error).__name__}: {str(error)[:120]})"
+    model.zero_grad(set_to_none=True)
+    if not least_of_processes(0 if failed else 1, args):  # all processes decide alike
+        return Comparison(float("inf"), bytes_of_one, failed or "it failed in another process")
+    # Processes share out samples by passes, so only all of them together saw the same samples both times.
+    for gradients in (apart, together) if args.world_size > 1 else ():
+        for name in sorted(gradients):
+            torch.distributed.all_reduce(gradients[name])
+            gradients[name] /= args.world_size
+    return Comparison(relative_difference(apart, together), bytes_of_one)
+
+
+class BufferChanged(Exception):
+    """A forward pass changed a buffer of the model, so that micro-batches are not independent of each other."""
+
+
+def gradients_of(model: nn.Module, batches: List[Any], step: Callable[[Any], Any]) -> Measured:
+    """Accumulated gradients of step(batch) over some batches, in float32. Raises BufferChanged."""
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model.zero_grad(set_to_none=True)
+    with _saved_bytes(model) as counter:
+        step(batches[0])
+    for inputs in batches[1:]:
+        step(inputs)
+    for name, buffer in model.named_buffers():
+        if name in buffers and not torch.equal(buffers[name], buffer):
+            raise BufferChanged(name)
+    gradients = {
+        name: parameter.grad.detach().float().clone()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
+    model.zero_grad(set_to_none=True)
+    return gradients, counter[0]
+
+
+def least_of_processes(factor: int, args: Any) -> int:
+    """The smallest factor that a process found: GPUs may differ in memory."""
+    if args.world_size == 1:
+        return factor
+    least = torch.tensor(factor, device=args.device)
+    torch.distributed.all_reduce(least, op=torch.distributed.ReduceOp.MIN)
+    return int(least)
+
+
+@contextlib.contextmanager
+def _saved_bytes(model: nn.Module) -> Iterator[List[int]]:
+    """Counts bytes of tensors that autograd keeps, each storage once, parameters apart."""
+    counter = [0]
+    seen = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in seen:
+            seen.add(storage.data_ptr())
+            counter[0] += storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield counter
+
+
+@contextlib.contextmanager
+def _without_dropout(model: nn.Module) -> Iterator[None]:
+    """Inside the block all dropout rates of the model's modules and configuration are 0."""
+    rates: List[Tuple[Any, str, float]] = [
+        (owner, name, value)
+        for owner in (*model.modules(), getattr(model, "config", None))
+        for name, value in (vars(owner).items() if owner is not None else ())
+        if isinstance(value, float)
+        and value
+        and ("drop" in name or (name == "p" and "Dropout" in type(owner).__name__))
+    ]
+    try:
+        for owner, name, _ in rates:
+            setattr(owner, name, 0.0)
+        yield
+    finally:
+        for owner, name, value in rates:
+            setattr(owner, name, value)

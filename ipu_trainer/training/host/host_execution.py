@@ -28,8 +28,12 @@ from ipu_trainer.training.coalescing import (
 )
 from ipu_trainer.training.execution import Execution, Stock, changed
 from ipu_trainer.training.host.coalesced_batches import by_micro_batches, coalesced_step
-from ipu_trainer.training.host.coalescing_measurement import budget_bytes, compare_first_micro_batches, obstacles
-from ipu_trainer.training.host.gradient_comparison import least_of_processes
+from ipu_trainer.training.host.coalescing_measurement import (
+    budget_bytes,
+    compare_first_micro_batches,
+    least_of_processes,
+    obstacles,
+)
 from ipu_trainer.training.state.generators import generator_states, restore_generators
 
 logger = logging.get_logger(__name__)
@@ -60,8 +64,7 @@ class HostExecution(Execution):
 
     def run_loop(self, geometry: BatchGeometry, loop: StockLoop, stock: Stock) -> Any:
         """stock(loop); restarted with smaller passes where coalesced ones are out of memory before the first update."""
-        trainer = self.trainer
-        held = None
+        trainer, held = self.trainer, None
         if self._requested == AUTO:
             held = read_coalescing(loop.resume_from_checkpoint, geometry.micro_batch, self._accumulation(geometry))
         coalescing = held or self.decide_coalescing(geometry)
@@ -111,7 +114,7 @@ class HostExecution(Execution):
             return loss
 
         with contiguous_gelu_gradients(model), loss_only_step(trainer, model, inputs):
-            if self.coalescing is None or self.coalescing.factor == 1:
+            if self._factor == 1:
                 loss = step(inputs)
             else:
                 micro_batch = trainer.batch_geometry.micro_batch
@@ -124,6 +127,11 @@ class HostExecution(Execution):
     def _requested(self) -> str:
         """host_micro_batch_size; plain TrainingArguments have none, and get the stock loop's single micro-batches."""
         return str(getattr(self.trainer.args, "host_micro_batch_size", ONE_BY_ONE))
+
+    @property
+    def _factor(self) -> int:
+        """Micro-batches of one pass."""
+        return 1 if self.coalescing is None else self.coalescing.factor
 
     def decide_coalescing(self, geometry: Optional[BatchGeometry] = None) -> Coalescing:
         """How many micro-batches are computed in one pass (coalescing.py); nothing of the trainer changes."""
@@ -159,8 +167,7 @@ class HostExecution(Execution):
         self.coalescing, self.chunk = Coalescing(factor, "compared"), factor
 
     def describe_batches(self) -> str:
-        trainer = self.trainer
-        geometry = trainer.batch_geometry
+        geometry = self.trainer.batch_geometry
         if self._accumulation(geometry) == 1 or self._requested == ONE_BY_ONE:
             return ""
         coalescing = self.decide_coalescing(geometry)
@@ -171,7 +178,7 @@ class HostExecution(Execution):
     def train_dataloader(self, stock: Stock) -> Any:
         """The stock loader, its batches coalesced as decided."""
         trainer = self.trainer
-        if self.coalescing is None or self.coalescing.factor == 1:
+        if self._factor == 1:
             return stock()
         micro_batch, args = trainer.batch_geometry.micro_batch, trainer.args
         # Of whole micro-batches none is left out, whatever they are coalesced into.
@@ -183,7 +190,7 @@ class HostExecution(Execution):
     def loader_geometry(self) -> BatchGeometry:
         # Several GPUs of one process (DataParallel) share out one batch: the micro-batches of all of them.
         geometry, args = self.trainer.batch_geometry, self.trainer.args
-        factor, copies = 1 if self.coalescing is None else self.coalescing.factor, max(1, args.n_gpu)
+        factor, copies = self._factor, max(1, args.n_gpu)
         accumulation = self._accumulation(geometry) // factor
         return BatchGeometry(
             geometry.micro_batch * copies * factor, accumulation, int(args.world_size), geometry.device_iterations
@@ -192,14 +199,9 @@ class HostExecution(Execution):
     def wrap_model(self, model: nn.Module, training: bool, stock: Stock) -> Any:
         state = self.trainer.state
         if (
-            training
-            and self.coalescing is not None
-            and self.coalescing.factor > 1
-            and hasattr(state, "train_batch_size")
-        ):
-            state.train_batch_size = (
-                self.trainer.batch_geometry.micro_batch
-            )  # what resuming compares with the arguments
+            training and self._factor > 1 and hasattr(state, "train_batch_size")
+        ):  # resuming compares it with the arguments
+            state.train_batch_size = self.trainer.batch_geometry.micro_batch
         return stock()
 
     def floating_point_ops(self, inputs: Any, stock: Stock) -> int:

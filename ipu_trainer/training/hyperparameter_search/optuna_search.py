@@ -2,7 +2,7 @@
 
 Unlike transformers' own search: every trial starts from the given arguments, an error fails one trial and not the study, a named
 study in a storage resumes, and `micro_batch` and `replication_factor` can be searched at a fixed global batch. Ray and wandb run
-transformers' own search (ray_search.py).
+transformers' own search (searching.py).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Union
 
+import psutil
 import torch
 from transformers.trainer_utils import (
     BestRun,
@@ -35,7 +36,6 @@ from ipu_trainer.errors import UserError
 
 logger = logging.get_logger(__name__)
 
-Direction = Union[str, Sequence[str]]
 Feasible = Callable[[Any, int], Optional[str]]
 GEOMETRY = ("micro_batch", "replication_factor")
 
@@ -58,7 +58,9 @@ def search_backend(name: Any) -> str:
     return chosen
 
 
-def check_search(trainer: Any, n_trials: int, direction: Optional[Direction], compute_objective: Any) -> List[str]:
+def check_search(
+    trainer: Any, n_trials: int, direction: Union[str, Sequence[str], None], compute_objective: Any
+) -> List[str]:
     """The directions, one for each objective. Raises UserError, before any work, for an invalid search."""
     direction = _default_direction(trainer, compute_objective) if direction is None else direction
     if trainer.model_init is None:
@@ -206,8 +208,8 @@ def search_with_optuna(
     options.setdefault("load_if_exists", options.get("study_name") is not None)
     sampler = options.pop("sampler", None)
     study = optuna.create_study(directions=directions, **options)
-    if [item.name.lower() for item in study.directions] != directions:
-        stored = [item.name.lower() for item in study.directions]
+    stored = [item.name.lower() for item in study.directions]
+    if stored != directions:
         raise UserError(f"study {study.study_name!r} has directions {stored}, not {directions}. Give it another name.")
     fail_stale_trials(study)
     study.sampler = sampler or study.sampler
@@ -255,7 +257,7 @@ def fail_stale_trials(study: Any) -> None:
         host, pid = item.user_attrs.get("host"), int(item.user_attrs.get("pid", 0))
         # Another process may have started it just now, and not yet recorded its own id.
         is_new = host is None and datetime.now() - item.datetime_start < timedelta(minutes=1)
-        if is_new or host not in (None, platform.node()) or (pid not in (0, os.getpid()) and _is_alive(pid)):
+        if is_new or host not in (None, platform.node()) or (pid not in (0, os.getpid()) and psutil.pid_exists(pid)):
             logger.warning(
                 "trial %d runs in process %s on %s and counts. If that process is dead: study.tell(%d, state=TrialState.FAIL)",
                 item.number,
@@ -265,16 +267,6 @@ def fail_stale_trials(study: Any) -> None:
             )
             continue
         study.tell(item.number, state=optuna.trial.TrialState.FAIL)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 class _TrialRunner:
@@ -370,10 +362,9 @@ class _TrialRunner:
     def _skip_if(self, trial: Any, reason: Optional[str]) -> None:
         import optuna
 
-        if not reason:
-            return
-        trial.set_user_attr("infeasible", reason)
-        raise optuna.TrialPruned(reason)
+        if reason:
+            trial.set_user_attr("infeasible", reason)
+            raise optuna.TrialPruned(reason)
 
     def _restore(self, arguments: Dict[str, Any]) -> None:
         vars(self.trainer.args).clear()

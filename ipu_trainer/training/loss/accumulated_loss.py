@@ -28,7 +28,7 @@ from ipu_trainer.compat.accelerate_internals import is_prepared
 from ipu_trainer.compat.stock_trainer import StockTrainer
 from ipu_trainer.config.batching import BatchGeometry
 from ipu_trainer.errors import UserError
-from ipu_trainer.training.batch_rows import shapes_of_rows
+from ipu_trainer.training.batches import shapes_of_rows
 from ipu_trainer.training.loss.loss_reduction import (
     COMPARED,
     MEAN,
@@ -42,8 +42,7 @@ from ipu_trainer.training.loss.loss_reduction import (
     NeitherMeanNorSum,
     find_loss_reduction,
 )
-from ipu_trainer.training.state.generators import generator_states, restore_generators
-from ipu_trainer.training.state.undisturbed_model import undisturbed
+from ipu_trainer.training.state.generators import generator_states, restore_generators, undisturbed
 
 logger = logging.get_logger(__name__)
 
@@ -53,6 +52,7 @@ class AccumulatedLoss(StockTrainer):
 
     loss_is_scaled_for_ga: Optional[bool] = None
     compute_loss: Any
+    model_on_host: Any
     train_dataset: Any
     data_collator: Any
     loader_follows_coalescing: bool
@@ -72,7 +72,7 @@ class AccumulatedLoss(StockTrainer):
         """
         if self.loss_is_scaled_for_ga is not None:
             return LossReduction(PER_ITEM) if self.loss_is_scaled_for_ga else LossReduction(MEAN, MICRO_BATCHES)
-        key = (type(self.model), id(self._own_loss_function()))
+        key = (type(self.model), id(getattr(self, "compute_loss_func", None)))
         if key not in self._loss_reductions and inputs is not None:
             found = _as_first_process(lambda: self._find_reduction(inputs), self.args)
             logger.info("the loss of %s is %s", type(self.model).__name__, found.describe())
@@ -81,21 +81,18 @@ class AccumulatedLoss(StockTrainer):
 
     def loss_reduction_ahead(self) -> Optional[LossReduction]:
         """loss_reduction() of the training set before anything is trained; None where only the loop reads it."""
-        if not self.accumulates or self.loss_is_scaled_for_ga is not None:
-            return self.loss_reduction() if self.accumulates else None
-        known = self.loss_reduction()
-        samples = None if known is not None else self._some_samples()
-        return known if samples is None else self.loss_reduction(samples)
+        if not self.accumulates:
+            return None
+        return self.loss_reduction() or self.loss_reduction(self._some_samples())
 
     def _some_samples(self) -> Any:
         """A batch from all over the training set; None of a stream, or where a subclass loads it otherwise."""
         dataset: Any = self.train_dataset
-        if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__") or not self.loader_follows_coalescing:
+        is_indexed = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+        if not is_indexed or not self.loader_follows_coalescing or not len(dataset):
             return None
-        if not len(dataset):
-            return None
-        collator = self.data_collator
-        dataset, collator = self.drop_unused_columns(dataset, collator, isinstance(dataset, datasets.Dataset))
+        is_table = isinstance(dataset, datasets.Dataset)
+        dataset, collator = self.drop_unused_columns(dataset, self.data_collator, is_table)
         count = min(COMPARED, len(dataset))
         states = generator_states()
         try:
@@ -105,9 +102,11 @@ class AccumulatedLoss(StockTrainer):
 
     def _find_reduction(self, inputs: Any) -> LossReduction:
         is_autocast = (self.args.fp16 or self.args.bf16) and is_prepared(self.model)
+        is_half = any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in self.model.parameters())
         is_tf32 = self.args.device.type == "cuda" and bool(getattr(self.args, "tf32", False))
         is_given_items = "labels" in inputs and (
-            self._own_loss_function() is not None or bool(getattr(self, "model_accepts_loss_kwargs", False))
+            getattr(self, "compute_loss_func", None) is not None
+            or bool(getattr(self, "model_accepts_loss_kwargs", False))
         )
         try:
             with undisturbed(self.model):
@@ -119,7 +118,7 @@ class AccumulatedLoss(StockTrainer):
                     is_given_items,
                     compat.loss_shifts_labels(self),
                     getattr(getattr(self.model, "config", None), "semantic_loss_ignore_index", None) or -100,
-                    rounds=is_autocast or is_tf32 or _is_half(self.model),
+                    rounds=is_autocast or is_tf32 or is_half,
                 )
         except NeitherMeanNorSum as found:
             raise UserError(
@@ -153,13 +152,6 @@ class AccumulatedLoss(StockTrainer):
                     raise
         return float(loss.detach().float().mean())
 
-    def model_on_host(self) -> Any:
-        """The model where it computes outside of a device."""
-        return self.model
-
-    def _own_loss_function(self) -> Any:
-        return getattr(self, "compute_loss_func", None)
-
     def loss_of_micro_batch(self, model: nn.Module, inputs: Dict[str, Any], num_items: Any) -> torch.Tensor:
         """The loss that a device computes of one micro-batch. num_items: num_items_in_batch, or None."""
         with self.compute_loss_context_manager():
@@ -178,7 +170,7 @@ class AccumulatedLoss(StockTrainer):
             assert reduction is not None
             total: Any = sum(reduction.items(inputs, self.batch_geometry.micro_batch) for inputs in samples)
             self._update = UpdateInProgress(reduction, self._over_processes(reduction, total))
-            if not self._passes_items(reduction):
+            if reduction.kind != PER_ITEM and self.loss_is_scaled_for_ga is None:
                 num_items = None
         return samples, num_items
 
@@ -192,16 +184,12 @@ class AccumulatedLoss(StockTrainer):
         geometry = self.batch_geometry
         return geometry.global_batch > geometry.micro_batch
 
-    def _passes_items(self, reduction: LossReduction) -> bool:
-        return reduction.kind == PER_ITEM or self.loss_is_scaled_for_ga is not None
-
     def _over_processes(self, reduction: LossReduction, count: Count) -> Count:
         """The items that one process has on average: gradients are means over processes. Samples are shared out equally."""
-        if not reduction.counts_labels or not getattr(self.args, "average_tokens_across_devices", True):
+        averages = reduction.counts_labels and getattr(self.args, "average_tokens_across_devices", True)
+        if not averages or self.args.world_size == 1:
             return count
-        total = count
-        if self.args.world_size > 1:
-            total = self.sum_over_processes(torch.as_tensor(count, device=self.args.device)) / self.args.world_size
+        total: Count = self.sum_over_processes(torch.as_tensor(count, device=self.args.device)) / self.args.world_size
         return total
 
     def sum_over_processes(self, counts: torch.Tensor) -> torch.Tensor:
@@ -320,10 +308,6 @@ def _joined(samples: List[Any]) -> Any:
         joined = {name: torch.cat([value, inputs[name]]) for name, value in joined.items()}
         rows += int(find_batch_size(inputs))
     return joined if rows > 1 else max(samples, key=lambda inputs: int(find_batch_size(inputs)))
-
-
-def _is_half(model: nn.Module) -> bool:
-    return any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in model.parameters())
 
 
 def _where(trainer: Any) -> str:

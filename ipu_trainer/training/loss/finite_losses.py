@@ -19,54 +19,41 @@ logger = logging.get_logger(__name__)
 _WORST = sys.float_info.max
 
 
-class FiniteLosses:
-    """Counts the losses of a logging window that are no numbers. Nothing waits for a GPU before a log."""
-
-    def __init__(self) -> None:
-        self._steps = 0
-        self._not_finite: Optional[torch.Tensor] = None
-        self._last = _WORST
-        self._lost_a_window = False
-
-    def add(self, loss: torch.Tensor) -> None:
-        broken = (~loss.detach().isfinite()).any().long()
-        self._steps += 1
-        self._not_finite = broken if self._not_finite is None else self._not_finite + broken
-
-    def correct(self, logs: Dict[str, float]) -> None:
-        """Say in `logs` how many losses were no numbers; of a window without any other, `loss` is the last one that was."""
-        if "loss" in logs and self._not_finite is not None:
-            not_finite = int(self._not_finite)
-            if not_finite:
-                logs["non_finite_losses"] = not_finite
-            if not_finite == self._steps:
-                self._lost_a_window = True
-                logger.warning(
-                    "all %d losses since the last log are NaN or infinite (logging_nan_inf_filter)", not_finite
-                )
-                logs["loss"] = self._last
-            self._last = logs["loss"]
-            self._steps, self._not_finite = 0, None
-        if "train_loss" in logs:
-            if self._lost_a_window or (self._not_finite is not None and int(self._not_finite) == self._steps):
-                logs["train_loss"] = float("nan")
-            self._steps, self._not_finite = 0, None
-            self._last, self._lost_a_window = _WORST, False
-
-
 class LogsFiniteLosses(StockTrainer):
-    """Trainer whose logging_nan_inf_filter logs no 0.0 for a window without any finite loss."""
+    """Trainer whose logging_nan_inf_filter logs no 0.0 for a window without any finite loss. Nothing waits for a GPU but a log."""
 
-    _finite_losses: Optional[FiniteLosses] = None
+    _losses_in_window = 0
+    _not_finite_in_window: Optional[torch.Tensor] = None  # their number; None before the first loss
+    _last_logged_loss = _WORST
+    _lost_a_window = False
 
     def note_loss(self, loss: torch.Tensor) -> torch.Tensor:
         """Count the loss of a training step; returns it."""
         if self.args.logging_nan_inf_filter:
-            self._finite_losses = self._finite_losses or FiniteLosses()
-            self._finite_losses.add(loss)
+            broken, before = (~loss.detach().isfinite()).any().long(), self._not_finite_in_window
+            self._losses_in_window += 1
+            self._not_finite_in_window = broken if before is None else before + broken
         return loss
 
     def log(self, logs: Dict[str, float], *positional: Any, **named: Any) -> None:
-        if self._finite_losses is not None:
-            self._finite_losses.correct(logs)
+        """Say in `logs` how many losses were no numbers; of a window without any other, `loss` is the last one that was."""
+        counted = self._not_finite_in_window if {"loss", "train_loss"} & logs.keys() else None
+        not_finite = None if counted is None else int(counted)
+        is_lost = not_finite == self._losses_in_window
+        if "loss" in logs and not_finite is not None:
+            if not_finite:
+                logs["non_finite_losses"] = not_finite
+            if is_lost:
+                self._lost_a_window = True
+                logger.warning(
+                    "all %d losses since the last log are NaN or infinite (logging_nan_inf_filter)", not_finite
+                )
+                logs["loss"] = self._last_logged_loss
+            self._last_logged_loss = logs["loss"]
+            self._losses_in_window, self._not_finite_in_window, is_lost = 0, None, False
+        if "train_loss" in logs:
+            if self._lost_a_window or is_lost:
+                logs["train_loss"] = float("nan")
+            self._losses_in_window, self._not_finite_in_window = 0, None
+            self._last_logged_loss, self._lost_a_window = _WORST, False
         super().log(logs, *positional, **named)

@@ -15,7 +15,7 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Seque
 import torch
 from transformers.trainer_pt_utils import find_batch_size
 
-from ipu_trainer.training.batch_rows import rows_of
+from ipu_trainer.training.batches import rows_of
 
 PER_ITEM, SUM, MEAN = "per item", "sum", "mean"
 SAMPLES, MICRO_BATCHES = "samples", "micro-batches"
@@ -116,7 +116,8 @@ def find_loss_reduction(
     sample = rows_of(inputs, 0, min(int(find_batch_size(inputs)), _COMPARED_OF_TOKENS if of_tokens else COMPARED))
     items: Optional[torch.Tensor] = None
     if is_given_items:
-        items = torch.tensor(max(1, int(candidates[0].items(sample, 1))), device=_device(sample))
+        device = next(value.device for value in sample.values() if torch.is_tensor(value))
+        items = torch.tensor(max(1, int(candidates[0].items(sample, 1))), device=device)
         once, twice = compute(sample, items), compute(sample, 2 * items)
         if once and abs(twice - once / 2) <= tolerance * abs(once):
             return replace(candidates[0], kind=PER_ITEM)
@@ -218,8 +219,3 @@ def _unevenly_labelled(sample: Dict[str, Any], first: LossReduction) -> Optional
     labels = labels.clone()
     labels[0] = labels[0].masked_fill(later, first.ignore_index)
     return {**sample, first.over: labels}
-
-
-def _device(inputs: Mapping[str, Any]) -> torch.device:
-    found: torch.device = next(value.device for value in inputs.values() if torch.is_tensor(value))
-    return found

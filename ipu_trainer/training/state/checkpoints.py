@@ -18,18 +18,9 @@ def last_complete_checkpoint(output_dir: Union[str, os.PathLike[str]]) -> Option
     A folder that a kill cut short is passed over and the one before it is taken. transformers 5 writes
     trainer_state.json last, 4.29 the state of the random generators: both must be whole.
     """
-    folder = Path(output_dir)
-    if not folder.is_dir():
-        return None
-    found = []
-    for path in folder.iterdir():
-        match = re.fullmatch(r"checkpoint-(\d+)", path.name)
-        if match and path.is_dir():
-            found.append((int(match.group(1)), path))
-    for _, path in sorted(found, reverse=True):
-        if _is_complete(path):
-            return str(path)
-    return None
+    found = [path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    newest_first = sorted(found, key=lambda path: int(path.name.partition("-")[2]), reverse=True)
+    return next((str(path) for path in newest_first if _is_complete(path)), None)
 
 
 def _is_complete(path: Path) -> bool:

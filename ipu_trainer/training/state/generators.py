@@ -1,12 +1,14 @@
-"""The random numbers that come next, of all generators a training draws from: kept and put back."""
+"""The random numbers that come next, of all generators a training draws from, and a look at a model that changes nothing."""
 
 from __future__ import annotations
 
+import contextlib
 import random
-from typing import Any, Tuple
+from typing import Any, Iterator, Tuple
 
 import numpy as np
 import torch
+from torch import nn
 
 
 def generator_states(with_cuda: bool = True) -> Tuple[Any, ...]:
@@ -21,3 +23,20 @@ def restore_generators(states: Tuple[Any, ...]) -> None:
     torch.set_rng_state(cpu)
     if cuda is not None:
         torch.cuda.set_rng_state_all(cuda)
+
+
+@contextlib.contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """After the block the model's modes and buffers and all random generators are what they were."""
+    states, modes = generator_states(), {part: part.training for part in model.modules()}
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                if name in buffers:
+                    buffer.copy_(buffers[name])
+        restore_generators(states)

@@ -14,7 +14,7 @@ from typing import Any, Dict, FrozenSet, List, NamedTuple, Optional, Sequence, S
 import numpy as np
 import torch
 
-from ipu_trainer.compat.transformers_configs import use_eager_attention
+from ipu_trainer.compat.transformers_training import use_eager_attention
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.dataset import ChestXrayDataset, PreparedChestXrays
 from ipu_trainer.tasks.chest_xray.data.labels import NO_FINDING

@@ -24,7 +24,7 @@ from transformers import ViTForImageClassification
 from ipu_trainer.compat.torch_acceleration import has_hooks
 from ipu_trainer.compat.transformers_training import attention_implementation
 from ipu_trainer.tasks.chest_xray.model.inputs import Normalisation
-from ipu_trainer.training.acceleration.padded_lm_head import ALIGNED
+from ipu_trainer.training.acceleration.compiled_layers import ALIGNED
 from ipu_trainer.training.finetuning.stochastic_depth import DropPath, apply_drop_path
 from ipu_trainer.training.layers import has_plain_projections, layer_stacks
 

@@ -1,4 +1,4 @@
-"""How long a training waits for its data."""
+"""What the host asks of a trainer's training loader: whether micro-batches can be coalesced, and how long a training waits."""
 
 from __future__ import annotations
 
@@ -9,17 +9,35 @@ from transformers import Trainer
 from transformers.utils import logging
 
 from ipu_trainer.compat.stock_trainer import StockLoop, StockTrainer
+from ipu_trainer.training.coalescing import why_not_by_size
 
 logger = logging.get_logger(__name__)
 # Above this share of a training's time a warning says that the data loader limits it.
 _LOADER_BOUND = 0.5
 
 
-class TracksDataWait(StockTrainer):
-    """Trainer that measures how long get_batch_samples waits for batches (from transformers 4.46 on, whose loop calls it)."""
+class TracksTrainingLoader(StockTrainer):
+    """Trainer whose stock loader follows train_batch_size, and that measures how long get_batch_samples waits for batches.
 
+    A subclass with a loader of its own says whether that follows. Waiting is measured from transformers 4.46 on, whose loop
+    calls get_batch_samples.
+    """
+
+    # Whether get_train_dataloader makes batches of train_batch_size samples.
+    loader_follows_coalescing = True
     data_wait_share = 0.0  # of the last training
     _data_wait_seconds = 0.0
+
+    def __init_subclass__(cls, **named: Any) -> None:
+        super().__init_subclass__(**named)
+        if "get_train_dataloader" in vars(cls) and "loader_follows_coalescing" not in vars(cls):
+            cls.loader_follows_coalescing = False
+
+    def why_not_coalescable(self, micro_batch: int, accumulation: int, factor: int, drop_last: bool) -> Optional[str]:
+        """Why an epoch's samples do not allow passes of `factor` micro-batches. None where a loader gives whole updates alone."""
+        weighs = hasattr(Trainer, "get_batch_samples")  # from transformers 4.46 on
+        sizes = (len(self.train_dataset), micro_batch, accumulation, factor)
+        return why_not_by_size(*sizes, drop_last, int(self.args.world_size), weighs)
 
     @property
     def data_wait_seconds(self) -> Optional[float]:
