@@ -108,7 +108,7 @@ def test_flags_of_a_simulated_program_are_its_own_and_the_old_flag_of_coalescing
 
     seen = []
     monkeypatch.setattr(command_line, "_hinted", set())
-    monkeypatch.setattr(simulator, "fold_micro_batches", seen.append)
+    monkeypatch.setattr(simulator, "coalesce_micro_batches", seen.append)
     monkeypatch.setattr(simulator, "install", lambda: None)
     monkeypatch.setattr(simulator, "run_script", lambda script, arguments: seen.append(arguments))
     (tmp_path / "program.py").write_text("")
