@@ -24,7 +24,7 @@ MOVED = {
     f"{_XRAY}.phantoms": f"{_XRAY}.data.phantoms",
     f"{_XRAY}.prepare": f"{_XRAY}.data.prepare",
     f"{_XRAY}.trainer": f"{_XRAY}.model.chest_xray_trainer",
-    f"{_XRAY}.transforms": f"{_XRAY}.data.augmentation",
+    f"{_XRAY}.transforms": f"{_XRAY}.model.inputs",
 }
 
 

@@ -36,6 +36,10 @@ class Execution:
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
 
+    def describe(self, checkpoint: Optional[str] = None) -> Dict[str, Any]:
+        """What run.json says of how a training that resumes from this checkpoint is computed."""
+        return {"place": "device"}
+
     def describe_batches(self) -> str:
         """Lines for the batch table on how micro-batches are computed; may be empty."""
         return ""

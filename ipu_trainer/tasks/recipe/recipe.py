@@ -112,7 +112,7 @@ def train(job: TaskRun) -> Dict[str, Any]:
     model = seeded_model(job) if trained is None else job.trained_model(run_dir)
     trainer = _checked_trainer(job, model=model)
     watch(trainer, tokens_per_sample=sum(job.sample_shape))
-    record = trained or _new_record(job, trainer)
+    record = trained or _new_record(job, trainer, checkpoint)
     if trainer.is_world_process_zero():
         print(_header(job, trainer, record))
         if trained or checkpoint:
@@ -159,7 +159,7 @@ def _checked_trainer(job: TaskRun, **model: Any) -> Any:
     return trainer
 
 
-def _new_record(job: TaskRun, trainer: Any) -> Dict[str, Any]:
+def _new_record(job: TaskRun, trainer: Any, checkpoint: Optional[str]) -> Dict[str, Any]:
     backend = trainer.backend
     return {
         "status": RUNNING,
@@ -168,6 +168,7 @@ def _new_record(job: TaskRun, trainer: Any) -> Dict[str, Any]:
         "backend": {**backend.describe(), "torch_device": str(job.args.device)},
         "precision": dataclasses.asdict(used_precision(job.args, backend.has_executors)),
         "versions": versions(),
+        "execution": trainer.execution.describe(checkpoint),
         "batch_table": trainer.batch_table(getattr(trainer, "epoch_plan", None)),
     }
 

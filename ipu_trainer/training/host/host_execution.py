@@ -64,10 +64,7 @@ class HostExecution(Execution):
 
     def run_loop(self, geometry: BatchGeometry, loop: StockLoop, stock: Stock) -> Any:
         """stock(loop); restarted with smaller passes where coalesced ones are out of memory before the first update."""
-        trainer, held = self.trainer, None
-        if self._requested == AUTO:
-            held = read_coalescing(loop.resume_from_checkpoint, geometry.micro_batch, self._accumulation(geometry))
-        coalescing = held or self.decide_coalescing(geometry)
+        trainer, coalescing = self.trainer, self._coalescing_of(geometry, loop.resume_from_checkpoint)
         states, given = generator_states(), (trainer.optimizer, trainer.lr_scheduler)
         while True:
             try:
@@ -132,6 +129,19 @@ class HostExecution(Execution):
     def _factor(self) -> int:
         """Micro-batches of one pass."""
         return 1 if self.coalescing is None else self.coalescing.factor
+
+    def _coalescing_of(self, geometry: BatchGeometry, checkpoint: Optional[str]) -> Coalescing:
+        """As the checkpoint holds it, where there is one and no size was asked for; else as it is decided."""
+        held = None
+        if self._requested == AUTO:
+            held = read_coalescing(checkpoint, geometry.micro_batch, self._accumulation(geometry))
+        return held or self.decide_coalescing(geometry)
+
+    def describe(self, checkpoint: Optional[str] = None) -> Dict[str, Any]:
+        geometry = self.trainer.batch_geometry
+        coalescing = self._coalescing_of(geometry, checkpoint)
+        size = coalescing.factor * geometry.micro_batch
+        return {"place": "host", "host_micro_batch_size": size, "reason": coalescing.reason}
 
     def decide_coalescing(self, geometry: Optional[BatchGeometry] = None) -> Coalescing:
         """How many micro-batches are computed in one pass (coalescing.py); nothing of the trainer changes."""

@@ -315,7 +315,11 @@ def _where(trainer: Any) -> str:
     if getattr(trainer, "compute_loss_func", None) is not None:
         return "by compute_loss_func"
     owner = next(cls for cls in type(trainer).__mro__ if "compute_loss" in vars(cls))
-    return "its own" if owner.__module__.startswith("transformers.") else f"by {owner.__name__}.compute_loss"
+    return (
+        "its own"
+        if owner.__module__.startswith(("transformers.", "ipu_trainer.compat."))
+        else f"by {owner.__name__}.compute_loss"
+    )
 
 
 def _as_first_process(find: Callable[[], LossReduction], args: Any) -> LossReduction:
