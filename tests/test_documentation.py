@@ -257,7 +257,7 @@ def test_every_command_is_listed():
     assert not stale, "on no page any more, take out of COMMANDS:\n" + "\n".join(stale)
 
 
-@pytest.mark.parametrize("page", PAGES[1:], ids=name_of)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_flags_have_one_spelling(page):
     """--snake_case, as Trainer has it; --kebab-case is taken, and no page writes it."""
     others = (

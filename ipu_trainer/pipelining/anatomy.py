@@ -12,10 +12,11 @@ from typing import Dict, Iterator, List, Set, Tuple
 
 from torch import nn
 
+from ipu_trainer.errors import UserError
 from ipu_trainer.pipelining.architectures import architecture_of
 
 
-class PipeliningError(ValueError):
+class PipeliningError(UserError):
     """A model that cannot be split as requested; the message describes the model's parts."""
 
 

@@ -175,10 +175,8 @@ def test_arguments_of_optimum_graphcore_are_answered(name, today):
 
 
 def test_a_withdrawn_argument_is_answered_with_the_reason():
-    assert arguments(fuse_projections=False).fuse_projections is False
-    assert "fuse_projections" not in flags("--fuse_projections", "false")
     for give in (lambda: arguments(fuse_projections=True), lambda: flags("--fuse_projections", "true")):
-        with pytest.raises(ValueError, match="fuse_projections.*gained nothing.*Leave it out"):
+        with pytest.warns(FutureWarning, match="fuse_projections is an old name.*it gained no time and is gone"):
             give()
 
 

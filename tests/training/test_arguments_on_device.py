@@ -40,6 +40,7 @@ REFUSED = {
 }  # fmt: skip
 HARMLESS = {
     **dict.fromkeys(("loss_scaling",), "float32 has the same gradients with any factor; with half it is read"),
+    **dict.fromkeys(("ipu_config", "precision"), "what they choose is tested by itself: the IPUConfig, and half"),
     **dict.fromkeys(("pipelining", "simulator_device", "backend"), "how and where a model is cut and computed, not what it learns"),
     **dict.fromkeys(("activation_checkpointing", "gradient_checkpointing"), "what is recomputed is the same"),
     **dict.fromkeys(("tf32", "torch_empty_cache_steps", "use_cache", "use_cpu", "no_cuda", "use_mps_device"), "of GPUs, or of generation"),

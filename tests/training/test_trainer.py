@@ -315,7 +315,7 @@ def test_what_cannot_work_is_refused_before_work(tmp_path):
         arguments(tmp_path, layer_decay=0.0)
     with pytest.raises(ValueError, match="drop_path"):
         arguments(tmp_path, drop_path=1.0)
-    with pytest.raises(ValueError, match="not one of auto, bf16, fp32"):
+    with pytest.raises(ValueError, match="not one of auto, fp32, bf16, fp16"):
         choose_precision("fp8", True)
 
 

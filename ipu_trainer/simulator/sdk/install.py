@@ -17,17 +17,17 @@ import sys
 import types
 from typing import Any, Callable, Dict, Iterator, List, Sequence
 
-from ipu_trainer.errors import MissingFileError
+from ipu_trainer.errors import MissingFileError, UserError
 from ipu_trainer.simulator.sdk import optimum_extensions
 
 VERSION = "3.4.0"
 
 
-class AlreadyInstalledError(ValueError):
+class AlreadyInstalledError(UserError):
     """The real poptorch is importable, and is not replaced."""
 
 
-class NotRunnableError(ValueError):
+class NotRunnableError(UserError):
     """No module of that name can be run."""
 
 

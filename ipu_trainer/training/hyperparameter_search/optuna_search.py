@@ -40,7 +40,7 @@ Feasible = Callable[[Any, int], Optional[str]]
 GEOMETRY = ("micro_batch", "replication_factor")
 
 
-class SearchError(ValueError):
+class SearchError(UserError):
     """A wrong setup of the search, which ends the study. Any other error ends one trial."""
 
 

@@ -15,6 +15,7 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Seque
 import torch
 from transformers.trainer_pt_utils import find_batch_size
 
+from ipu_trainer.errors import UserError
 from ipu_trainer.training.batches import rows_of
 
 PER_ITEM, SUM, MEAN = "per item", "sum", "mean"
@@ -31,11 +32,11 @@ Loss = Callable[[Dict[str, Any], Optional[torch.Tensor]], float]
 Count = Union[int, float, torch.Tensor]
 
 
-class NeitherMeanNorSum(ValueError):
+class NeitherMeanNorSum(UserError):
     """The loss of several samples does not follow from the losses of each."""
 
 
-class LossNotComparable(ValueError):
+class LossNotComparable(UserError):
     """The samples at hand do not show what the loss does with them."""
 
 
