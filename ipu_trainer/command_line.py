@@ -1,4 +1,4 @@
-"""How flags are spelled (--snake_case as Trainer has it, --kebab-case the same flag), what values mean, hints for old flags."""
+"""The syntax of flags: --snake_case as Trainer has it (--kebab-case is the same flag), values, and hints for renamed ones."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """What a user installs: the wheel holds what it needs, the scripts say what they do, and the demo runs."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ipu_trainer import openmp
+from ipu_trainer import moved_modules, openmp
 from ipu_trainer.compat import transformers_versions as compat
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -125,3 +126,13 @@ def test_the_demo_runs_from_phantoms_to_a_table(tmp_path):
     assert (tmp_path / "demo" / "run" / "plots" / "roc.png").exists()
     half = subprocess.run([sys.executable, str(script), "--csv", "x.csv"], capture_output=True, text=True, timeout=120)
     assert half.returncode != 0 and "belong together" in half.stderr
+
+
+@pytest.mark.parametrize("old", sorted(moved_modules.MOVED))
+def test_documented_paths_of_modules_that_moved_work_with_a_hint(old, monkeypatch):
+    monkeypatch.delitem(sys.modules, old, raising=False)
+    with pytest.warns(FutureWarning, match=f"{old} has moved and goes with the next release"):
+        module = importlib.import_module(old)
+    moved = importlib.import_module(moved_modules.MOVED[old])
+    names = [name for name in vars(moved) if not name.startswith("_")]
+    assert names and all(getattr(module, name) is getattr(moved, name) for name in names)

@@ -1,4 +1,4 @@
-"""What is read or replaced inside of other libraries: one row each, beside the function that does it."""
+"""Internal: one private part of another library that is read or replaced; each is declared beside the function that does it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One way to run one workload: where its parts go and how its batch is cut. IPUConfig in, numbers for the model out."""
+"""A workload under one IPUConfig: placement and batch geometry, as inputs of the cost model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one IPU has to do and to hold, and the two formulas that price it. Numbers, or arrays of many placements at once.
+"""Compute and memory demand of one IPU, and the formulas for its seconds and bytes; scalars, or arrays of many placements.
 
 predict_time and predict_memory ask for one placement, the search for all of them: both through here, so they cannot disagree.
 """

@@ -1,4 +1,4 @@
-"""A checkpoint is loaded or refused: what from_pretrained would leave at random values, outside a new head, is an error.
+"""Pretrained weights: from_pretrained, but weights that are missing outside of a new head are an error.
 
 from_pretrained itself warns and continues. A model of another family then has nothing of its checkpoint but the name.
 """

@@ -1,4 +1,4 @@
-"""A trainer's IPUConfig, how it groups samples, and the samples of a batch: rows of its tensors along dimension 0."""
+"""A trainer's IPUConfig and batch geometry, and the samples of a batch: slices and counts along dimension 0."""
 
 from __future__ import annotations
 

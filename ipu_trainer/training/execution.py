@@ -24,7 +24,7 @@ from ipu_trainer.compat.stock_trainer import StockLoop
 from ipu_trainer.config.batching import BatchGeometry, EpochPlan
 from ipu_trainer.errors import UserError
 
-# The stock method that an execution may call in its step, with its last arguments given.
+# transformers.Trainer's own method for the step, which an execution may call, with its last arguments given.
 Stock = Callable[..., Any]
 
 

@@ -73,7 +73,7 @@ def test_a_run_leaves_model_metrics_predictions_plots_and_what_was_run(run, prep
     assert record["backend"]["name"] == "host" and record["precision"]["name"] == "fp32"
     assert record["settings"]["ipu_config"]["replication_factor"] == 1
     assert set(record["versions"]) >= {"torch", "transformers", "ipu_trainer"}
-    assert "global batch" in record["batch_table"]
+    assert "global batch" in record["batch_table"] and record["execution"]["host_micro_batch_size"] >= 1
     with (run / "predictions.csv").open() as file:
         predictions = list(csv.DictReader(file))
     assert len(predictions) == metrics["num_images"]

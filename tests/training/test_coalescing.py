@@ -609,10 +609,13 @@ def test_the_factor_does_not_depend_on_free_memory_and_is_kept_in_checkpoints(tm
     trainer.train()
     held = json.loads((tmp_path / "a" / "checkpoint-3" / "coalescing.json").read_text())
     assert held == {"micro_batch": 2, "factor": 8, "chunk": 8}
+    assert trainer.execution.describe()["host_micro_batch_size"] == 16
     # A machine that would decide otherwise goes on as the run began.
     monkeypatch.setattr(coalescing, "largest_that_fits", lambda *_: 2)
     again = trainer_of(tmp_path / "b", vit_without_dropout(), IMAGES, True, trainer_class=Counting)
-    assert again.execution.decide_coalescing().factor == 2
+    assert again.execution.describe()["host_micro_batch_size"] == 4
+    described = again.execution.describe(str(tmp_path / "a" / "checkpoint-3"))
+    assert described == {"place": "host", "host_micro_batch_size": 16, "reason": "as in the checkpoint"}
     again.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-3"))
     assert set(again.passes) == {16}
     for value, other in zip(trainer.model.state_dict().values(), again.model.state_dict().values()):

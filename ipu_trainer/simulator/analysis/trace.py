@@ -97,7 +97,7 @@ def svg(stages: Sequence[StageCost], spans: Sequence[Span]) -> str:
 
 
 def chrome_trace(stages: Sequence[StageCost], spans: Sequence[Span]) -> Dict[str, Any]:
-    """The timeline for chrome://tracing or Perfetto. One millisecond represents the model's forward FLOPs."""
+    """The timeline for chrome://tracing or Perfetto. Time is not measured: 1 ms stands for the FLOPs of the model's forward."""
     events: List[Dict[str, Any]] = [
         {
             "ph": "M",

@@ -273,16 +273,16 @@ class _Loader:
         return iter(self.dataset) if batches is None else iter(batches())
 
 
-def _free_buffer(free: Any, commands: Any, asked: int) -> Tuple[Optional[int], Any]:
-    """A buffer to fill and the newest requested epoch; (None, None) to end."""
+def _free_buffer(free: Any, commands: Any, epoch: int) -> Tuple[Optional[int], Optional[int]]:
+    """Wait for a buffer: (its index, the newest requested epoch); (None, None) when the process must stop."""
     while True:
         with contextlib.suppress(queue.Empty):
             while True:
-                asked = commands.get_nowait()
-                if asked is None:
+                epoch = commands.get_nowait()
+                if epoch is None:
                     return None, None
         with contextlib.suppress(queue.Empty):
-            return free.get(timeout=0.05), asked
+            return free.get(timeout=0.05), epoch
 
 
 def _flat(item: Any) -> List[torch.Tensor]:

@@ -145,7 +145,7 @@ class Engine:
         return None if gradients is None else gradients.reduced()
 
     def _coalesced(self, step: _HostStep, iteration: int) -> Dict[int, torch.Tensor]:
-        """As _one_by_one(), with one forward and backward for all micro-batches of a replica."""
+        """Reduced gradients of an update by parameter, as _one_by_one(), with one forward and backward for each replica."""
         assert self.optimizer is not None
         count, mode = self._accumulation, OutputMode(self.options.output_mode)
         gradients = Gradients(self.optimizer, step.installed, self.options)

@@ -1,4 +1,4 @@
-"""poptorch.Options.
+"""poptorch.Options: what a program asks of the device.
 
 Every setter and default is poptorch's. A setting changes numbers, and the engine obeys it; or describes the device (memory,
 tiles, streams), and affects reports of memory and time only; or cannot be honoured, and compilation refuses it (see

@@ -1,4 +1,4 @@
-"""poptorch.testing."""
+"""poptorch.testing: comparisons of nested values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the model writes, printed while it trains, and its perplexity, which weighs every predicted token once."""
+"""Texts that the model generates, printed while it trains, and its perplexity, in which every predicted token counts once."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""The recipe of every task, around what is particular to one: `ipu-trainer train TASK` and `ipu-trainer search TASK`.
+"""Runs any task: header, training, evaluation, report. A task supplies data, model, trainer and metrics as a TaskRun.
 
     train    resume or restore -> header -> run.json -> train -> evaluate -> results, curves, model card, report -> run.json
     search   a trainer that makes a model for each trial
 
-A task's TaskRun holds its data and makes its model and trainer; whatever is the same for all tasks is here.
+The commands are `ipu-trainer train TASK` and `ipu-trainer search TASK`.
 """
 
 from __future__ import annotations

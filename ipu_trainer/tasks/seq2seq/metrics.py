@@ -1,4 +1,4 @@
-"""BLEU and chrF by sacrebleu, for a model's texts and for a baseline that only reads names."""
+"""BLEU and chrF by sacrebleu, for generated texts and for a baseline made of the function's name alone."""
 
 from __future__ import annotations
 

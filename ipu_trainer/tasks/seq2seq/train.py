@@ -1,4 +1,4 @@
-"""The recipe: an encoder-decoder on pairs of fixed shape, scored by what it writes for packages it has not seen.
+"""Training an encoder-decoder on pairs of fixed shape, scored on texts that it generates for held-out groups.
 
     ipu-trainer train seq2seq --output RUN [--pairs FILE.jsonl] [--model t5-small] [any Seq2SeqTrainingArguments flag]
 
@@ -64,8 +64,8 @@ def tiles(run: Run) -> Tiles:
     return Tiles([*rows, ("pairs", f"{run.metrics['num_pairs']:,}", "of packages or groups not trained on")])
 
 
-def samples(run: Run) -> List[Block]:
-    """The first pairs of predictions.csv, which a run without generation does not have."""
+def example_predictions(run: Run) -> List[Block]:
+    """Report blocks with the first rows of predictions.csv; a note where the run generated nothing."""
     file = run.folder / "predictions.csv"
     if not file.is_file():
         return [Text("The run generated no text (predict_with_generate False).", "note")]
@@ -84,7 +84,7 @@ def workload(run: Run) -> Tuple[str, int, int]:
     return "seq2seq-lm", int(recipe["source_length"]), int(recipe["target_length"])
 
 
-_REPORT = TaskReport("Seq2seq", METRIC, headline, tiles, samples, workload)
+_REPORT = TaskReport("Seq2seq", METRIC, headline, tiles, example_predictions, workload)
 write_report, write_comparison = _REPORT.write, _REPORT.write_comparison
 
 

@@ -1,5 +1,4 @@
-"""Which accelerations and precision a run uses: decided from the arguments, the hardware and the installed releases, each with its
-reason."""
+"""Which accelerations and precision a run uses, each with its reason: by arguments, hardware and installed releases."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from ipu_trainer.training.batches import num_model_copies
 from ipu_trainer.training.device.executors import DeviceModel, DeviceRun
 from ipu_trainer.training.device.host_step import HostStep, host_step
 from ipu_trainer.training.device.host_step_loading import WholeHostStepLoading
-from ipu_trainer.training.device.inference import predict_in_pieces
+from ipu_trainer.training.device.inference import predict_in_micro_batches
 from ipu_trainer.training.execution import Stock, changed
 from ipu_trainer.training.loss.loss_reduction import PER_ITEM, LossReduction
 
@@ -163,7 +163,7 @@ class DeviceExecution(WholeHostStepLoading):
         trainer = self.trainer
         given = dict(trainer.prepared_inputs(inputs))
 
-        def of_micro_batch(inner: nn.Module, part: Dict[str, Any]) -> Tuple[Any, Any]:
+        def predict_micro_batch(inner: nn.Module, part: Dict[str, Any]) -> Tuple[Any, Any]:
             loss, logits, _ = stock(inner, part)
             return loss, logits
 
@@ -172,7 +172,9 @@ class DeviceExecution(WholeHostStepLoading):
         has_loss = has_loss if names else bool(given.get("return_loss", trainer.can_return_loss))
         micro_batch = self.eval_micro_batch or trainer.args.per_device_eval_batch_size
         key = ("prediction_step", loss_only, tuple(ignore_keys or ()), ignore_keys is None)
-        loss, logits = predict_in_pieces(self.run, of_micro_batch, given, micro_batch, key, has_loss, not loss_only)
+        loss, logits = predict_in_micro_batches(
+            self.run, predict_micro_batch, given, micro_batch, key, has_loss, not loss_only
+        )
         if loss_only:
             return loss, None, None
         labels = tuple(given.get(name) for name in names) if has_loss else (None,)

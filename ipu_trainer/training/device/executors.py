@@ -234,7 +234,7 @@ class DeviceRun:
             assert self._optimizer is not None
             self.prepare().annotate(False)
             self._pipeline.module.train()
-            graph = _Graph(self._pipeline.module, self._loss_in_graph)
+            graph = _Graph(self._pipeline.module, self._weighted_loss)
             given_options = (self._seed, self._compile_only, self.geometry.replicas, self._process)
             options = make_options(self.config, self.backend, False, *given_options)
             if self._recompute and self.config.ipus_per_replica == 1:  # pipelines recompute anyway
@@ -249,7 +249,8 @@ class DeviceRun:
         elif not self._trainer.isAttachedToDevice():
             self.prepare().annotate(False)
 
-    def _loss_in_graph(self, model: nn.Module, inputs: Dict[str, Any]) -> Any:
+    def _weighted_loss(self, model: nn.Module, inputs: Dict[str, Any]) -> Any:
+        """What the training executor compiles: the loss of one micro-batch, by its share of the update, as identity_loss."""
         num_items, weight = inputs.pop(NUM_ITEMS, None), inputs.pop(LOSS_WEIGHT, None)
         loss = self._loss(model, inputs, None if num_items is None else num_items[0])
         if num_items is not None:

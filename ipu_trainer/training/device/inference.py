@@ -29,26 +29,26 @@ from ipu_trainer.training.device.host_step import has_rows, num_samples
 Prediction = Callable[[nn.Module, Dict[str, Any]], Tuple[Any, Any]]
 
 
-def predict_in_pieces(
+def predict_in_micro_batches(
     run: DeviceRun,
-    of_micro_batch: Prediction,
+    predict_micro_batch: Prediction,
     given: Dict[str, Any],
     micro_batch: int,
     key: Tuple[Any, ...],
     has_loss: bool,
     has_logits: bool,
 ) -> Tuple[Any, Any]:
-    """Mean loss and joined logits of a batch of any size; None for what of_micro_batch does not have.
+    """(mean loss over samples or None, joined logits or None) of a batch of any size.
 
-    Whole micro-batches run on the device, the last call filled up with copies that are thrown away; samples that do
-    not fill a micro-batch run on the host, where no padding changes their mean. key names the function that is
-    compiled.
+    Whole micro-batches run on the device; the last call is filled up with copies of its last micro-batch, which are dropped.
+    Samples that do not fill a micro-batch run on the host, so that no padding enters their mean. key: of the compiled executor.
+    has_loss, has_logits: what predict_micro_batch returns, the other is None.
     """
     per_call = micro_batch * run.inference_samples_per_call[0]
     samples = num_samples(given)
 
     def on_device(inner: nn.Module, part: Dict[str, Any]) -> Any:
-        both = of_micro_batch(inner, part)
+        both = predict_micro_batch(inner, part)
         return tuple(value for value in both if value is not None)
 
     losses: List[Tuple[Any, int]] = []
@@ -64,7 +64,7 @@ def predict_in_pieces(
             logits = _joined(logits, _rows(outputs[-1], count))
     if whole < samples:
         tail = {name: value[whole:] if has_rows(value, samples) else value for name, value in given.items()}
-        loss, part = of_micro_batch(run.on_host(), tail)
+        loss, part = predict_micro_batch(run.on_host(), tail)
         if has_loss:
             losses.append((loss.float(), samples - whole))
         if has_logits:

@@ -1,4 +1,4 @@
-"""Weights that a callback writes into the program's model, and a device that trains with its own copy.
+"""Finds the weights that a callback changed in the program's model, so that they are sent to the device's copy.
 
 Whoever writes reads first, and reading fetches the weights from the device. So what was fetched is remembered, by a checksum of
 each tensor, and compared before the next step: what has changed is sent. If no callback reads weights,

@@ -227,6 +227,7 @@ class HostExecution(Execution):
             write_coalescing(folder, self.coalescing.factor, self.chunk, self.trainer.batch_geometry.micro_batch)
 
     def load_optimizer_state(self, checkpoint: Optional[str], stock: Stock) -> None:
+        """Restore optimizer and scheduler. Raises UserError for a state that was written on a device."""
         try:
             stock(checkpoint)
         except KeyError as error:

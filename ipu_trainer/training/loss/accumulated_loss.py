@@ -1,4 +1,4 @@
-"""One weight update depends on its samples alone, however they are cut into micro-batches: how IPUTrainer weighs losses.
+"""Weights the loss of each micro-batch, so that an update does not depend on how its samples are cut into micro-batches.
 
 Stock Trainer divides each micro-batch's loss by their number, or not at all where it believes that the model has divided by
 num_items_in_batch (transformers 5.24: by signatures). Here a loss is what loss_reduction.py finds, once for each class of model:

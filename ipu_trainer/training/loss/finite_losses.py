@@ -1,4 +1,4 @@
-"""Losses that are no numbers are never logged as 0.0.
+"""NaN and infinite losses are logged as such, or counted, and never as 0.0.
 
 With logging_nan_inf_filter the stock loop puts the mean of a logging window's losses in the place of one that is NaN or infinite.
 In a window of such losses alone that mean is 0.0, the best loss there is. The filter promises finite numbers, so there the last

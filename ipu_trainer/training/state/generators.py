@@ -1,4 +1,4 @@
-"""The random numbers that come next, of all generators a training draws from, and a look at a model that changes nothing."""
+"""Saves and restores the states of all random generators; runs a model without side effects on them or on its buffers."""
 
 from __future__ import annotations
 

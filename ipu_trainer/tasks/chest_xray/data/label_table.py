@@ -212,7 +212,7 @@ def _locate(name: str, root: Path, files: Set[str], by_name: Dict[str, List[str]
 
 
 def _age(text: str) -> Optional[int]:
-    """Years from "57", "057Y", "18M" (months) or "30D" (days); None where it is missing or impossible."""
+    """Whole years, rounded down, of "57", "057Y", "18M" (months), "30D" (days); None if malformed or above OLDEST_YEARS."""
     text = text.strip().upper()
     unit = text[-1:] if text[-1:] in ("Y", "M", "D") else ""
     value = _whole(text[: len(text) - len(unit)])
