@@ -119,5 +119,5 @@ def test_a_class_that_copies_weights_is_refused_where_inference_is_placed_otherw
         inference_layers_per_ipu=(3, 1),
         ipus_per_replica=2,
     )
-    with pytest.raises(ValueError, match="placed in another way than training"):
+    with pytest.raises(ValueError, match="placed differently from training"):
         IPUTrainer(model, args, train_dataset=samples, ipu_config=config).train()
