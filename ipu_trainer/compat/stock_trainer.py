@@ -121,6 +121,7 @@ PRIVATE = {
     "_load_best_model": "weights of the best checkpoint, at the end",
     "_load_optimizer_and_scheduler": "their state, at the start of a resumed training",
     "_hp_search_setup": "a trial's values, before its training",
+    "_report_to_hp_search": "an evaluation's metrics, on their way to the study",
     "_remove_unused_columns": "columns of a data set that the model does not take",
     "_get_collator_with_removed_columns": "the same for data that is no datasets.Dataset",
 }

@@ -12,20 +12,20 @@ same passes each time. A checkpoint holds it, so that a resumed run has them too
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, List, Mapping, Optional, Union
+from typing import Any, Callable, List, Mapping, Optional, Union
 
 import torch
 
-from ipu_trainer.atomic import write_json
+from ipu_trainer.atomic import read_json, write_json
 from ipu_trainer.errors import UserError
 
 AUTO = "auto"
 ONE_BY_ONE = "micro_batch"
 COALESCING_FILE = "coalescing.json"
+_HELD = ("micro_batch", "factor", "chunk")
 
 # Micro-batches that are compared one by one with all of them together: unequal losses show in a few already.
 COMPARED = 8
@@ -209,16 +209,22 @@ def relative_difference(apart: Mapping[str, torch.Tensor], together: Mapping[str
 
 def write_coalescing(folder: Union[str, os.PathLike[str]], factor: int, chunk: int, micro_batch: int) -> None:
     """Keep the decision in a checkpoint."""
-    write_json(Path(folder) / COALESCING_FILE, {"micro_batch": micro_batch, "factor": factor, "chunk": chunk})
+    write_json(Path(folder) / COALESCING_FILE, dict(zip(_HELD, (micro_batch, factor, chunk))))
 
 
 def read_coalescing(checkpoint: Optional[str], micro_batch: int, accumulation: int) -> Optional[Coalescing]:
-    """The decision that a checkpoint holds, where it still divides the update; None otherwise."""
+    """The decision that a checkpoint holds, where it still divides the update; None otherwise.
+
+    Raises UserError for a damaged file.
+    """
     file = Path(checkpoint or "") / COALESCING_FILE
     if not checkpoint or not file.is_file():
         return None
-    held = json.loads(file.read_text(encoding="utf-8"))
-    factor, chunk = int(held["factor"]), int(held["chunk"])
-    if held["micro_batch"] != micro_batch or accumulation % factor:
+    held = read_json(file)
+    numbers: List[Any] = [held.get(name) if isinstance(held, dict) else None for name in _HELD]
+    if not all(isinstance(number, int) and number > 0 for number in numbers):
+        raise UserError(f"{file} must hold {', '.join(_HELD)} as whole numbers from 1 on. Remove it to decide again.")
+    size, factor, chunk = numbers
+    if size != micro_batch or accumulation % factor:
         return None
     return Coalescing(factor, "as in the checkpoint", chunk)

@@ -37,11 +37,11 @@ class Execution:
         self.trainer = trainer
 
     def describe(self, checkpoint: Optional[str] = None) -> Dict[str, Any]:
-        """What run.json says of how a training that resumes from this checkpoint is computed."""
-        return {"place": "device"}
+        """What run.json says of how micro-batches are computed, by a training that resumes from this checkpoint."""
+        return {}
 
-    def describe_batches(self) -> str:
-        """Lines for the batch table on how micro-batches are computed; may be empty."""
+    def describe_batches(self, checkpoint: Optional[str] = None) -> str:
+        """The same as lines for the batch table; may be empty."""
         return ""
 
     def run_loop(self, geometry: BatchGeometry, loop: StockLoop, stock: Stock) -> Any:

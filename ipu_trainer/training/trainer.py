@@ -121,13 +121,13 @@ class IPUTrainer(
         """How this run groups samples. One replica in the IPUConfig and several processes: each process is one, as for Trainer."""
         return self._geometry_in_loop or batch_geometry(self.ipu_config, self.args, self._micro_batch_found)
 
-    def batch_table(self, epoch: Optional[EpochPlan] = None) -> str:
-        """The batch arithmetic as text, with how the loss counts; on the host also with what the first call finds out."""
+    def batch_table(self, epoch: Optional[EpochPlan] = None, checkpoint: Optional[str] = None) -> str:
+        """The batch arithmetic of a training, which may resume from a checkpoint: how the loss counts, what is coalesced."""
         table = batch_table(self.batch_geometry, epoch, num_model_copies(self.args))
         reduction = self.loss_reduction_ahead()
         if self.accumulates:
             table += f"\nloss: {'found out on the first batch' if reduction is None else reduction.describe()}"
-        return "\n".join(filter(None, (table, self.execution.describe_batches())))
+        return "\n".join(filter(None, (table, self.execution.describe_batches(checkpoint))))
 
     @property
     def has_stock_train_loader(self) -> bool:
@@ -144,7 +144,7 @@ class IPUTrainer(
         if found is not None:
             log = "out of memory: %s instead of %s; the global batch stays as it is"
             logger.warning(log, geometry.describe(), given.describe())
-        logger.info("batches:\n%s", self.batch_table(self.execution.epoch_plan()))
+        logger.info("batches:\n%s", self.batch_table(self.execution.epoch_plan(), loop.resume_from_checkpoint))
         slow = openmp.why_slow(torch.get_num_threads()) if args.device.type == "cpu" else None
         if slow:
             logger.warning(slow)

@@ -614,8 +614,11 @@ def test_the_factor_does_not_depend_on_free_memory_and_is_kept_in_checkpoints(tm
     monkeypatch.setattr(coalescing, "largest_that_fits", lambda *_: 2)
     again = trainer_of(tmp_path / "b", vit_without_dropout(), IMAGES, True, trainer_class=Counting)
     assert again.execution.describe()["host_micro_batch_size"] == 4
+    assert "coalesced: 8 micro-batches in one pass (as in the checkpoint)" in again.batch_table(
+        checkpoint=str(tmp_path / "a" / "checkpoint-3")
+    )
     described = again.execution.describe(str(tmp_path / "a" / "checkpoint-3"))
-    assert described == {"place": "host", "host_micro_batch_size": 16, "reason": "as in the checkpoint"}
+    assert described == {"host_micro_batch_size": 16, "reason": "as in the checkpoint"}
     again.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-3"))
     assert set(again.passes) == {16}
     for value, other in zip(trainer.model.state_dict().values(), again.model.state_dict().values()):
@@ -629,6 +632,13 @@ def test_a_checkpoint_of_another_accumulation_is_decided_again(tmp_path):
     assert coalescing.read_coalescing(checkpoint, 2, 4) is None
     assert coalescing.read_coalescing(checkpoint, 1, 8) is None
     assert coalescing.read_coalescing(str(tmp_path), 2, 8) is None
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"micro_batch": 2, "factor": 0, "chunk": 1}', '{"factor": "8"}'])
+def test_a_damaged_decision_in_a_checkpoint_is_refused_by_name(tmp_path, damage):
+    (tmp_path / "coalescing.json").write_text(damage)
+    with pytest.raises(ValueError, match="coalescing.json"):
+        coalescing.read_coalescing(str(tmp_path), 2, 8)
 
 
 @pytest.mark.parametrize("size, passes", [("4", {4}), ("16", {16}), ("2", {2}), ("auto", {16}), ("micro_batch", {2})])

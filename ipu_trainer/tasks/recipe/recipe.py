@@ -169,7 +169,7 @@ def _new_record(job: TaskRun, trainer: Any, checkpoint: Optional[str]) -> Dict[s
         "precision": dataclasses.asdict(used_precision(job.args, backend.has_executors)),
         "versions": versions(),
         "execution": trainer.execution.describe(checkpoint),
-        "batch_table": trainer.batch_table(getattr(trainer, "epoch_plan", None)),
+        "batch_table": trainer.batch_table(getattr(trainer, "epoch_plan", None), checkpoint),
     }
 
 

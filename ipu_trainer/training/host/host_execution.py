@@ -141,7 +141,7 @@ class HostExecution(Execution):
         geometry = self.trainer.batch_geometry
         coalescing = self._coalescing_of(geometry, checkpoint)
         size = coalescing.factor * geometry.micro_batch
-        return {"place": "host", "host_micro_batch_size": size, "reason": coalescing.reason}
+        return {"host_micro_batch_size": size, "reason": coalescing.reason}
 
     def decide_coalescing(self, geometry: Optional[BatchGeometry] = None) -> Coalescing:
         """How many micro-batches are computed in one pass (coalescing.py); nothing of the trainer changes."""
@@ -176,11 +176,11 @@ class HostExecution(Execution):
         """Let loader and training step take batches of `factor` micro-batches."""
         self.coalescing, self.chunk = Coalescing(factor, "compared"), factor
 
-    def describe_batches(self) -> str:
+    def describe_batches(self, checkpoint: Optional[str] = None) -> str:
         geometry = self.trainer.batch_geometry
         if self._accumulation(geometry) == 1 or self._requested == ONE_BY_ONE:
             return ""
-        coalescing = self.decide_coalescing(geometry)
+        coalescing = self._coalescing_of(geometry, checkpoint)
         return f"coalesced: {coalescing.factor} micro-batches in one pass ({coalescing.reason})"
 
     # What the loop reads ----------------------------------------------------------------------------------------
@@ -208,9 +208,8 @@ class HostExecution(Execution):
 
     def wrap_model(self, model: nn.Module, training: bool, stock: Stock) -> Any:
         state = self.trainer.state
-        if (
-            training and self._factor > 1 and hasattr(state, "train_batch_size")
-        ):  # resuming compares it with the arguments
+        if training and self._factor > 1 and hasattr(state, "train_batch_size"):
+            # What resuming compares with the arguments.
             state.train_batch_size = self.trainer.batch_geometry.micro_batch
         return stock()
 
