@@ -90,7 +90,7 @@ def _table(rows: Sequence[PublishedRow], held: Mapping[PublishedRow, float], res
 
 
 def _sensitivity(rows: Sequence[PublishedRow]) -> str:
-    """Each uncertain term halved and doubled, the constant fitted anew: sources cannot tell these models apart."""
+    """Each uncertain term halved and doubled, the constant refitted: sources cannot tell these models apart."""
     lines = [
         "| memory term | times | code, MiB | fit, in `fits` | fit, in `does not fit` | misfits in `fits` |",
         "|---|---|---|---|---|---|",

@@ -97,7 +97,7 @@ def why_not_feasible(
 
     model_or_config: a model of Transformers, its config, or a Workload that was measured before. task is one of
     constants.TASKS; without it the model's class, or the config's `architectures`, decides. sequence_length counts tokens,
-    target_length a decoder's; both as measure() has them. float16 is assumed, as a device run with --half has it.
+    target_length a decoder's; both as measure() has them. float16 is assumed, as a device run with --precision fp16 has it.
     system: by default the smallest Pod of GC200 that has the IPUs. A model is measured once for each of its shapes.
     Made for hyper-parameter search: is_feasible=functools.partial(why_not_feasible, config, task="causal-lm").
     Raises UserError where the model cannot be measured; a setting that breaks a rule is a reason, not an error.

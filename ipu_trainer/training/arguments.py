@@ -223,9 +223,9 @@ def _says_how_to_copy(config: Any) -> bool:
 
 # Settings that change how the host computes, and what does their work on a device.
 _HOST_ONLY = {
-    "fp16": "--half (with --loss_scaling, or auto_loss_scaling in the IPUConfig)",
-    "bf16": "--half: IPUs have no bfloat16",
-    "bf16_full_eval": "--half: IPUs have no bfloat16",
+    "fp16": "--precision fp16 (with --loss_scaling, or auto_loss_scaling in the IPUConfig)",
+    "bf16": "--precision fp16: IPUs have no bfloat16",
+    "bf16_full_eval": "--precision fp16: IPUs have no bfloat16",
     "deepspeed": "replicated_tensor_sharding and optimizer_state_offchip in the IPUConfig",
     "fsdp": "replicated_tensor_sharding in the IPUConfig",
     "ema_decay": "ema_decay=0: a weight average would copy all weights from the device at every step",

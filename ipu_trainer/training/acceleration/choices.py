@@ -27,10 +27,10 @@ class Choice:
 
 def fused_kernels_package() -> Any:
     """The optional package fused_kernels, which nothing else imports; None where its folder is missing."""
-    try:
-        from ipu_trainer.training.acceleration import fused_kernels
-    except ImportError:
+    if importlib.util.find_spec("ipu_trainer.training.acceleration.fused_kernels") is None:
         return None
+    from ipu_trainer.training.acceleration import fused_kernels
+
     return fused_kernels
 
 

@@ -78,7 +78,7 @@ class DeviceOptimizer(torch.optim.Optimizer):
         return self.device is not None
 
     def start(self, replaced: Mapping[int, List[torch.nn.Parameter]]) -> None:
-        """Make the device's optimizer. replaced: what stands in for a weight, by its id()."""
+        """Make the device's optimizer. replaced: the parameters that replace a weight, by its id()."""
         self.device = self._make(replaced) if self._brought is None else self._brought
         self._pushed = self._numbers()
         if self._saved is not None and self._saved.get("ipu_state") is not None:
