@@ -138,13 +138,13 @@ def check(rows: Sequence[PublishedRow], time: TimeConstants = TIME, memory: Memo
             lines.append(f"{'':22} {name}: {row.not_modelled}")
             continue
         found = predict_memory(row.workload, row.job, memory)
-        timed = f"{100 * error(row, time):+7.1f} %" if row.is_timed else " " * 9
+        difference = f"{100 * error(row, time):+7.1f} %" if row.is_timed else " " * 9
         notes = [
             word
             for word, wanted in (("includes evaluation", row.includes_evaluation), ("misfit", not row.fits))
             if wanted
         ]
-        lines.append(f"{timed} {found.share:.2f} {found.band:12} {', '.join([name, *notes])}")
+        lines.append(f"{difference} {found.share:.2f} {found.band:12} {', '.join([name, *notes])}")
     timed = [row for row in rows if row.is_timed and not row.includes_evaluation]
     for family in sorted({row.family for row in timed}):
         errors = [error(row, time) for row in timed if row.family == family]
