@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from ipu_trainer.cli import main
+from ipu_trainer.tasks.chest_xray.data import decode_to_store as module
 from ipu_trainer.tasks.chest_xray.data import image_decoding as images
-from ipu_trainer.tasks.chest_xray.data import prepare as module
 from ipu_trainer.tasks.chest_xray.data.dataset import PreparedError, load_prepared
 from ipu_trainer.tasks.chest_xray.data.pixel_store import StoreError, open_pixels, read_header
 from ipu_trainer.tasks.chest_xray.data.prepare import PrepareSettings, prepare

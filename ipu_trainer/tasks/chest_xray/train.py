@@ -152,7 +152,12 @@ def prepare(flags: Sequence[str]) -> ChestXrayRun:
         pathologies=pathologies(data.findings),
         split_method=data.manifest["split"]["method"],
         synthetic_data=data.manifest["source"]["csv"].endswith("phantoms.csv"),
-        data={"folder": recipe.data, "fingerprint": data.fingerprint, "size": data.size},
+        data={
+            "folder": recipe.data,
+            "fingerprint": data.fingerprint,
+            "size": data.size,
+            "decoding": data.decoding.to_dict(),
+        },
     )
     settings["settings"].update(
         loss=dataclasses.asdict(loss),

@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from ipu_trainer.errors import UserError
+from ipu_trainer.tasks.chest_xray.data.image_decoding import Decoding
 from ipu_trainer.tasks.chest_xray.data.labels import pathologies
 from ipu_trainer.tasks.chest_xray.data.pixel_store import STORE_FILE, open_pixels, read_header
 from ipu_trainer.tasks.chest_xray.data.prepare import FORMAT_VERSION, MANIFEST
@@ -110,6 +111,11 @@ class PreparedChestXrays:
     @property
     def size(self) -> int:
         return int(self.manifest["size"])
+
+    @property
+    def decoding(self) -> Decoding:
+        """How the images became pixels, which a new image must become too."""
+        return Decoding.from_dict({**self.manifest, **self.manifest.get("decoding", {})})
 
     @property
     def fingerprint(self) -> str:

@@ -15,9 +15,9 @@ import importlib
 import io
 import struct
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Optional, Tuple
+from typing import Any, Dict, Mapping, Optional, Tuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -112,6 +112,36 @@ def open_image(content: bytes) -> Image.Image:
             raise
         raise ImageError(f"broken or truncated image: {error}") from error
     return image
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How image files become the model's pixels: what `prepare` does, and `predict` repeats for a new image.
+
+    size: side in pixels. resample: a name in RESAMPLES. scale: the range of the data set, for images of more than 8 bits; None
+    scales each image by its own range.
+    """
+
+    size: int
+    resample: str = "bilinear"
+    scale: Optional[ValueRange] = None
+
+    def __call__(self, content: bytes) -> np.ndarray:
+        """uint8 (size, size) from the bytes of an image file. Raises ImageError with the reason."""
+        return self.pixels_of(open_image(content))
+
+    def pixels_of(self, image: Image.Image) -> np.ndarray:
+        return resize(to_grayscale(image, self.scale or value_range(image)), self.size, self.resample)
+
+    def to_dict(self) -> Dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Decoding:
+        """From `to_dict`, or from the manifest of an earlier release, which has no such entry (size and resample alone)."""
+        scale = values.get("scale")
+        known = {item.name: values[item.name] for item in fields(cls) if item.name in values}
+        return cls(**{**known, "scale": None if scale is None else ValueRange(**scale)})
 
 
 def load_grayscale(path: Path, size: int, resample: str = "bilinear") -> np.ndarray:

@@ -12,23 +12,21 @@ One pass finds everything wrong with the input. Without skip_bad, only rejected.
 
 from __future__ import annotations
 
-import collections
 import hashlib
 import json
 import os
 import shutil
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
-from tqdm import tqdm
 
 from ipu_trainer.atomic import remove_leftovers, write_csv, write_json
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data import image_decoding as image_files
-from ipu_trainer.tasks.chest_xray.data.image_decoding import ValueRange
+from ipu_trainer.tasks.chest_xray.data.decode_to_store import decode_to_store
+from ipu_trainer.tasks.chest_xray.data.image_decoding import Decoding
 from ipu_trainer.tasks.chest_xray.data.imagefolder_metadata import (
     METADATA,
     read_records,
@@ -42,8 +40,6 @@ from ipu_trainer.tasks.chest_xray.data.pixel_store import (
     STORE_FILE,
     StoreWriter,
     discard_journal,
-    file_digest,
-    writable_rows,
 )
 from ipu_trainer.tasks.chest_xray.data.splits import (
     METHODS,
@@ -60,8 +56,6 @@ from ipu_trainer.tasks.chest_xray.data.splits import (
 
 FORMAT_VERSION = 1
 MANIFEST = "prepared.json"
-_CHUNK = 16  # images of a task
-_TASKS_AHEAD = 8  # for each worker
 _ROWS_AT_ONCE = 1000  # of the metadata: a table of all rows takes 0.2 GB for the whole of ChestX-ray14
 
 
@@ -202,7 +196,9 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> PreparedSummary
     writer = StoreWriter(
         settings.output / STORE_FILE, len(rows), settings.size, settings.resample, image_files.DECODER, plan.hexdigest()
     )
-    failures, wide = _decode_all(writer, rows, settings, progress)
+    decoding = Decoding(settings.size, settings.resample)
+    paths = [row.path for row in rows]
+    failures, scale, wide = decode_to_store(writer, settings.images, paths, decoding, settings.workers, progress)
     rejections += [Rejection(rows[position].path, rows[position].line, reason) for position, reason in failures.items()]
     if rejections and not settings.skip_bad:
         writer.discard()
@@ -237,6 +233,7 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> PreparedSummary
         "size": settings.size,
         "resample": settings.resample,
         "decoder": image_files.DECODER,
+        "decoding": replace(decoding, scale=scale).to_dict(),
         "split": {
             "method": settings.split_method,
             "validation_fraction": settings.validation_fraction,
@@ -255,102 +252,6 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> PreparedSummary
     write_json(manifest_path, manifest)
     writer.discard()
     return PreparedSummary(settings.output, True, False, len(rows), len(rejections), manifest)
-
-
-def _decode_all(
-    writer: StoreWriter, rows: Sequence[Row], settings: PrepareSettings, progress: bool
-) -> Tuple[Dict[int, str], Dict[str, Any]]:
-    """Fill the store. Returns the reason for each row that cannot be decoded, and the manifest's wide_images.
-
-    Images of more than 8 bits are scaled by the range of all of them: those stored with another scale are decoded again.
-    """
-    missing = writer.missing_rows().tolist()
-    failures: Dict[int, str] = {}
-    with tqdm(
-        total=len(rows), initial=len(rows) - len(missing), unit="image", desc="decoding", disable=not progress
-    ) as bar:
-        for row, digest, reason, image_range in _decoded(missing, None, writer, rows, settings):
-            if reason is not None:
-                failures[row] = reason
-            else:
-                writer.commit(
-                    row, digest, (0.0, 0.0) if image_range is None else (image_range.whole, image_range.floating)
-                )
-            bar.update()
-    whole = ValueRange(*writer.ranges.max(axis=0).tolist())
-    wide = np.flatnonzero(writer.ranges.max(axis=1)).tolist()
-    again = [row for row in wide if not whole.gives_scale_of(ValueRange(*writer.ranges[row].tolist()))]
-    failures.update((row, reason) for row, _, reason, _ in _decoded(again, whole, writer, rows, settings) if reason)
-    white = max((white for white, value in zip(whole.whites, (whole.whole, whole.floating)) if value), default=0)
-    about = {"count": len(wide), "white": white, "darker": len(again), **asdict(whole)} if wide else {}
-    return failures, about
-
-
-_Result = List[Tuple[int, bytes, Optional[str], Optional[ValueRange]]]
-
-
-def _decoded(
-    wanted: Sequence[int],
-    scale: Optional[ValueRange],
-    writer: StoreWriter,
-    rows: Sequence[Row],
-    settings: PrepareSettings,
-) -> Iterator[Tuple[int, bytes, Optional[str], Optional[ValueRange]]]:
-    """(row, digest, reason, range of the image) of the wanted rows; reason is None once the pixels are in the store."""
-    num_tasks = -(-len(wanted) // _CHUNK)
-    if not num_tasks:
-        return
-
-    chunks = (wanted[start : start + _CHUNK] for start in range(0, len(wanted), _CHUNK))
-    tasks = ([(row, rows[row].path) for row in chunk] for chunk in chunks)
-    decode = _Decoder(writer.partial, len(rows), settings.size, settings.resample, settings.images, scale)
-    for chunk in _run(tasks, decode, min(settings.workers or os.cpu_count() or 1, num_tasks)):
-        yield from chunk
-
-
-def _run(
-    tasks: Iterator[List[Tuple[int, str]]], decode: Callable[[Sequence[Tuple[int, str]]], _Result], num_workers: int
-) -> Iterator[_Result]:
-    """Results in the order of the tasks. Only a few tasks for each worker are submitted ahead."""
-    if num_workers == 1:
-        yield from map(decode, tasks)
-        return
-    with ProcessPoolExecutor(num_workers) as pool:
-        ahead: Deque[Future[_Result]] = collections.deque()
-        for task in tasks:
-            ahead.append(pool.submit(decode, task))
-            if len(ahead) >= _TASKS_AHEAD * num_workers:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
-
-
-@dataclass(frozen=True)
-class _Decoder:
-    """Decodes a task into the store. scale: the range of the data set; without it, each image is scaled by its own range."""
-
-    partial: Path
-    num_rows: int
-    size: int
-    resample: str
-    images: Path
-    scale: Optional[ValueRange]
-
-    def __call__(self, task: Sequence[Tuple[int, str]]) -> _Result:
-        pixels = writable_rows(self.partial, self.num_rows, self.size)
-        results: _Result = []
-        for row, path in task:
-            try:
-                content = (self.images / path).read_bytes()
-                image = image_files.open_image(content)
-                image_range = image_files.value_range(image)
-                gray = image_files.to_grayscale(image, self.scale or image_range)
-                pixels[row] = image_files.resize(gray, self.size, self.resample)
-            except (image_files.ImageError, OSError) as error:
-                results.append((row, b"", str(error), None))
-            else:
-                results.append((row, file_digest(content), None, image_range))
-        return results
 
 
 def _split(rows: Sequence[Row], settings: PrepareSettings, lists: Optional[Tuple[SplitList, SplitList]]) -> List[str]:

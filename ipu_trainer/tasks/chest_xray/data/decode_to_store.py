@@ -1,0 +1,110 @@
+"""Decoding all images of a data set into the pixel store, in several processes, with one scale for wide images."""
+
+from __future__ import annotations
+
+import collections
+import os
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Sequence, Tuple
+
+import numpy as np
+from tqdm import tqdm
+
+from ipu_trainer.tasks.chest_xray.data import image_decoding
+from ipu_trainer.tasks.chest_xray.data.image_decoding import Decoding, ImageError, ValueRange
+from ipu_trainer.tasks.chest_xray.data.pixel_store import StoreWriter, file_digest, writable_rows
+
+_CHUNK = 16  # images of a task
+_TASKS_AHEAD = 8  # for each worker
+
+
+def decode_to_store(
+    writer: StoreWriter, folder: Path, paths: Sequence[str], decoding: Decoding, workers: int = 0, progress: bool = True
+) -> Tuple[Dict[int, str], Optional[ValueRange], Dict[str, Any]]:
+    """Fill the store with the images at paths, which are relative to folder.
+
+    Returns the reason for each row that cannot be decoded, the range of the images of more than 8 bits (None without any), and the
+    manifest's wide_images. These are scaled by the range of all of them: those stored with another scale are decoded again.
+    workers: decoding processes, 0 for one a core.
+    """
+    missing = writer.missing_rows().tolist()
+    failures: Dict[int, str] = {}
+    with tqdm(
+        total=len(paths), initial=len(paths) - len(missing), unit="image", desc="decoding", disable=not progress
+    ) as bar:
+        for row, digest, reason, image_range in _decoded(missing, writer, folder, paths, decoding, workers):
+            if reason is not None:
+                failures[row] = reason
+            else:
+                writer.commit(
+                    row, digest, (0.0, 0.0) if image_range is None else (image_range.whole, image_range.floating)
+                )
+            bar.update()
+    whole = ValueRange(*writer.ranges.max(axis=0).tolist())
+    wide = np.flatnonzero(writer.ranges.max(axis=1)).tolist()
+    again = [row for row in wide if not whole.gives_scale_of(ValueRange(*writer.ranges[row].tolist()))]
+    rescaled = _decoded(again, writer, folder, paths, replace(decoding, scale=whole), workers)
+    failures.update((row, reason) for row, _, reason, _ in rescaled if reason)
+    white = max((white for white, value in zip(whole.whites, (whole.whole, whole.floating)) if value), default=0)
+    about = {"count": len(wide), "white": white, "darker": len(again), **asdict(whole)} if wide else {}
+    return failures, whole if wide else None, about
+
+
+_Result = List[Tuple[int, bytes, Optional[str], Optional[ValueRange]]]
+
+
+def _decoded(
+    wanted: Sequence[int], writer: StoreWriter, folder: Path, paths: Sequence[str], decoding: Decoding, workers: int
+) -> Iterator[Tuple[int, bytes, Optional[str], Optional[ValueRange]]]:
+    """(row, digest, reason, range of the image) of the wanted rows; reason is None once the pixels are in the store."""
+    num_tasks = -(-len(wanted) // _CHUNK)
+    if not num_tasks:
+        return
+    chunks = (wanted[start : start + _CHUNK] for start in range(0, len(wanted), _CHUNK))
+    tasks = ([(row, paths[row]) for row in chunk] for chunk in chunks)
+    decode = _Decoder(writer.partial, len(paths), folder, decoding)
+    for chunk in _run(tasks, decode, min(workers or os.cpu_count() or 1, num_tasks)):
+        yield from chunk
+
+
+def _run(
+    tasks: Iterator[List[Tuple[int, str]]], decode: Callable[[Sequence[Tuple[int, str]]], _Result], num_workers: int
+) -> Iterator[_Result]:
+    """Results in the order of the tasks. Only a few tasks for each worker are submitted ahead."""
+    if num_workers == 1:
+        yield from map(decode, tasks)
+        return
+    with ProcessPoolExecutor(num_workers) as pool:
+        ahead: Deque[Future[_Result]] = collections.deque()
+        for task in tasks:
+            ahead.append(pool.submit(decode, task))
+            if len(ahead) >= _TASKS_AHEAD * num_workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+@dataclass(frozen=True)
+class _Decoder:
+    """Decodes a task into the store. Without a scale in decoding, each image is scaled by its own range."""
+
+    partial: Path
+    num_rows: int
+    images: Path
+    decoding: Decoding
+
+    def __call__(self, task: Sequence[Tuple[int, str]]) -> _Result:
+        pixels = writable_rows(self.partial, self.num_rows, self.decoding.size)
+        results: _Result = []
+        for row, path in task:
+            try:
+                content = (self.images / path).read_bytes()
+                image = image_decoding.open_image(content)
+                pixels[row] = self.decoding.pixels_of(image)
+            except (ImageError, OSError) as error:
+                results.append((row, b"", str(error), None))
+            else:
+                results.append((row, file_digest(content), None, image_decoding.value_range(image)))
+        return results
