@@ -43,8 +43,10 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(BIN)/pip install $(PIP_OPTIONS) -e ".[fast]"
 	touch $@
 
+# timm in a folder of its own: its torchvision of PyPI belongs to CUDA builds of torch, and Transformers would import it everywhere.
 $(VENV)/.tested: $(VENV)/.installed
 	$(BIN)/pip install $(PIP_OPTIONS) -e ".[test]"
+	$(BIN)/pip install $(PIP_OPTIONS) --no-deps --target $(VENV)/timm --upgrade timm torchvision
 	touch $@
 
 # Python 3.8, torch 2.0.1, transformers 4.29.2, as on a Pod with Poplar SDK 3.3 or 3.4 (without its poptorch). 5 GB, 3 minutes.
