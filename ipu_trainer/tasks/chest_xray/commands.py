@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
 import sys
 from pathlib import Path
 from typing import Any, Dict, Optional, Sequence
@@ -14,6 +15,9 @@ from ipu_trainer.tasks.task import Task
 
 # NIH's data in the folder of Graphcore's tutorial: the table, the lists and images/.
 FOLDER = "chest-xray-nihcc"
+# The exit code of a command that left out files it could not read; the others have their results.
+SOME_SKIPPED = 3
+_MOST_NAMED = 20
 TABLES = tuple(f"{FOLDER}/Data_Entry_2017{version}.csv{packed}" for version in ("_v2020", "") for packed in ("", ".gz"))
 LISTS = {"train_val_list": f"{FOLDER}/train_val_list.txt", "test_list": f"{FOLDER}/test_list.txt"}
 
@@ -123,6 +127,38 @@ def _evaluate(flags: Sequence[str]) -> int:
     return 0
 
 
+def _predict(flags: Sequence[str]) -> int:
+    from ipu_trainer.tasks.chest_xray.data.image_paths import find_images
+    from ipu_trainer.tasks.chest_xray.predict import RunPredictor
+    from ipu_trainer.tasks.chest_xray.prediction_table import predict_to_csv
+    from ipu_trainer.tasks.run_record import load_run
+
+    parser = argparse.ArgumentParser(
+        prog="ipu-trainer predict", description="Probabilities and findings of new images, as a CSV."
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGES", help="files, folders, patterns, or CSV files with a column of file names"
+    )
+    parser.add_argument("--output", type=Path, default=Path("predictions.csv"), help="default: predictions.csv")
+    parser.add_argument("--precision", help="auto, fp32 or bf16 (default: as the run was evaluated)")
+    namespace = parser.parse_args(flags)
+    paths = find_images(namespace.images)
+    predictor = RunPredictor(load_run(namespace.run), namespace.precision)
+    without_threshold = [name for name, value in predictor.thresholds.items() if math.isnan(value)]
+    if without_threshold:
+        names = ", ".join(without_threshold)
+        print(f"no threshold, so never among the findings: {names}", file=sys.stderr)
+    rejected = predict_to_csv(predictor, paths, namespace.output)
+    for number, (path, reason) in enumerate(rejected.items()):
+        if number == _MOST_NAMED:
+            print(f"... and {len(rejected) - number:,} more", file=sys.stderr)
+            break
+        print(f"skipped {path}: {reason}", file=sys.stderr)
+    print(f"{len(paths) - len(rejected):,} images: {namespace.output}. Not for clinical use.")
+    return SOME_SKIPPED if rejected else 0
+
+
 def _phantoms(flags: Sequence[str]) -> int:
     from ipu_trainer.tasks.chest_xray.data.phantoms import PhantomSettings, write_phantoms, write_small_vit
 
@@ -158,5 +194,6 @@ TASK = Task(
     lambda folder, output=None, **inputs: _module("report.html_report").write_report(folder, output, **inputs),
     lambda folders, output: _module("report.html_report").write_comparison(folders, output),
     ("data", "boxes", "radiologist_labels"),
-    {"prepare": _prepare, "evaluate": _evaluate, "phantoms": _phantoms},
+    {"prepare": _prepare, "evaluate": _evaluate, "predict": _predict, "phantoms": _phantoms},
+    lambda run: _module("predict").RunPredictor(run).predict,
 )

@@ -20,7 +20,7 @@ from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.dataset import ChestXrayDataset, PreparedChestXrays, load_prepared
 from ipu_trainer.tasks.chest_xray.data.labels import pathologies
 from ipu_trainer.tasks.chest_xray.evaluation import metrics as metric
-from ipu_trainer.tasks.chest_xray.model.chest_xray_trainer import ChestXrayTrainer, sigmoid
+from ipu_trainer.tasks.chest_xray.model.chest_xray_trainer import ChestXrayTrainer
 from ipu_trainer.tasks.chest_xray.model.inputs import (
     ChestXrayCollator,
     Normalisation,
@@ -31,6 +31,7 @@ from ipu_trainer.tasks.chest_xray.model.inputs import (
     read_config,
 )
 from ipu_trainer.tasks.chest_xray.model.losses import FindingLoss
+from ipu_trainer.tasks.chest_xray.model.predictor import sigmoid
 from ipu_trainer.tasks.chest_xray.recipe_arguments import ChestXrayArguments, finding_loss, parse_arguments
 from ipu_trainer.tasks.chest_xray.report import artifacts
 from ipu_trainer.tasks.chest_xray.report.html_report import METRIC, write_report

@@ -180,6 +180,17 @@ def _match_columns(csv_path: Path, header: Sequence[str]) -> Dict[str, int]:
     return columns
 
 
+def file_name_column(path: Path, header: Sequence[str]) -> int:
+    """The position of the column of file names. Raises UserError where there is none."""
+    present = {plain(name): position for position, name in reversed(list(enumerate(header)))}
+    for spelling in _PLAIN_COLUMNS["file_name"]:
+        if spelling in present:
+            return present[spelling]
+    raise UserError(
+        f"{path} has no column of file names ({', '.join(_COLUMNS['file_name'])}). Its columns: {', '.join(header)}."
+    )
+
+
 def _list_images(images: Path) -> Set[str]:
     """Paths of the image files, without hidden ones (.ipynb_checkpoints, __MACOSX, ._name)."""
     found = set()
