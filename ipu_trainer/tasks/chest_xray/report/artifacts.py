@@ -193,6 +193,15 @@ Fine-tuned from `{run["model"]}`; {len(run["findings"])} outputs, each through a
 
 Thresholds for sensitivity and specificity were chosen on the validation split.
 
+## Read new images
+
+```
+ipu-trainer predict THIS_FOLDER images/*.png --output predictions.csv
+```
+
+With Transformers: `pipeline("image-classification", model="THIS_FOLDER", top_k={len(run["findings"])})`. \
+Without top_k the pipeline gives five of the {len(run["findings"])} findings.
+
 ## Subgroups
 
 | group | images | findings with both classes | mean AUROC |
