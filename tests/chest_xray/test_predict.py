@@ -4,6 +4,7 @@ import csv
 import fcntl
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import ipu_trainer
 from ipu_trainer.cli import main
 from ipu_trainer.compat import transformers_versions as compat
 from ipu_trainer.errors import UserError
-from ipu_trainer.tasks.chest_xray import prediction_table
+from ipu_trainer.tasks.chest_xray import export, prediction_table
 from ipu_trainer.tasks.chest_xray.data.image_paths import find_images
 from ipu_trainer.tasks.chest_xray.model.predictor import Predictor
 from ipu_trainer.tasks.chest_xray.predict import RunPredictor
@@ -301,3 +302,41 @@ def test_a_word_that_names_nothing_is_refused(word, tmp_path, monkeypatch):
 def test_half_precision_on_a_cpu_is_refused(run):
     with pytest.raises(UserError, match="fp16 is for a GPU"):
         Predictor(torch.nn.Linear(1, 1), None, "fp16", "cpu")
+
+
+def test_the_exported_model_predicts_what_the_run_does(run, images, capsys):
+    import onnxruntime
+
+    assert main(["export", str(run), "--to", "onnx"]) == 0
+    assert "on 8 images" in capsys.readouterr().out
+    about = json.loads((run / "onnx" / "preprocessing.json").read_text())
+    session = onnxruntime.InferenceSession(str(run / "onnx" / "model.onnx"), providers=["CPUExecutionProvider"])
+    paths = find_images([str(images)])[:5]
+    side = about["input"]["shape"][2]
+    resample = {"bilinear": Image.Resampling.BILINEAR}[about["decoding"]["resample"]]
+    gray = np.stack([np.asarray(Image.open(path).convert("L").resize((side, side), resample)) for path in paths])
+    mean, std = (np.array(about[name], dtype=np.float32)[:, None, None] for name in ("mean", "std"))
+    pixel_values = (gray[:, None].astype(np.float32) / 255 - mean) / std
+    found = session.run(None, {about["input"]["name"]: pixel_values})[0]
+    expected = ipu_trainer.load_run(run).predict(paths)
+    assert about["findings"] == list(expected.findings)
+    assert np.abs(found - expected.probability).max() < 1e-5
+
+
+def test_an_export_that_cannot_be_checked_is_not_written(run, images, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "onnx" / "model.onnx"
+    command = ["export", str(run), "--to", "onnx", "--output", str(output), "--images", str(images)]
+    monkeypatch.setattr(export, "LARGEST_DIFFERENCE", -1.0)
+    assert main(command) == 1
+    assert "differ from PyTorch's by" in capsys.readouterr().err
+    assert list(output.parent.iterdir()) == []
+    moved = tmp_path / "moved"
+    shutil.copytree(run, moved)
+    record = json.loads((run / "run.json").read_text())
+    record["data"]["folder"] = str(tmp_path / "gone")
+    (moved / "run.json").write_text(json.dumps(record))
+    assert main(["export", str(moved), "--to", "onnx", "--output", str(output)]) == 1
+    assert "--images FOLDER" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert main(command) == 1
+    assert "pip install 'ipu-trainer[export]'" in capsys.readouterr().err

@@ -159,6 +159,27 @@ def _predict(flags: Sequence[str]) -> int:
     return SOME_SKIPPED if rejected else 0
 
 
+def _export(flags: Sequence[str]) -> int:
+    from ipu_trainer.tasks.chest_xray.data.image_paths import find_images
+    from ipu_trainer.tasks.chest_xray.export import PREPROCESSING, export_onnx
+    from ipu_trainer.tasks.run_record import load_run
+
+    parser = argparse.ArgumentParser(prog="ipu-trainer export", description="A run's model for other programs.")
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
+    parser.add_argument("--to", required=True, choices=["onnx"], help="onnx")
+    parser.add_argument("--output", type=Path, help="default: RUN/onnx/model.onnx")
+    parser.add_argument("--images", nargs="+", default=[], help="images to check with (default: of the run's data)")
+    namespace = parser.parse_args(flags)
+    output = namespace.output or namespace.run / "onnx" / "model.onnx"
+    images = find_images(namespace.images) if namespace.images else []
+    checked = export_onnx(load_run(namespace.run), output, images)["checked"]
+    print(
+        f"{output}: probabilities differ from PyTorch's by at most {checked['largest_difference']:.1g} on {checked['images']} "
+        f"images. Preprocessing, findings and thresholds: {output.with_name(PREPROCESSING)}"
+    )
+    return 0
+
+
 def _phantoms(flags: Sequence[str]) -> int:
     from ipu_trainer.tasks.chest_xray.data.phantoms import PhantomSettings, write_phantoms, write_small_vit
 
@@ -194,6 +215,6 @@ TASK = Task(
     lambda folder, output=None, **inputs: _module("report.html_report").write_report(folder, output, **inputs),
     lambda folders, output: _module("report.html_report").write_comparison(folders, output),
     ("data", "boxes", "radiologist_labels"),
-    {"prepare": _prepare, "evaluate": _evaluate, "predict": _predict, "phantoms": _phantoms},
+    {"prepare": _prepare, "evaluate": _evaluate, "predict": _predict, "export": _export, "phantoms": _phantoms},
     lambda run: _module("predict").RunPredictor(run).predict,
 )
