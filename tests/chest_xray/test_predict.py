@@ -2,6 +2,7 @@
 
 import csv
 import fcntl
+import inspect
 import json
 import shutil
 import sys
@@ -130,13 +131,17 @@ def test_python_predicts_paths_images_and_arrays(run, images):
 
 
 def test_the_folder_works_in_the_pipeline_of_transformers(run, images):
-    from transformers import pipeline
+    from transformers import ImageClassificationPipeline, pipeline
 
     path = sorted(images.iterdir())[3]
     found = ipu_trainer.load_run(run).predict(path)
+    expected = found.probability[0]
+    if "function_to_apply" not in inspect.signature(ImageClassificationPipeline._sanitize_parameters).parameters:
+        odds = expected / (1 - expected)  # transformers 4.29 takes a softmax of whatever model
+        expected = odds / odds.sum()
     answers = pipeline("image-classification", model=str(run))(str(path), top_k=len(found.findings))
     scores = {answer["label"]: answer["score"] for answer in answers}
-    assert [scores[name] for name in found.findings] == pytest.approx(found.probability[0].tolist(), abs=1e-5)
+    assert [scores[name] for name in found.findings] == pytest.approx(expected.tolist(), abs=1e-5)
     assert "top_k=" in (run / "README.md").read_text()
 
 
