@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from html_pages import checked_page
 from PIL import Image
 
 import ipu_trainer
@@ -345,3 +346,19 @@ def test_an_export_that_cannot_be_checked_is_not_written(run, images, tmp_path, 
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert main(command) == 1
     assert "pip install 'ipu-trainer[export]'" in capsys.readouterr().err
+
+
+def test_a_page_shows_images_with_their_findings(run, images, tmp_path, capsys):
+    names = sorted(path.name for path in images.iterdir())
+    (images / names[1]).write_bytes(b"no image")
+    page = tmp_path / "page.html"
+    command = ["predict", str(run), str(images), "--output", str(tmp_path / "o.csv"), "--html", str(page)]
+    assert main([*command, "--html_images", "4"]) == 3
+    found = checked_page(page)
+    assert "Not for clinical use" in found.text and "synthetic phantoms" in found.text
+    assert "The first 4 of 23 images" in found.text and "not an image" in found.text
+    first = rows_of(tmp_path / "o.csv")[0]
+    assert names[0] in found.text and names[5] not in found.text
+    assert all(finding in found.text for finding in first["findings"].split("|"))
+    assert page.read_text().count("data:image/") == 2 * 3  # an image and a map for each of three
+    assert main([*command, "--html_images", "0"]) == 1

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, Optional, Sequence
 
+from ipu_trainer.errors import UserError
 from ipu_trainer.tasks import folders
 from ipu_trainer.tasks.folders import data_to_read, find_data
 from ipu_trainer.tasks.task import Task
@@ -142,7 +143,11 @@ def _predict(flags: Sequence[str]) -> int:
     )
     parser.add_argument("--output", type=Path, default=Path("predictions.csv"), help="default: predictions.csv")
     parser.add_argument("--precision", help="auto, fp32 or bf16 (default: as the run was evaluated)")
+    parser.add_argument("--html", type=Path, help="also write a page with images, findings and saliency maps")
+    parser.add_argument("--html_images", type=int, default=24, help="images on that page (default 24)")
     namespace = parser.parse_args(flags)
+    if namespace.html_images < 1:
+        raise UserError(f"--html_images {namespace.html_images} must be at least 1.")
     paths = find_images(namespace.images)
     predictor = RunPredictor(load_run(namespace.run), namespace.precision)
     without_threshold = [name for name, value in predictor.thresholds.items() if math.isnan(value)]
@@ -150,6 +155,9 @@ def _predict(flags: Sequence[str]) -> int:
         names = ", ".join(without_threshold)
         print(f"no threshold, so never among the findings: {names}", file=sys.stderr)
     rejected = predict_to_csv(predictor, paths, namespace.output)
+    if namespace.html is not None:
+        _module("report.prediction_page").write_prediction_page(namespace.html, predictor, paths, namespace.html_images)
+        print(namespace.html)
     for number, (path, reason) in enumerate(rejected.items()):
         if number == _MOST_NAMED:
             print(f"... and {len(rejected) - number:,} more", file=sys.stderr)
