@@ -70,7 +70,7 @@ class RunPredictor:
         names = [os.fspath(i) if isinstance(i, (str, os.PathLike)) else f"image {n}" for n, i in enumerate(given)]
         rows: List[Tuple[str, np.ndarray]] = []
         rejected: Dict[str, str] = {}
-        outcomes = self.predictor.probabilities(given, self._load)
+        outcomes = self.predictor.probabilities(given, _Reader(self.decoding))
         for name, (_, outcome) in tqdm(zip(names, outcomes), total=len(names), unit="image", disable=not progress):
             if isinstance(outcome, ImageError):
                 rejected[name] = str(outcome)
@@ -83,9 +83,17 @@ class RunPredictor:
 
     def stream(self, paths: Iterable[str]) -> Iterator[Tuple[str, Outcome]]:
         """(path, probabilities or the reason why there are none) of image files, few of them in memory at a time."""
-        return self.predictor.probabilities(paths, self._load)
+        return self.predictor.probabilities(paths, _Reader(self.decoding))
 
-    def _load(self, image: ImageInput) -> np.ndarray:
+
+@dataclass(frozen=True)
+class _Reader:
+    """Pixels of whatever a user gives as an image. It is small, because each decoding process may get a copy."""
+
+    decoding: Decoding
+
+    def __call__(self, image: ImageInput) -> np.ndarray:
+        """uint8 (size, size). Raises ImageError or OSError."""
         if isinstance(image, Image.Image):
             return self.decoding.pixels_of(image)
         if isinstance(image, np.ndarray):

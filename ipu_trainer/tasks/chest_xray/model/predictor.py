@@ -2,20 +2,21 @@
 
 An image has the same probabilities in both, whatever other images are given, because every forward pass has the same shape.
 
-On a CPU each thread decodes images and computes their forward pass with one thread of arithmetic, so that no core waits for
-another one. On a GPU threads decode, and the calling thread computes. Few chunks are in memory at a time.
+Processes decode (kornia_rs holds Python's lock while it does). On a CPU each thread computes forward passes of its own with one
+thread of arithmetic, so that no core waits for another one. Few chunks are in memory at a time.
 """
 
 from __future__ import annotations
 
 import collections
 import contextlib
-import itertools
+import os
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Callable, Deque, Dict, Iterable, Iterator, List, Optional, Tuple, TypeVar, Union
+from typing import Any, Callable, Deque, Generic, Iterable, Iterator, List, Optional, Sequence, Tuple, TypeVar, Union
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.image_decoding import ImageError
@@ -27,9 +28,10 @@ _CHUNK_CPU, _CHUNK_GPU = 4, 64
 _CHUNKS_AHEAD = 3  # for each thread
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
+_IMAGES_A_PROCESS = 16  # fewer images are not worth the start of a process
+
 Image = TypeVar("Image")
 Outcome = Union[np.ndarray, ImageError]
-_Loaded = Tuple[List[Image], np.ndarray, Dict[int, ImageError]]
 
 
 class Predictor:
@@ -55,60 +57,52 @@ class Predictor:
         self.num_threads = torch.get_num_threads()
 
     def probabilities(
-        self, images: Iterable[Image], load: Callable[[Image], np.ndarray]
+        self, images: Iterable[Image], load: Optional[Callable[[Image], np.ndarray]] = None
     ) -> Iterator[Tuple[Image, Outcome]]:
         """(image, float64 (num_findings,)) of each image in their order, or its ImageError where load raised one.
 
-        load gives the uint8 (side, side) pixels of an image; several threads call it at a time.
+        load gives the uint8 (side, side) pixels of an image, in processes; without it images are such pixels.
         """
-        size = _CHUNK_CPU if self._on_cpu else _CHUNK_GPU
-        remaining = iter(images)
-        chunks = iter(lambda: list(itertools.islice(remaining, size)), [])
-        ahead: Deque[Future[Tuple[_Loaded[Image], Optional[np.ndarray]]]] = collections.deque()
+        given = list(images)
+        remaining = iter(given)
+        for outcomes in self._computed(_chunks(given, load, _CHUNK_CPU if self._on_cpu else _CHUNK_GPU)):
+            for outcome, image in zip(outcomes, remaining):  # in this order: zip asks the first for one more
+                yield image, outcome
+
+    def of_pixels(self, pixels: Iterable[np.ndarray], num_findings: int) -> np.ndarray:
+        """float64 (num_images, num_findings) of decoded images."""
+        rows = [outcome for _, outcome in self.probabilities(pixels)]
+        return np.array(rows, dtype=np.float64).reshape(len(rows), num_findings)
+
+    def _computed(self, chunks: Iterable[List[Outcome]]) -> Iterator[List[Outcome]]:
+        """Probabilities in place of the pixels in chunks."""
+        if not self._on_cpu:
+            with self._shortcut():
+                yield from map(self._compute, chunks)
+            return
+        ahead: Deque[Future[List[Outcome]]] = collections.deque()
         with self._one_thread_each() as initializer, self._shortcut():
             pool = ThreadPoolExecutor(self.num_threads, initializer=initializer)
             try:
                 for chunk in chunks:
-                    ahead.append(pool.submit(self._work, chunk, load, size))
+                    ahead.append(pool.submit(self._compute, chunk))
                     if len(ahead) >= _CHUNKS_AHEAD * self.num_threads:
-                        yield from self._outcomes(*ahead.popleft().result())
+                        yield ahead.popleft().result()
                 while ahead:
-                    yield from self._outcomes(*ahead.popleft().result())
+                    yield ahead.popleft().result()
             finally:
                 for future in ahead:
                     future.cancel()
                 pool.shutdown()
 
-    def of_pixels(self, pixels: Iterable[np.ndarray], num_findings: int) -> np.ndarray:
-        """float64 (num_images, num_findings) of decoded images."""
-        rows = [outcome for _, outcome in self.probabilities(pixels, lambda image: image)]
-        return np.array(rows, dtype=np.float64).reshape(len(rows), num_findings)
-
-    def _work(
-        self, chunk: List[Image], load: Callable[[Image], np.ndarray], size: int
-    ) -> Tuple[_Loaded[Image], Optional[np.ndarray]]:
-        loaded: List[np.ndarray] = []
-        failures: Dict[int, ImageError] = {}
-        for position, image in enumerate(chunk):
-            try:
-                loaded.append(load(image))
-            except ImageError as error:
-                failures[position] = error
-            except OSError as error:
-                failures[position] = ImageError(error.strerror or str(error))
-        if not loaded:
-            return (chunk, np.zeros((0, 0, 0), dtype=np.uint8), failures), np.zeros((0, 0))
-        empty = [np.zeros_like(loaded[0])] * (size - len(loaded))
-        pixels = np.stack([*loaded, *empty])
-        found = (chunk, pixels, failures)
-        return found, self._forward(pixels) if self._on_cpu else None
-
-    def _outcomes(self, loaded: _Loaded[Image], logits: Optional[np.ndarray]) -> Iterator[Tuple[Image, Outcome]]:
-        chunk, pixels, failures = loaded
-        found = iter(sigmoid(self._forward(pixels) if logits is None else logits))
-        for position, image in enumerate(chunk):
-            error = failures.get(position)
-            yield image, next(found) if error is None else error
+    def _compute(self, chunk: List[Outcome]) -> List[Outcome]:
+        pixels = [image for image in chunk if isinstance(image, np.ndarray)]
+        if not pixels:
+            return chunk
+        size = _CHUNK_CPU if self._on_cpu else _CHUNK_GPU
+        filled = np.stack([*pixels, *[np.zeros_like(pixels[0])] * (size - len(pixels))])
+        rows = iter(sigmoid(self._forward(filled)))
+        return [next(rows) if isinstance(image, np.ndarray) else image for image in chunk]
 
     def _forward(self, pixels: np.ndarray) -> np.ndarray:
         """float64 logits (num_images, num_findings)."""
@@ -138,3 +132,29 @@ class Predictor:
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
     return np.asarray(0.5 * (1.0 + np.tanh(0.5 * logits)))
+
+
+def _chunks(
+    images: Sequence[Image], load: Optional[Callable[[Image], np.ndarray]], size: int
+) -> Iterable[List[Outcome]]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = 0 if load is None else min(cores, len(images) // _IMAGES_A_PROCESS)
+    return DataLoader(_Loaded(images, load), batch_size=size, collate_fn=list, num_workers=processes)
+
+
+class _Loaded(Dataset, Generic[Image]):  # type: ignore[type-arg]  # Dataset is not generic at run time on torch 2.0
+    def __init__(self, images: Sequence[Image], load: Optional[Callable[[Image], np.ndarray]]) -> None:
+        self.images, self.load = images, load
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, position: int) -> Outcome:
+        """numpy, which travels through a pipe: tensors would need shared memory, of which containers have little."""
+        image: Any = self.images[position]
+        try:
+            return np.asarray(image) if self.load is None else self.load(image)
+        except ImageError as error:
+            return error
+        except OSError as error:
+            return ImageError(error.strerror or str(error))
