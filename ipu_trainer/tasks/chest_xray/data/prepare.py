@@ -159,7 +159,7 @@ class PreparedSummary:
         if wide and wide["darker"]:
             lines.append(
                 f"{wide['darker']:,} of these have much smaller values. That is right if they are dark; if their scale is "
-                "another one, prepare them apart."
+                "another one (10-bit films among 12-bit ones), --window percentile scales each image by itself."
             )
         return f"{self.output}: {head}, {self.num_images:,} images{left_out}\n" + "\n".join(lines)
 
