@@ -172,6 +172,17 @@ def test_tables_of_eight_bits_serve_values_above_them(syntax):
         assert np.array_equal(image.brightness[image.codes] * 255, pixels // 16)
 
 
+def test_a_table_that_starts_below_zero_and_says_so_in_unsigned_numbers():
+    """As it is read from files without value representations, where pixels are unsigned and the intercept is not."""
+    image = open_image(
+        film(
+            np.array([[0, 24, 1024, 2000]], np.uint16), 12, RescaleSlope=1, RescaleIntercept=-1024,
+            VOILUTSequence=table(np.arange(1001), 65536 - 1000, 16),
+        )
+    )  # fmt: skip
+    assert (image.brightness[image.codes] * 1023).tolist() == [[0, 0, 1000, 1000]]
+
+
 def test_a_table_of_twelve_bits_that_says_sixteen_reaches_white():
     """Agfa's devices write the size of an entry in the place of its bits."""
     image = open_image(film(np.array([[0, 4095]], np.uint16), 12, VOILUTSequence=table(np.arange(4096), 0, 16)))
@@ -378,6 +389,12 @@ def test_compressed_films_have_the_values_of_native_ones(form, bits, most):
     assert np.abs(decoded(content) - expected).max() <= most
 
 
+def test_a_jpeg_stream_of_more_bits_than_its_file_says_does_not_wrap():
+    data = read(compressed(upright(16), "JPEG 2000"))
+    data.BitsStored, data.HighBit = 12, 11
+    assert np.array_equal(decoded(written(data)), decoded(film(upright(16).astype(np.uint16), 16)))
+
+
 @pytest.mark.parametrize("form", ["JPEG 2000", "JPEG"])
 def test_a_compressed_image_larger_than_declared_is_refused_before_it_is_decoded(form, monkeypatch):
     content = compressed(upright(16 if form == "JPEG 2000" else 8), form)
@@ -411,6 +428,7 @@ FAULTS = {
     "broken DICOM file: 3 samples per pixel with MONOCHROME2": {"SamplesPerPixel": 3},
     "12 bits stored of 16 with high bit 15": {"BitsStored": 12, "HighBit": 15},
     "broken DICOM file: RescaleSlope is 0": {"RescaleSlope": 0, "RescaleIntercept": 5},
+    "broken DICOM file: RescaleSlope is 0, or it": {"RescaleSlope": 1, "RescaleIntercept": "nan"},
     "truncated: a lookup table has 90 entries, 100 are declared": {"VOILUTSequence": "short"},
     "truncated: 10 bytes of pixel data": {"PixelData": b"0123456789"},
 }
@@ -448,9 +466,10 @@ def test_a_file_with_changed_bytes_is_read_or_refused_without_its_text(position,
 
 
 def test_a_value_of_a_broken_file_does_not_get_into_the_message():
-    content = film(upright(12).astype(np.uint16), 12, WindowCenter="1", WindowWidth="99999999")
-    text = reason(content.replace(b"99999999", b"Quixote "))
-    assert "Quixote" not in text and "DICOM file" in text
+    for name in ("WindowWidth", "NumberOfFrames"):
+        content = film(upright(12).astype(np.uint16), 12, **{"WindowCenter": "1", name: "99999999"})
+        text = reason(content.replace(b"99999999", b"Quixote "))
+        assert "Quixote" not in text and "DICOM file" in text
 
 
 @pytest.mark.parametrize("syntax", list(SYNTAXES))
@@ -478,8 +497,8 @@ def test_a_missing_pydicom_is_named_for_a_file_that_is_dicom_by_its_content(monk
     monkeypatch.setattr(dicom.importlib.util, "find_spec", lambda name: None)
     assert "pip install 'ipu-trainer[dicom]'" in reason(film(upright(8).astype(np.uint8)))
     with pytest.raises(ValueError, match=r"a/b.DCM is a DICOM file, and pydicom.*pip install 'ipu-trainer\[dicom\]'"):
-        dicom.check_installed(["a.png", "a/b.DCM", "c.dicom"])
-    dicom.check_installed(["a.png"])
+        dicom.check_paths(["a.png", "a/b.DCM", "c.dicom"], False)
+    dicom.check_paths(["a.png"], True)
 
 
 def test_names_without_suffix_are_known_by_their_content(tmp_path):
@@ -561,6 +580,11 @@ def test_a_missing_pydicom_stops_once_before_decoding(folder, monkeypatch, capsy
     assert main(words(folder, "out", "--skip_bad")) == 1
     assert "p1/view.dcm is a DICOM file" in capsys.readouterr().err
     assert not (folder / "out" / "rejected.csv").exists() and not list((folder / "out").glob("pixels*"))
+
+
+def test_in_place_is_refused_because_imagefolder_reads_no_dicom(folder, capsys):
+    assert main(words(folder, "out", "--in_place")) == 1
+    assert "imagefolder, which reads no DICOM files such as p1/view.dcm" in capsys.readouterr().err
 
 
 def test_another_window_is_another_data_set_and_auto_is_what_earlier_releases_prepared(folder):

@@ -195,7 +195,7 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> PreparedSummary
         return _refused(settings.output, rejections, decoded=False)
     splits = _split(rows, settings, lists)
 
-    dicom.check_installed(row.path for row in rows)
+    dicom.check_paths((row.path for row in rows), settings.in_place)
     decoding = Decoding(settings.size, settings.resample, window=settings.window)
     plan = hashlib.blake2b(digest_size=16)
     window = () if settings.window == "auto" else (settings.window,)  # a plan of an earlier release is resumed

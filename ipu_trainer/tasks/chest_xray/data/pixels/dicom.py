@@ -35,12 +35,15 @@ EXTRA = "pip install 'ipu-trainer[dicom]'"
 _MAGIC_AT = 128
 
 
-def check_installed(paths: Iterable[str]) -> None:
-    """Raises UserError if a file is DICOM by its name and pydicom is not installed."""
-    if importlib.util.find_spec("pydicom") is None:
-        first = next((path for path in paths if os.path.splitext(path)[1].lower() in SUFFIXES), None)
-        if first is not None:
-            raise UserError(f"{first} is a DICOM file, and pydicom, which reads it, is not installed: {EXTRA}")
+def check_paths(paths: Iterable[str], in_place: bool) -> None:
+    """Raises UserError if a file is DICOM by its name and pydicom is not installed, or in_place is asked for."""
+    first = next((path for path in paths if os.path.splitext(path)[1].lower() in SUFFIXES), None)
+    if first is not None and importlib.util.find_spec("pydicom") is None:
+        raise UserError(f"{first} is a DICOM file, and pydicom, which reads it, is not installed: {EXTRA}")
+    if first is not None and in_place:
+        raise UserError(
+            f"--in_place writes metadata for imagefolder, which reads no DICOM files such as {first}. Leave it out."
+        )
 
 
 def is_dicom(content: bytes) -> bool:

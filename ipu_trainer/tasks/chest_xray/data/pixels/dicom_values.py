@@ -15,6 +15,7 @@ from ipu_trainer.tasks.chest_xray.data.pixels.image_limits import ImageError
 from ipu_trainer.tasks.chest_xray.data.pixels.pydicom_releases import palette_colors, read_encoding
 from ipu_trainer.tasks.chest_xray.data.pixels.window import CodedImage, centered, looked_up
 
+_RLE = "1.2.840.10008.1.2.5"
 _LUT_BITS = (8, 10, 12, 14, 16)
 
 
@@ -32,8 +33,9 @@ def coded(dataset: Any, pixels: np.ndarray) -> CodedImage:
     allocated, bits, _ = bits_of(dataset)
     signed = bool(dataset.get("PixelRepresentation", 0))
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-    if dataset.file_meta.TransferSyntaxUID.is_compressed and (pixels.min() < low or pixels.max() > high):
-        bits = allocated  # compressed streams have no unused bits: the file declares too few
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax.is_compressed and syntax != _RLE and (pixels.min() < low or pixels.max() > high):
+        bits = allocated  # JPEG streams have no unused bits: the file declares too few
     # Unused high bits of a native pixel may hold an overlay or anything (PS3.5 8.1.1): only the bits stored count.
     codes = np.bitwise_and(pixels.astype(np.uint8 if bits <= 8 else np.uint16), (1 << bits) - 1)
     stored = np.arange(2**bits)
@@ -56,9 +58,10 @@ def _modality(dataset: Any, stored: np.ndarray) -> np.ndarray:
         return looked_up(stored, table, first)
     slope, intercept = (_number(dataset.get(name)) for name in ("RescaleSlope", "RescaleIntercept"))
     slope = 1.0 if slope is None else slope
-    if not slope:
-        raise ImageError("broken DICOM file: RescaleSlope is 0")
-    return stored * slope + (intercept or 0.0)
+    intercept = 0.0 if intercept is None else intercept
+    if not slope or not np.isfinite([slope, intercept]).all():
+        raise ImageError("broken DICOM file: RescaleSlope is 0, or it or RescaleIntercept is no number")
+    return stored * slope + intercept
 
 
 def _voi(dataset: Any, values: np.ndarray) -> Optional[np.ndarray]:
