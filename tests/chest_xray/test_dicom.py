@@ -421,6 +421,7 @@ def test_declared_sizes_and_inflated_bytes_of_a_bomb_are_refused_before_decoding
 
 FAULTS = {
     "multi-frame: 3 images": {"NumberOfFrames": 3},
+    "truncated: an image (Digital X-Ray Image Storage - For Presentation) without pixel data": {"PixelData": None},
     "broken DICOM file: no PhotometricInterpretation": {"PhotometricInterpretation": None},
     "broken DICOM file: no Rows": {"Rows": None},
     "broken DICOM file: 0 x": {"Columns": 0},
@@ -450,6 +451,16 @@ def test_a_file_cut_anywhere_is_refused_in_one_line():
         for end in [*range(0, len(whole) - 200, 97), len(whole) - 20]:
             text = reason(whole[:end])
             assert "\n" not in text and "Quixote" not in text and len(text) < 220
+
+
+def test_broken_packets_of_rle_are_refused_though_their_decoder_panics():
+    whole = compressed(upright(12), "RLE")
+    for position in range(len(whole) - 300, len(whole) - 20, 9):
+        broken = whole[:position] + b"\x7f\x7f\x7f" + whole[position + 3 :]
+        try:
+            assert decoded(broken).shape == (SIZE, SIZE)
+        except ImageError as error:
+            assert str(error).startswith("broken or truncated pixel data (RLE Lossless, ")
 
 
 @settings(max_examples=150, deadline=None)

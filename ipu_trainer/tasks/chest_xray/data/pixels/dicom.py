@@ -90,9 +90,9 @@ def open_dicom(content: bytes) -> Union[CodedImage, Image.Image]:
             raise ImageError(f"no decoder for the transfer syntax {known_name(syntax)} is installed: {EXTRA}")
         try:
             pixels = decoded_pixels(dataset)
-        except MemoryError:
+        except (MemoryError, KeyboardInterrupt, SystemExit):
             raise
-        except Exception as error:
+        except BaseException as error:  # a panic of pylibjpeg-rle, which is written in Rust, is no Exception
             hint = f", or no decoder for this kind of it: {EXTRA}" if syntax.is_compressed else ""
             raise ImageError(
                 f"broken or truncated pixel data ({known_name(syntax)}, {type(error).__name__}){hint}"

@@ -42,6 +42,8 @@ def refuse_other_objects(dataset: Any) -> None:
         raise ImageError("floating-point pixel data are not read")
     if "PixelData" not in dataset:
         kind = dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID")
+        if "Rows" in dataset:
+            raise ImageError(f"truncated: an image ({known_name(kind)}) without pixel data")
         raise ImageError(f"no image: a DICOM object without pixel data ({known_name(kind)})")
     missing = [name for name in REQUIRED[1:] if dataset.get(name) is None]
     if missing:
