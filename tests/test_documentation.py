@@ -100,6 +100,11 @@ COMMANDS = {
     f"{PREPARED} --learning_rate 2e-4 --num_train_epochs 30": run(*TRAIN),
     f"{PREPARED} --loss asymmetric --ranking_weight 0 --ema_decay 0.999": run(*TRAIN),
     f"{PREPARED} --balance 0.3 --horizontal_flip True --precision fp32": run(*TRAIN),
+    # docs/dicom.md
+    'pip install -e ".[dicom]"': other("test_installation_names_what_is_there"),
+    "ipu-trainer prepare chest-xray --csv table.csv --images films --output prepared": other(
+        "tests/chest_xray/test_dicom.py: test_a_folder_of_films_is_prepared_with_the_window_and_its_pixels_are_those_of_decoding"
+    ),
     # docs/ipu.md
     "python3.8 -m venv env && . env/bin/activate": other("an environment on the Pod's own machine"),
     "pip install -c constraints-pod.txt torch": other("make test-pod installs so; test_installation_names_what_is_there"),

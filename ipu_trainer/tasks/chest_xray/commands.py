@@ -62,6 +62,11 @@ def _prepare(flags: Sequence[str]) -> int:
     parser.add_argument("--test_list", type=Path, help="NIH's test_list.txt")
     parser.add_argument("--size", type=int, default=224, help="side in pixels (default 224)")
     parser.add_argument("--resample", default="bilinear", help="nearest, bilinear (default), bicubic or lanczos")
+    parser.add_argument(
+        "--window",
+        default="auto",
+        help="DICOM and 16-bit images to 8 bits: auto (default), voi, percentile or full (docs/dicom.md)",
+    )
     parser.add_argument("--workers", type=int, default=0, help="decoding processes (default: one for each core)")
     parser.add_argument("--in_place", action="store_true", help="also write metadata.jsonl beside the images")
     parser.add_argument("--only_present", action="store_true", help="leave out rows whose image is not there")

@@ -23,10 +23,11 @@ from ipu_trainer.tasks.chest_xray.data.labels import (
     plain,
     spelled_as_known,
 )
+from ipu_trainer.tasks.chest_xray.data.pixels import dicom
 from ipu_trainer.tasks.chest_xray.data.text_files import open_text, table_rows
 from ipu_trainer.tasks.folders import is_hidden
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", *dicom.SUFFIXES})
 # An age above this is a typing error; the 2017 edition has ages up to 414.
 OLDEST_YEARS = 120
 
@@ -192,13 +193,18 @@ def file_name_column(path: Path, header: Sequence[str]) -> int:
 
 
 def _list_images(images: Path) -> Set[str]:
-    """Paths of the image files, without hidden ones (.ipynb_checkpoints, __MACOSX, ._name)."""
+    """Paths of the image files, without hidden ones (.ipynb_checkpoints, __MACOSX, ._name).
+
+    Names without a suffix, or that end with digits as a UID does, are image files if they are DICOM by their content.
+    """
     found = set()
     for folder, below, names in os.walk(images, followlinks=False):
         below[:] = [name for name in below if not is_hidden(name)]
         prefix = os.path.relpath(folder, images)
         for name in names:
-            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not is_hidden(name):
+            suffix = os.path.splitext(name)[1].lower()
+            unnamed = (not suffix or suffix[1:].isdigit()) and dicom.is_dicom_file(Path(folder) / name)
+            if (suffix in IMAGE_SUFFIXES or unnamed) and not is_hidden(name):
                 found.add(name if prefix == "." else f"{prefix}/{name}".replace(os.sep, "/"))
     return found
 

@@ -41,6 +41,8 @@ from ipu_trainer.tasks.chest_xray.data.pixel_store import (
     StoreWriter,
     discard_journal,
 )
+from ipu_trainer.tasks.chest_xray.data.pixels import dicom
+from ipu_trainer.tasks.chest_xray.data.pixels.window import WINDOWS
 from ipu_trainer.tasks.chest_xray.data.splits import (
     METHODS,
     SPLITS,
@@ -70,6 +72,7 @@ class PrepareSettings:
     test_list: Optional[Path] = None
     size: int = 224
     resample: str = "bilinear"
+    window: str = "auto"
     workers: int = 0
     in_place: bool = False
     only_present: bool = False
@@ -96,6 +99,8 @@ class PrepareSettings:
             raise UserError(f"--size {self.size} is outside 16 to 1024 pixels. ViT takes 224.")
         if self.resample not in image_files.RESAMPLES:
             raise UserError(f"--resample {self.resample!r} is not one of {', '.join(image_files.RESAMPLES)}.")
+        if self.window not in WINDOWS:
+            raise UserError(f"--window {self.window!r} is not one of {', '.join(WINDOWS)}.")
         if self.workers < 0:
             raise UserError(f"--workers {self.workers} must be at least 1, or 0 for one for each core.")
         if (self.train_val_list is None) != (self.test_list is None):
@@ -154,7 +159,7 @@ class PreparedSummary:
         if wide and wide["darker"]:
             lines.append(
                 f"{wide['darker']:,} of these have much smaller values. That is right if they are dark; if their scale is "
-                "another one, prepare them apart."
+                "another one (10-bit films among 12-bit ones), --window percentile scales each image by itself."
             )
         return f"{self.output}: {head}, {self.num_images:,} images{left_out}\n" + "\n".join(lines)
 
@@ -190,13 +195,15 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> PreparedSummary
         return _refused(settings.output, rejections, decoded=False)
     splits = _split(rows, settings, lists)
 
+    dicom.check_paths((row.path for row in rows), settings.in_place)
+    decoding = Decoding(settings.size, settings.resample, window=settings.window)
     plan = hashlib.blake2b(digest_size=16)
-    for part in (settings.size, settings.resample, settings.images.resolve(), *(row.path for row in rows)):
+    window = () if settings.window == "auto" else (settings.window,)  # a plan of an earlier release is resumed
+    for part in (settings.size, settings.resample, *window, settings.images.resolve(), *(row.path for row in rows)):
         plan.update(f"{part}\0".encode())
     writer = StoreWriter(
         settings.output / STORE_FILE, len(rows), settings.size, settings.resample, image_files.DECODER, plan.hexdigest()
     )
-    decoding = Decoding(settings.size, settings.resample)
     paths = [row.path for row in rows]
     failures, scale, wide = decode_to_store(writer, settings.images, paths, decoding, settings.workers, progress)
     rejections += [Rejection(rows[position].path, rows[position].line, reason) for position, reason in failures.items()]
@@ -343,6 +350,8 @@ def _identity(settings: PrepareSettings) -> str:
         values[name] = None if path is None else _digest_of(path)
     for name in ("csv", "output"):
         values.pop(name)
+    if settings.window == "auto":  # the identity that earlier releases gave
+        values.pop("window")
     values["images"] = str(settings.images.resolve())
     return hashlib.blake2b(json.dumps(values, default=str, sort_keys=True).encode(), digest_size=16).hexdigest()
 
