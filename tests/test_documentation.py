@@ -100,6 +100,9 @@ COMMANDS = {
     f"{PREPARED} --learning_rate 2e-4 --num_train_epochs 30": run(*TRAIN),
     f"{PREPARED} --loss asymmetric --ranking_weight 0 --ema_decay 0.999": run(*TRAIN),
     f"{PREPARED} --balance 0.3 --horizontal_flip True --precision fp32": run(*TRAIN),
+    "ipu-trainer evaluate chest-xray --run run --data chexpert --split all --output on_chexpert": other(
+        "tests/chest_xray/test_masked_labels.py: test_a_run_is_evaluated_on_data_that_name_findings_otherwise"
+    ),
     # docs/ipu.md
     "python3.8 -m venv env && . env/bin/activate": other("an environment on the Pod's own machine"),
     "pip install -c constraints-pod.txt torch": other("make test-pod installs so; test_installation_names_what_is_there"),

@@ -61,8 +61,8 @@ class FindingLoss:
         logits, labels = logits.float(), labels.float()
         known = None
         if self.masked:
-            is_known = labels == labels  # NaN equals nothing
-            known, labels = is_known.float(), torch.where(is_known, labels, torch.zeros_like(labels))
+            unknown = torch.isnan(labels)
+            known, labels = 1.0 - unknown.float(), labels.masked_fill(unknown, 0.0)
         targets = labels * (1.0 - self.label_smoothing) + 0.5 * self.label_smoothing if self.label_smoothing else labels
         if self.kind == "bce":
             weight = None if self.pos_weight is None else constant(self.pos_weight, logits)
