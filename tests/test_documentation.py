@@ -105,6 +105,9 @@ COMMANDS = {
     "ipu-trainer prepare chest-xray --csv table.csv --images films --output prepared": other(
         "tests/chest_xray/test_dicom.py: test_a_folder_of_films_is_prepared_with_the_window_and_its_pixels_are_those_of_decoding"
     ),
+    "ipu-trainer evaluate chest-xray --run run --data chexpert --split all --output on_chexpert": other(
+        "tests/chest_xray/test_masked_labels.py: test_a_run_is_evaluated_on_data_that_name_findings_otherwise"
+    ),
     # docs/ipu.md
     "python3.8 -m venv env && . env/bin/activate": other("an environment on the Pod's own machine"),
     "pip install -c constraints-pod.txt torch": other("make test-pod installs so; test_installation_names_what_is_there"),

@@ -129,6 +129,10 @@ def _evaluate(flags: Sequence[str]) -> int:
     metrics = evaluate(run_dir, data, namespace.split, output, namespace.num_bootstrap)
     for name in metrics["findings_unknown_to_the_model"]:
         print(f"warning: the model has no output for {name!r}", file=sys.stderr)
+    for name in metrics["findings_unknown_to_the_data"]:
+        print(f"warning: the data have no labels of {name!r}, so it is not evaluated", file=sys.stderr)
+    for name, other in metrics["findings_renamed"].items():
+        print(f"the data's {other!r} is evaluated as the model's {name!r}")
     print(f"{report.metrics_table(metrics)}\n\nmetrics, plots and report.html: {output}")
     return 0
 

@@ -1,4 +1,4 @@
-"""A finished run on any prepared data set: thresholds from its validation, findings matched by name."""
+"""A finished run on any prepared data set: thresholds from its validation, findings matched by name or synonym."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.dataset import load_prepared
 from ipu_trainer.tasks.chest_xray.data.splits import SPLITS
 from ipu_trainer.tasks.chest_xray.evaluation import metrics as metric
+from ipu_trainer.tasks.chest_xray.evaluation.matched_findings import MatchedFindings
 from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import number_or_nan
 from ipu_trainer.tasks.chest_xray.predict import load_predictor
 from ipu_trainer.tasks.chest_xray.report import artifacts as report
@@ -23,9 +24,10 @@ from ipu_trainer.tasks.run_record import read_run
 def evaluate(
     run_dir: Path, data_dir: Path, split: str, output: Path, num_bootstrap: int = 1000, precision: Optional[str] = None
 ) -> Dict[str, Any]:
-    """Evaluate a finished run on a split of any prepared data set; findings are matched by name.
+    """Evaluate a finished run on a split of any prepared data set, over the findings that both have (matched_findings.py).
 
-    Findings that the model does not know are named in the result; those that the data never shows are undefined.
+    The result names the findings of one that the other lacks. The data say nothing about findings that they lack, so these are
+    undefined. Raises UserError where no finding is common, or none of the split's images has a known label of one.
     """
     metric.check_replicates(num_bootstrap)
     record = read_run(run_dir)
@@ -34,11 +36,14 @@ def evaluate(
     if not len(subject):
         raise UserError(f"the {split} split of {data_dir} is empty. Evaluate another of {', '.join(SPLITS)}, all.")
     findings: List[str] = record["findings"]
+    matched = MatchedFindings.of(findings, data.findings)
+    truth = matched.truth(subject.labels)
+    if np.isnan(truth).all():
+        raise UserError(
+            f"no image in the {split} split of {data_dir} has a known label of {', '.join(matched.of_data.values())}. "
+            f"Evaluate another of {', '.join(SPLITS)}, all."
+        )
     predictor = load_predictor(run_dir, record, data.decoding, precision)
-    known = [name for name in findings if name in data.findings]
-    truth = np.zeros((len(subject), len(findings)), dtype=np.float32)
-    for name in known:
-        truth[:, findings.index(name)] = subject.labels[:, data.findings.index(name)]
     probability = predictor.of_pixels(subject.pixels(), len(findings))
     thresholds = {name: number_or_nan(value) for name, value in record["thresholds"].items()}
     result = {
@@ -46,7 +51,9 @@ def evaluate(
         "run": str(Path(run_dir).resolve()),
         "data": str(Path(data_dir).resolve()),
         "data_fingerprint": data.fingerprint,
-        "findings_unknown_to_the_model": [name for name in data.findings if name not in findings],
+        "findings_unknown_to_the_model": matched.unknown_to_the_model,
+        "findings_unknown_to_the_data": matched.unknown_to_the_data,
+        "findings_renamed": matched.renamed,
         **metric.evaluate_predictions(
             truth, probability, findings, subject.table, thresholds, num_bootstrap, record["seed"]
         ),

@@ -15,8 +15,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ipu_trainer.tasks.chest_xray.data.image_decoding import Decoding, ImageError
+from ipu_trainer.tasks.chest_xray.data.image_decoding import Decoding
 from ipu_trainer.tasks.chest_xray.data.labels import NO_FINDING
+from ipu_trainer.tasks.chest_xray.data.pixels.image_limits import ImageError
 from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import number_or_nan
 from ipu_trainer.tasks.chest_xray.model.inputs import load_finished, load_normalisation, load_processor
 from ipu_trainer.tasks.chest_xray.model.predictor import Outcome, Predictor

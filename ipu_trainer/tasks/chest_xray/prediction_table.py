@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ipu_trainer.atomic import atomic_path
 from ipu_trainer.errors import UserError
-from ipu_trainer.tasks.chest_xray.data.image_decoding import ImageError
+from ipu_trainer.tasks.chest_xray.data.pixels.image_limits import ImageError
 from ipu_trainer.tasks.chest_xray.predict import RunPredictor, above_threshold
 
 _LINES_BETWEEN_FLUSHES = 64

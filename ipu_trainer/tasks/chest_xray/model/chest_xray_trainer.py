@@ -116,6 +116,8 @@ class ChestXrayTrainer(IPUTrainer):
         )
 
     def why_not_coalescable(self, *_: Any, **__: Any) -> Optional[str]:
+        if self.finding_loss.masked:
+            return "its loss is a mean over the known labels of a micro-batch, and micro-batches know different numbers"
         return None  # the sampler gives whole weight updates
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, *_: Any, **__: Any) -> Any:

@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ipu_trainer.errors import UserError
-from ipu_trainer.tasks.chest_xray.data.image_decoding import ImageError
+from ipu_trainer.tasks.chest_xray.data.pixels.image_limits import ImageError
 from ipu_trainer.tasks.chest_xray.model.inputs import Normalisation
 from ipu_trainer.tasks.chest_xray.model.shortcuts import ClassTokenLayer
 

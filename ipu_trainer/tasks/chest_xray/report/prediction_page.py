@@ -9,8 +9,8 @@ from typing import Any, Dict, List, Sequence, Tuple
 import numpy as np
 import torch
 
-from ipu_trainer.tasks.chest_xray.data.image_decoding import ImageError
 from ipu_trainer.tasks.chest_xray.data.labels import NO_FINDING
+from ipu_trainer.tasks.chest_xray.data.pixels.image_limits import ImageError
 from ipu_trainer.tasks.chest_xray.data.text_files import base_name
 from ipu_trainer.tasks.chest_xray.explain.evaluated_images import load_for_saliency, saliency
 from ipu_trainer.tasks.chest_xray.predict import RunPredictor, above_threshold
