@@ -180,7 +180,7 @@ def to_grayscale(image: OpenedImage, scale: Optional[ValueRange], window: str = 
     if _is_wide(image) and window == "voi":
         raise ImageError("no DICOM file, so it has no window: --window auto, percentile or full reads it")
     if _is_wide(image) and window == "percentile":
-        wide = np.nan_to_num(np.asarray(image).astype(np.float64))
+        wide = np.nan_to_num(np.asarray(image))
         brightness = between(wide, *percentile_range(*np.unique(wide, return_counts=True)))
         return Image.fromarray(np.rint(brightness * 255.0).astype(np.uint8))
     if scale is not None and _is_wide(image):  # Pillow's own conversion clips at 255

@@ -46,7 +46,7 @@ def between(values: np.ndarray, low: float, high: float) -> np.ndarray:
     """Brightness: 0 up to low, 1 from high, a straight line between. 0 everywhere for an empty range."""
     if high <= low:
         return np.zeros(np.shape(values))
-    return np.clip((values - low) / (high - low), 0.0, 1.0)
+    return np.clip((values.astype(np.float64) - low) / (high - low), 0.0, 1.0)
 
 
 def centered(values: np.ndarray, center: float, width: float, function: str = "LINEAR") -> Optional[np.ndarray]:
