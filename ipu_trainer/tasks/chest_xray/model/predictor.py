@@ -23,8 +23,8 @@ from ipu_trainer.tasks.chest_xray.data.pixels.image_limits import ImageError
 from ipu_trainer.tasks.chest_xray.model.inputs import Normalisation
 from ipu_trainer.tasks.chest_xray.model.shortcuts import ClassTokenLayer
 
-# Images of a forward pass, which one process decodes. On a CPU, activations of few images stay in its caches; on a GPU larger chunks
-# would leave processes idle that wait for a chunk of their own.
+# Images of a forward pass, which one process decodes. On a CPU, activations of few images stay in its caches; on a GPU larger
+# chunks would leave processes without one.
 _CHUNK_CPU, _CHUNK_GPU = 4, 16
 _CHUNKS_AHEAD = 3  # for each thread
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
