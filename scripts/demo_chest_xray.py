@@ -1,10 +1,11 @@
-"""The main job from nothing: data, preparation, training, evaluation.
+"""The main job from nothing: data, preparation, training, evaluation, and predictions for single images.
 
 python scripts/demo_chest_xray.py                      synthetic phantoms and a small ViT, about 4 minutes on 2 cores
 python scripts/demo_chest_xray.py --csv CSV --images DIR --model PATH_OR_HUB_ID      your own data and model
 """
 
 import argparse
+import csv
 import sys
 from pathlib import Path
 
@@ -35,13 +36,13 @@ output = arguments.output
 prepare = ["prepare", "chest-xray", "--output", output / "prepared"]
 if all(given):
     step(*prepare, "--csv", arguments.csv, "--images", arguments.images, "--only_present")
-    model, recipe = arguments.model, []
+    images, model, recipe = arguments.images, arguments.model, []
 else:
     phantoms = output / "phantoms"
     if not (phantoms / "phantoms.csv").exists():
         step("phantoms", "chest-xray", "--output", phantoms, "--num_images", arguments.num_images)
     step(*prepare, "--csv", phantoms / "phantoms.csv", "--images", phantoms / "images", "--size", 64)
-    model = phantoms / "model"
+    images, model = phantoms / "images", phantoms / "model"
     # A small ViT that starts from random weights needs a larger rate, and no gentler one for its early layers.
     recipe = ["--learning_rate", 1e-3, "--layer_decay", 1, "--head_learning_rate_factor", 1, "--drop_path", 0]
     recipe += ["--num_train_epochs", 24, "--rotation_degrees", 4, "--dataloader_num_workers", 0]
@@ -57,10 +58,14 @@ step(
     *recipe,
     *training_flags,
 )
+with (output / "run" / "predictions.csv").open(newline="", encoding="utf-8") as file:
+    unseen = [images / row["file_name"] for row in csv.DictReader(file)][:6]
+step("predict", output / "run", *unseen, "--output", output / "new.csv", "--html", output / "new.html")
 print(f"""
 {"" if all(given) else "These were synthetic phantoms: the numbers show that the machinery works, nothing about medicine."}
 to read   {output / "run" / "report.html"} (open it in a browser)
 table     {output / "run" / "metrics.txt"}
 curves    {output / "run" / "plots"} (auroc.png, roc.png, calibration.png, training.png)
+new       {output / "new.html"}, {output / "new.csv"}: six images of patients that the run never saw
 numbers   {output / "run" / "metrics.json"}, {output / "run" / "predictions.csv"}
 model     {output / "run"} (a Hugging Face model folder with its model card README.md)""")
