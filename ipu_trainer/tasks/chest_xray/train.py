@@ -1,4 +1,4 @@
-"""The recipe: fine-tune a ViT on prepared chest X-rays, choose thresholds on validation, evaluate on patients unseen.
+"""The recipe: fine-tune an image model on prepared chest X-rays, choose thresholds on validation, evaluate on patients unseen.
 
     ipu-trainer train chest-xray --data PREPARED --model PATH_OR_HUB_ID --output RUN [any TrainingArguments flag]
 
@@ -20,18 +20,18 @@ from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.dataset import ChestXrayDataset, PreparedChestXrays, load_prepared
 from ipu_trainer.tasks.chest_xray.data.labels import pathologies
 from ipu_trainer.tasks.chest_xray.evaluation import metrics as metric
+from ipu_trainer.tasks.chest_xray.model.architectures import read_config
+from ipu_trainer.tasks.chest_xray.model.checkpoint import load_finished, load_model
 from ipu_trainer.tasks.chest_xray.model.chest_xray_trainer import ChestXrayTrainer, sigmoid
-from ipu_trainer.tasks.chest_xray.model.inputs import (
-    ChestXrayCollator,
-    Normalisation,
-    load_finished,
-    load_model,
-    load_normalisation,
-    load_processor,
-    read_config,
-)
+from ipu_trainer.tasks.chest_xray.model.image_processor import write_processor
+from ipu_trainer.tasks.chest_xray.model.inputs import ChestXrayCollator, Normalisation, starting_normalisation
 from ipu_trainer.tasks.chest_xray.model.losses import FindingLoss
-from ipu_trainer.tasks.chest_xray.recipe_arguments import ChestXrayArguments, finding_loss, parse_arguments
+from ipu_trainer.tasks.chest_xray.recipe_arguments import (
+    ChestXrayArguments,
+    check_stochastic_depth,
+    finding_loss,
+    parse_arguments,
+)
 from ipu_trainer.tasks.chest_xray.report import artifacts
 from ipu_trainer.tasks.chest_xray.report.html_report import METRIC, write_report
 from ipu_trainer.tasks.recipe.recipe import Results, Rows, recipe_task
@@ -57,15 +57,22 @@ class ChestXrayRun:
     objective: Tuple[str, str] = ("eval_mean_auroc_14", "maximize")
     tracked: Any = METRIC
     sample_shape: Sequence[int] = ()
+    input_notes: Tuple[str, ...] = ()
+    model_notes: Tuple[str, ...] = ()
 
     def describe(self) -> Rows:
         images = (
             f"{len(self.train_set):,} training and {len(self.validation_set):,} validation images of {self.recipe.data}"
         )
-        return [("data", images), ("loss", self.loss.describe())]
+        notes = (*self.model_notes, *self.input_notes)
+        checkpoint = [("checkpoint", "\n".join(notes))] if notes else []
+        return [("data", images), ("loss", self.loss.describe()), *checkpoint]
 
     def new_model(self) -> Any:
-        return load_model(self.recipe.model, self.data.findings, self.train_set.labels.mean(axis=0))
+        prevalence = self.train_set.labels.mean(axis=0)
+        new = load_model(self.recipe.model, self.data.findings, prevalence, self.data.size, self.args.drop_path)
+        self.model_notes = new.notes
+        return new.model
 
     def trained_model(self, run_dir: Path) -> Any:
         return load_finished(run_dir)
@@ -113,7 +120,9 @@ class ChestXrayRun:
         }
 
         def write(run_dir: Path) -> None:
-            load_processor(self.recipe.model).save_pretrained(run_dir)
+            write_processor(
+                run_dir, self.recipe.model, self.data.size, self.data.manifest["resample"], *self.normalisation.values
+            )
             artifacts.write_evaluation(run_dir, metrics, subject.labels, probability, findings, subject.table)
 
         return Results(metrics, write, {"thresholds": thresholds, "evaluated_split": split})
@@ -132,7 +141,7 @@ class ChestXrayRun:
 def prepare(flags: Sequence[str]) -> ChestXrayRun:
     """Flags of `ipu-trainer train chest-xray` to a ChestXrayRun. Raises UserError for what does not go together."""
     recipe, args = parse_arguments(flags)
-    read_config(recipe.model)
+    notes = check_stochastic_depth(read_config(recipe.model), recipe.model, args, flags)
     data = load_prepared(recipe.data)
     train_set, validation_set = data.split("train"), data.split("validation")
     if not len(validation_set):
@@ -141,7 +150,7 @@ def prepare(flags: Sequence[str]) -> ChestXrayRun:
             "--validation_fraction."
         )
     config = load_profile(args.ipu_config).config if args.ipu_config else IPUConfig()
-    normalisation = load_normalisation(recipe.model, data.size, data.manifest["resample"])
+    normalisation, input_notes = starting_normalisation(recipe.model, data.size, data.manifest["resample"])
     loss = finding_loss(recipe, args, train_set)
     settings = run_settings(
         "chest-xray",
@@ -165,7 +174,19 @@ def prepare(flags: Sequence[str]) -> ChestXrayRun:
         normalisation=dataclasses.asdict(normalisation),
     )
     report = write_report if recipe.report else None
-    return ChestXrayRun(recipe, args, data, config, normalisation, loss, settings, train_set, validation_set, report)
+    return ChestXrayRun(
+        recipe,
+        args,
+        data,
+        config,
+        normalisation,
+        loss,
+        settings,
+        train_set,
+        validation_set,
+        report,
+        input_notes=(*notes, *input_notes),
+    )
 
 
 RECIPE = recipe_task(prepare)
