@@ -48,7 +48,7 @@ def run_fold(data, model, setting, fold, folds, seed):
         train_set = all_images.subset(np.flatnonzero(~held_out))
         transformers.set_seed(seed)
         trainer = ChestXrayTrainer(
-            model=load_model(model, data.findings, train_set.labels.mean(axis=0)),
+            model=load_model(model, data.findings, train_set.labels.mean(axis=0)).model,
             args=args,
             train_dataset=train_set,
             data_collator=ChestXrayCollator(

@@ -28,7 +28,7 @@ def trainer_of(data, model_path, num_micro_batches, scratch):
     ]  # fmt: skip
     recipe, args = parse_arguments(flags)
     train_set = data.split("train")
-    model = load_model(model_path, data.findings, train_set.labels.mean(axis=0))
+    model = load_model(model_path, data.findings, train_set.labels.mean(axis=0)).model
     normalisation = load_normalisation(model_path, data.size, data.manifest["resample"])
     trainer = ChestXrayTrainer(
         model=model,

@@ -76,6 +76,21 @@ PREPARE = "ipu-trainer prepare chest-xray --csv Data_Entry_2017_v2020.csv"
 LISTS = "--train_val_list train_val_list.txt --test_list test_list.txt"
 PREPARED = "ipu-trainer train chest-xray --data prepared --model model --output run"
 COMMANDS = {
+    # docs/models.md
+    f"{PREPARE} --images images --output prepared518 --size 518 --resample bicubic": run(
+        "--workers", "1", "--validation_fraction", "0.2", "--size", "32"
+    ),
+    f"{PREPARE} --images images --output prepared224 --size 224 --resample bicubic": run(
+        "--workers", "1", "--validation_fraction", "0.2", "--size", "32"
+    ),
+    "ipu-trainer train chest-xray --data prepared518 --model microsoft/rad-dino --output run-dino": other(
+        "tests/chest_xray/test_architectures.py: "
+        "test_a_run_from_a_checkpoint_of_another_size_says_what_it_changed_and_is_evaluated_and_reported"
+    ),
+    "ipu-trainer train chest-xray --data prepared224 --model timm/densenet121.ra_in1k --output run-densenet": other(
+        "tests/chest_xray/test_timm_models.py: test_models_of_timm trains a tiny one"
+    ),
+    "pip install 'ipu-trainer[timm,explain]'": other("installs the package itself, with extras of setup.cfg"),
     # README.md
     "make demo": other("test_the_demo_runs_as_make_says"),
     "make test": other("it is what runs this test"),

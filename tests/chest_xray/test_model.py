@@ -1,4 +1,4 @@
-"""Which models the task takes: ViTs with their weights, of the stored size, reading three channels or one."""
+"""Which models the task takes: image classifiers with their weights, reading three channels or one (test_architectures.py: each)."""
 
 import json
 
@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 import torch
 from html_pages import checked_page
-from transformers import DeiTConfig, DeiTForImageClassification, ViTConfig, ViTForImageClassification, ViTModel
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    CLIPConfig,
+    CLIPModel,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTMAEConfig,
+    ViTMAEForPreTraining,
+    ViTModel,
+)
 
 from ipu_trainer.cli import main
 from ipu_trainer.compat import transformers_versions as compat
@@ -34,12 +44,25 @@ def train_words(prepared, model, run, *more):
     ]  # fmt: skip
 
 
-def other_family():
-    return DeiTForImageClassification(DeiTConfig(image_size=32, **SMALL))
+def of_text():
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    return BertForSequenceClassification(BertConfig(vocab_size=8, **{name: SMALL[name] for name in names}))
 
 
-def of_other_size():
-    return ViTForImageClassification(ViTConfig(image_size=64, **SMALL))
+def of_images_and_text():
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    small = {name: SMALL[name] for name in names}
+    return CLIPModel(CLIPConfig(text_config={**small, "vocab_size": 8}, vision_config={**small, "image_size": 32}))
+
+
+def without_classifier():
+    return ViTMAEForPreTraining(
+        ViTMAEConfig(image_size=32, decoder_hidden_size=16, decoder_num_hidden_layers=1, **SMALL)
+    )
+
+
+def of_patches_that_do_not_divide():
+    return ViTForImageClassification(ViTConfig(image_size=48, **{**SMALL, "patch_size": 12}))
 
 
 def of_four_channels():
@@ -49,8 +72,10 @@ def of_four_channels():
 @pytest.mark.parametrize(
     "make, words",
     [
-        (other_family, ["model_type deit", "DeiTForImageClassification", "Give --model"]),
-        (of_other_size, ["64 x 64", "image_size", "--size 64"]),
+        (of_text, ["model_type bert", "BertForSequenceClassification", "Give --model"]),
+        (of_images_and_text, ["model_type clip", "CLIPModel", "Give --model"]),
+        (without_classifier, ["model_type vit_mae", "ViTMAEForPreTraining", "Give --model"]),
+        (of_patches_that_do_not_divide, ["48 x 48", "no multiple of its patches of 12", "--size 48"]),
         (of_four_channels, ["num_channels is 4", "Give --model"]),
     ],
 )
@@ -80,7 +105,7 @@ def test_a_vit_that_lacks_tensors_is_refused_before_a_run_or_a_trial(prepared, p
 def test_the_body_of_a_vit_gets_a_new_head_at_the_prevalence(tmp_path):
     torch.manual_seed(0)
     ViTModel(ViTConfig(image_size=32, **SMALL)).save_pretrained(tmp_path)
-    model = load_model(str(tmp_path), FINDINGS, PREVALENCE)
+    model = load_model(str(tmp_path), FINDINGS, PREVALENCE).model
     assert np.allclose(torch.sigmoid(model.classifier.bias).detach(), PREVALENCE)
 
 
@@ -88,9 +113,9 @@ def test_a_head_is_kept_for_the_same_findings_alone(tmp_path):
     names = dict(enumerate(FINDINGS))
     before = ViTForImageClassification(ViTConfig(image_size=32, num_labels=3, id2label=names, **SMALL))
     before.save_pretrained(tmp_path)
-    same = load_model(str(tmp_path), FINDINGS, PREVALENCE)
+    same = load_model(str(tmp_path), FINDINGS, PREVALENCE).model
     assert torch.equal(same.classifier.weight, before.classifier.weight)
-    other = load_model(str(tmp_path), ["Edema", "Hernia", "Mass"], PREVALENCE)  # as many, but others
+    other = load_model(str(tmp_path), ["Edema", "Hernia", "Mass"], PREVALENCE).model  # as many, but others
     assert not torch.equal(other.classifier.weight, before.classifier.weight)
     assert np.allclose(torch.sigmoid(other.classifier.bias).detach(), PREVALENCE)
 

@@ -19,7 +19,9 @@ from ipu_trainer.tasks.chest_xray.data.image_decoding import Decoding
 from ipu_trainer.tasks.chest_xray.data.labels import NO_FINDING
 from ipu_trainer.tasks.chest_xray.data.pixels.image_limits import ImageError
 from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import number_or_nan
-from ipu_trainer.tasks.chest_xray.model.inputs import load_finished, load_normalisation, load_processor
+from ipu_trainer.tasks.chest_xray.model.checkpoint import load_finished
+from ipu_trainer.tasks.chest_xray.model.image_processor import load_processor, resample_name
+from ipu_trainer.tasks.chest_xray.model.inputs import load_normalisation
 from ipu_trainer.tasks.chest_xray.model.predictor import Outcome, Predictor
 from ipu_trainer.tasks.run_record import Run
 from ipu_trainer.training.acceleration.choices import choose_precision
@@ -111,8 +113,7 @@ def run_decoding(run: Run) -> Decoding:
     data = run.record["data"]
     if "decoding" in data:
         return Decoding.from_dict(data["decoding"])
-    filters = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
-    return Decoding(int(data["size"]), filters[int(load_processor(str(run.folder)).resample)])
+    return Decoding(int(data["size"]), resample_name(load_processor(run.folder)) or "bilinear")
 
 
 def load_predictor(

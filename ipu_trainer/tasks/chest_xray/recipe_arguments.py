@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Optional, Sequence, Tuple
+from typing import Any, Optional, Sequence, Tuple
 
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.augmentation import NO_AUGMENTATION, Augmentation
 from ipu_trainer.tasks.chest_xray.data.dataset import ChestXrayDataset, load_prepared
 from ipu_trainer.tasks.chest_xray.data.known_labels import has_unknown
 from ipu_trainer.tasks.chest_xray.evaluation.metrics import check_replicates
+from ipu_trainer.tasks.chest_xray.model.architectures import skips_layers_by
 from ipu_trainer.tasks.chest_xray.model.losses import FindingLoss, inverse_frequency
 from ipu_trainer.tasks.folders import data_to_read
-from ipu_trainer.tasks.recipe.flags import flag, parse_flags, recipe_defaults, training_arguments
+from ipu_trainer.tasks.recipe.flags import (
+    flag,
+    flags_given,
+    parse_flags,
+    recipe_defaults,
+    training_arguments,
+    with_config,
+)
 from ipu_trainer.training.arguments import IPUTrainingArguments
 
 # Pairs of one micro-batch make the ranking loss; fewer samples than this give it too few.
@@ -37,7 +45,9 @@ DEFAULTS = recipe_defaults(
 class ChestXrayArguments:
     """What the recipe takes besides IPUTrainingArguments."""
 
-    model: str = field(metadata={"help": "Model folder or Hub id, with its preprocessor_config.json."})
+    model: str = field(
+        metadata={"help": "Folder or Hub id of an image model, with its preprocessor_config.json (docs/models.md)."}
+    )
     data: str = flag(
         "",
         "Folder made by `ipu-trainer prepare chest-xray`; default: chest-xray in DATASETS_DIR or PUBLIC_DATASETS_DIR.",
@@ -89,6 +99,24 @@ def parse_arguments(argv: Sequence[str]) -> Tuple[ChestXrayArguments, IPUTrainin
             f"--balance {recipe.balance} draws samples at random, which --train_sampling_strategy sequential forbids."
         )
     return recipe, training_arguments(IPUTrainingArguments, values, lambda: _default_micro_batch(recipe))
+
+
+def check_stochastic_depth(
+    config: Any, model: str, args: IPUTrainingArguments, flags: Sequence[str]
+) -> Tuple[str, ...]:
+    """Set args.drop_path to 0, and return a note, where the model's layers cannot be skipped and the rate is the recipe's default.
+
+    Raises UserError if the rate was asked for.
+    """
+    if not args.drop_path or skips_layers_by(config):
+        return ()
+    if "drop_path" in flags_given(with_config("chest-xray", flags)):
+        raise UserError(
+            f"--drop_path {args.drop_path}: the layers of {model} (model_type {config.model_type}) cannot be skipped, because they "
+            "change the shape of their input, and its configuration has no such rate. Use --drop_path 0."
+        )
+    args.drop_path = 0.0
+    return ("no stochastic depth: its layers cannot be skipped",)
 
 
 def finding_loss(

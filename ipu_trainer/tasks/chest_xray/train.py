@@ -1,4 +1,4 @@
-"""The recipe: fine-tune a ViT on prepared chest X-rays, choose thresholds on validation, evaluate on patients unseen.
+"""The recipe: fine-tune an image model on prepared chest X-rays, choose thresholds on validation, evaluate on patients unseen.
 
     ipu-trainer train chest-xray --data PREPARED --model PATH_OR_HUB_ID --output RUN [any TrainingArguments flag]
 
@@ -21,19 +21,19 @@ from ipu_trainer.tasks.chest_xray.data.dataset import ChestXrayDataset, Prepared
 from ipu_trainer.tasks.chest_xray.data.known_labels import prevalence, without_positive
 from ipu_trainer.tasks.chest_xray.data.labels import pathologies
 from ipu_trainer.tasks.chest_xray.evaluation import metrics as metric
+from ipu_trainer.tasks.chest_xray.model.architectures import read_config
+from ipu_trainer.tasks.chest_xray.model.checkpoint import load_finished, load_model
 from ipu_trainer.tasks.chest_xray.model.chest_xray_trainer import ChestXrayTrainer
-from ipu_trainer.tasks.chest_xray.model.inputs import (
-    ChestXrayCollator,
-    Normalisation,
-    load_finished,
-    load_model,
-    load_normalisation,
-    load_processor,
-    read_config,
-)
+from ipu_trainer.tasks.chest_xray.model.image_processor import write_processor
+from ipu_trainer.tasks.chest_xray.model.inputs import ChestXrayCollator, Normalisation, starting_normalisation
 from ipu_trainer.tasks.chest_xray.model.losses import FindingLoss
 from ipu_trainer.tasks.chest_xray.model.predictor import sigmoid
-from ipu_trainer.tasks.chest_xray.recipe_arguments import ChestXrayArguments, finding_loss, parse_arguments
+from ipu_trainer.tasks.chest_xray.recipe_arguments import (
+    ChestXrayArguments,
+    check_stochastic_depth,
+    finding_loss,
+    parse_arguments,
+)
 from ipu_trainer.tasks.chest_xray.report import artifacts
 from ipu_trainer.tasks.chest_xray.report.html_report import METRIC, write_report
 from ipu_trainer.tasks.recipe.recipe import Results, Rows, recipe_task
@@ -59,6 +59,8 @@ class ChestXrayRun:
     objective: Tuple[str, str] = ("eval_mean_auroc_14", "maximize")
     tracked: Any = METRIC
     sample_shape: Sequence[int] = ()
+    input_notes: Tuple[str, ...] = ()
+    model_notes: Tuple[str, ...] = ()
 
     def describe(self) -> Rows:
         images = (
@@ -69,7 +71,9 @@ class ChestXrayRun:
         rows += (
             [("no positive", f"no training image is known to have {', '.join(never)}: not learned")] if never else []
         )
-        return [*rows, ("loss", self.loss.describe())]
+        notes = (*self.model_notes, *self.input_notes)
+        checkpoint = [("checkpoint", "\n".join(notes))] if notes else []
+        return [*rows, ("loss", self.loss.describe()), *checkpoint]
 
     def _describe_labels(self) -> str:
         labels = self.data.everything.labels
@@ -77,7 +81,10 @@ class ChestXrayRun:
         return f"{unknown:,} of {labels.size:,} unknown (NaN): left out of loss, thresholds and metrics"
 
     def new_model(self) -> Any:
-        return load_model(self.recipe.model, self.data.findings, prevalence(self.train_set.labels))
+        rates = prevalence(self.train_set.labels)
+        new = load_model(self.recipe.model, self.data.findings, rates, self.data.size, self.args.drop_path)
+        self.model_notes = new.notes
+        return new.model
 
     def trained_model(self, run_dir: Path) -> Any:
         return load_finished(run_dir)
@@ -125,7 +132,9 @@ class ChestXrayRun:
         }
 
         def write(run_dir: Path) -> None:
-            load_processor(self.recipe.model).save_pretrained(run_dir)
+            write_processor(
+                run_dir, self.recipe.model, self.data.size, self.data.manifest["resample"], *self.normalisation.values
+            )
             artifacts.write_evaluation(run_dir, metrics, subject.labels, probability, findings, subject.table)
 
         return Results(metrics, write, {"thresholds": thresholds, "evaluated_split": split})
@@ -144,7 +153,7 @@ class ChestXrayRun:
 def prepare(flags: Sequence[str]) -> ChestXrayRun:
     """Flags of `ipu-trainer train chest-xray` to a ChestXrayRun. Raises UserError for what does not go together."""
     recipe, args = parse_arguments(flags)
-    read_config(recipe.model)
+    notes = check_stochastic_depth(read_config(recipe.model), recipe.model, args, flags)
     data = load_prepared(recipe.data)
     train_set, validation_set = data.split("train"), data.split("validation")
     if not len(validation_set):
@@ -153,7 +162,7 @@ def prepare(flags: Sequence[str]) -> ChestXrayRun:
             "--validation_fraction."
         )
     config = load_profile(args.ipu_config).config if args.ipu_config else IPUConfig()
-    normalisation = load_normalisation(recipe.model, data.size, data.manifest["resample"])
+    normalisation, input_notes = starting_normalisation(recipe.model, data.size, data.manifest["resample"])
     if np.isnan(train_set.labels).all():
         raise UserError(f"{recipe.data} has no known label in its training split, so there is nothing to learn.")
     loss = finding_loss(recipe, args, train_set, data.everything)
@@ -179,7 +188,19 @@ def prepare(flags: Sequence[str]) -> ChestXrayRun:
         normalisation=dataclasses.asdict(normalisation),
     )
     report = write_report if recipe.report else None
-    return ChestXrayRun(recipe, args, data, config, normalisation, loss, settings, train_set, validation_set, report)
+    return ChestXrayRun(
+        recipe,
+        args,
+        data,
+        config,
+        normalisation,
+        loss,
+        settings,
+        train_set,
+        validation_set,
+        report,
+        input_notes=(*notes, *input_notes),
+    )
 
 
 RECIPE = recipe_task(prepare)

@@ -64,7 +64,7 @@ def predict_in_micro_batches(
             logits = _joined(logits, _rows(outputs[-1], count))
     if whole < samples:
         tail = {name: value[whole:] if has_rows(value, samples) else value for name, value in given.items()}
-        loss, part = predict_micro_batch(run.on_host(), tail)
+        loss, part = predict_micro_batch(run.on_host().eval(), tail)  # the loop put DeviceModel alone into evaluation
         if has_loss:
             losses.append((loss.float(), samples - whole))
         if has_logits:

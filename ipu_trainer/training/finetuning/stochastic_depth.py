@@ -12,25 +12,49 @@ from torch import nn
 
 from ipu_trainer.compat.torch_acceleration import forward_hooks, has_global_hooks, has_hooks
 from ipu_trainer.errors import UserError
-from ipu_trainer.training.layers import layer_stacks, parameter_depths
+from ipu_trainer.training.layers import keeps_width, layer_stacks, parameter_depths
 
 
 def add_drop_path(model: nn.Module, rate: float) -> List[torch.utils.hooks.RemovableHandle]:
     """Skip layer i of L for a sample with probability rate x i / (L - 1) while training; the rest is scaled up.
 
-    Returns the hooks, whose remove() undoes it. The model's parameters and state do not change.
+    Returns the hooks, whose remove() undoes it. The model's parameters and state do not change. A model that was made with this
+    rate in its own configuration skips its layers itself, and gets no hooks. Raises UserError for layers that change their
+    input's shape, such as stages of a pyramid.
     """
     if not 0.0 <= rate < 1.0:
         raise UserError(f"drop_path {rate} must be at least 0 (off) and below 1. ViT-S takes 0.1.")
     handles: List[torch.utils.hooks.RemovableHandle] = []
-    if rate:
+    if rate and rate != own_drop_path(getattr(model, "config", None)):
         parameter_depths(model)  # refuses a model without layers
+        if not can_skip_layers(model):
+            own = own_drop_path(getattr(model, "config", None))
+            has_own = (
+                "" if own is None else f" Its configuration has such a rate itself, {own}: make the model with {rate}."
+            )
+            raise UserError(
+                f"drop_path {rate}: the layers of {type(model).__name__} change the shape of their input, so none can be skipped."
+                f"{has_own or ' Use drop_path=0.'}"
+            )
         for _, layers in layer_stacks(model):
             for position, layer in enumerate(layers):
                 layer_rate = rate * position / (len(layers) - 1)
                 if layer_rate:
                     handles.append(layer.register_forward_hook(DropPath(layer_rate)))
     return handles
+
+
+def can_skip_layers(model: nn.Module) -> bool:
+    """Whether the model has repeated layers whose output has the shape of their input."""
+    stacks = layer_stacks(model)
+    return bool(stacks) and all(keeps_width(layers) for _, layers in stacks)
+
+
+def own_drop_path(config: Any) -> Optional[float]:
+    """The rate of stochastic depth that a model's configuration has itself (model_args for timm's); None where it has none."""
+    settings = getattr(config, "model_args", None) or {}
+    rate = settings.get("drop_path_rate", getattr(config, "drop_path_rate", None))
+    return None if rate is None else float(rate)
 
 
 class DropPath:

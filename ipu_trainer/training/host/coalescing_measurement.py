@@ -21,9 +21,8 @@ from ipu_trainer.errors import UserError
 from ipu_trainer.training.batches import rows_of
 from ipu_trainer.training.coalescing import Comparison, Obstacle, activation_budget_bytes, relative_difference
 from ipu_trainer.training.execution import changed
+from ipu_trainer.training.layers import BATCH_NORMS
 from ipu_trainer.training.state.generators import generator_states, restore_generators, undisturbed
-
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def obstacles(trainer: Any, accumulation: int) -> List[Obstacle]:
@@ -37,7 +36,7 @@ def obstacles(trainer: Any, accumulation: int) -> List[Obstacle]:
     counts_alone = getattr(trainer, "model_accepts_loss_kwargs", False) and not getattr(
         args, "average_tokens_across_devices", True
     )
-    norms = (name for name, part in trainer.model.named_modules() if isinstance(part, _BATCH_NORMS))
+    norms = (name for name, part in trainer.model.named_modules() if isinstance(part, BATCH_NORMS))
     norm, place = next(norms, None), next(trainer.model.parameters()).device
     # Processes that share a CPU call it cpu:0, cpu:1, ...
     is_placed = place.type == args.device.type and (place.type == "cpu" or args.device.index in (None, place.index))

@@ -96,12 +96,15 @@ class BoxedImages:
 
 
 class PointingGameRow(NamedTuple):
-    """Hits of both maps and of the image's centre; random_hits is the expected number for a random point."""
+    """Hits of both maps and of the image's centre; random_hits is the expected number for a random point.
+
+    rollout_hits is None for models without rollout.
+    """
 
     finding: str
     num_images: int
     gradient_hits: int
-    rollout_hits: int
+    rollout_hits: Optional[int]
     centre_hits: int
     random_hits: float
 
@@ -139,12 +142,19 @@ def pointing_game(boxed: BoxedImages) -> List[PointingGameRow]:
             finding,
             len(images),
             sum(image.is_hit for image in images),
-            sum(is_hit(image.maps.rollout, image.boxes) for image in images if image.maps is not None),
+            _rollout_hits(images),
             sum(any(box.contains(0.5, 0.5) for box in image.boxes) for image in images),
             sum(covered_share(image.boxes) for image in images),
         )
         for finding, images in groups
     ]
+
+
+def _rollout_hits(images: Sequence[BoxedImage]) -> Optional[int]:
+    rollouts = [(image.maps.rollout, image.boxes) for image in images if image.maps is not None]
+    if any(rollout is None for rollout, _ in rollouts):
+        return None
+    return sum(is_hit(rollout, boxes) for rollout, boxes in rollouts if rollout is not None)
 
 
 def is_hit(saliency_map: np.ndarray, boxes: Sequence[Box]) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
+from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.augmentation import augment, augment_images
 from ipu_trainer.tasks.chest_xray.data.dataset import ChestXrayDataset
 from ipu_trainer.tasks.chest_xray.data.sampler import FindingBatchSampler
@@ -19,6 +20,7 @@ from ipu_trainer.tasks.chest_xray.model.predictor import Predictor, sigmoid
 from ipu_trainer.tasks.chest_xray.model.shortcuts import ClassTokenLayer, GrayscaleProjection
 from ipu_trainer.training.acceleration.choices import choose_compile, used_precision
 from ipu_trainer.training.acceleration.input_pipeline import copy_to_device
+from ipu_trainer.training.layers import BATCH_NORMS
 from ipu_trainer.training.trainer import IPUTrainer
 
 
@@ -47,6 +49,7 @@ class ChestXrayTrainer(IPUTrainer):
         self, *positional: Any, finding_loss: FindingLoss, balance: float = 0.0, tail: str = "drop", **named: Any
     ) -> None:
         super().__init__(*positional, **named)
+        self._refuse_batch_norm_on_replicas()
         self.finding_loss = finding_loss
         self.model_accepts_loss_kwargs = False  # means over samples: labels need no count, which would synchronise
         self._collator_on_gpu: Optional[ChestXrayCollator] = None
@@ -57,6 +60,17 @@ class ChestXrayTrainer(IPUTrainer):
         self.train_sampler = self._new_sampler()
         self.epoch_plan = self.batch_geometry.epoch(len(self.train_dataset), tail)
         self.add_callback(_SamplerEpoch(self))
+
+    def _refuse_batch_norm_on_replicas(self) -> None:
+        """PopTorch has one copy of a buffer for all replicas, and refuses to compile a forward that changes it."""
+        replicas = self.ipu_config.replication_factor
+        norm = next((part for part in self.model.modules() if isinstance(part, BATCH_NORMS)), None)
+        if norm is not None and self.backend.has_executors and replicas > 1:
+            raise UserError(
+                f"{type(self.model).__name__} has {type(norm).__name__}, whose running statistics would differ among the "
+                f"{replicas} replicas. Use replication_factor=1, the host (--backend host), or a model without it, such as "
+                "ConvNeXt."
+            )
 
     def _augment_on_gpu(self) -> None:
         """Move the work of ChestXrayCollator to the GPU; the data loader only gathers stored pixels."""

@@ -1,14 +1,16 @@
-"""Exact shortcuts of a ViT in training: a first layer for one grayscale channel, and a last layer for the class token alone.
+"""Exact shortcuts in training: a first layer for one grayscale channel, and a last layer for the class token alone.
 
 GrayscaleProjection merges normalisation and three equal channels into the weights of the patch projection:
 
 conv(((g, g, g) - mean) / std, W) + b  =  conv(g, sum_c W_c / std_c) + b - sum W_c * mean_c / std_c
 
-Every step computes the merged weights from the model's weights, so gradients and checkpoints are those of the model.
+Every step computes the merged weights from the model's weights, so gradients and checkpoints are those of the model. It applies to
+the models of _PROJECTED, whose projection is the first that happens to the pixels.
 
-ClassTokenLayer skips queries, output projection and feed-forward of the tokens that the head does not use, and their keys and
-values: the score of a query q and a token x is q (W x) = (q W) x, and the attention output, a weighted sum of W x, is W times
-the weighted sum of x. This saves 8 % of the multiply-adds of ViT-B/16 at 224 px. Logits and gradients do not change.
+ClassTokenLayer, for ViTForImageClassification alone, skips queries, output projection and feed-forward of the tokens that the head
+does not use, and their keys and values: the score of a query q and a token x is q (W x) = (q W) x, and the attention output, a
+weighted sum of W x, is W times the weighted sum of x. This saves 8 % of the multiply-adds of ViT-B/16 at 224 px. Logits and
+gradients do not change.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from transformers import ViTForImageClassification
 
 from ipu_trainer.compat.torch_acceleration import has_hooks
 from ipu_trainer.compat.transformers_training import attention_implementation
+from ipu_trainer.tasks.chest_xray.model.architectures import image_size
 from ipu_trainer.tasks.chest_xray.model.inputs import Normalisation
 from ipu_trainer.training.acceleration.compiled_layers import ALIGNED
 from ipu_trainer.training.finetuning.stochastic_depth import DropPath, apply_drop_path
@@ -30,6 +33,10 @@ from ipu_trainer.training.layers import has_plain_projections, layer_stacks
 
 _PARTS = ("attention", "layernorm_before", "layernorm_after", "mlp", "dropout")
 _ATTENTION_PARTS = ("q_proj", "k_proj", "v_proj", "o_proj", "head_dim", "scaling", "attention_dropout")
+
+
+# Types of models that pass pixels to their patch projection as they are. Swin pads sizes that its patches do not divide: see below.
+_PROJECTED = ("vit", "deit", "beit", "dinov2", "dinov2_with_registers", "swin", "swinv2", "convnext", "convnextv2")
 
 
 class ClassTokenLayer:
@@ -160,12 +167,17 @@ class GrayscaleProjection:
 
     @classmethod
     def of(cls, model: nn.Module, normalisation: Normalisation) -> Optional[GrayscaleProjection]:
-        """None if the model's first convolution is no plain patch projection of three channels."""
+        """None if the model's first convolution is no plain patch projection of three channels, or does not get the pixels."""
+        config = getattr(model, "config", None)
+        if getattr(config, "model_type", None) not in _PROJECTED:
+            return None
         first = next((part for part in model.modules() if isinstance(part, nn.Conv2d)), None)
         if first is None or type(first) is not nn.Conv2d or first.in_channels != 3 or first.groups != 1:
             return None
         # Padding would add zeros before normalisation instead of after it.
         if first.padding not in ((0, 0), "valid") or tuple(first.stride) != tuple(first.kernel_size):
+            return None
+        if any(size % side for size, side in zip(image_size(config) or (0, 0), first.kernel_size)):
             return None
         return cls(first, normalisation)
 

@@ -12,6 +12,7 @@ from ipu_trainer.tasks.chest_xray.evaluation.metrics import wilson_interval
 from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import Evaluation
 from ipu_trainer.tasks.chest_xray.explain.evaluated_images import EvaluatedImages, SaliencyMaps, choose_images
 from ipu_trainer.tasks.chest_xray.explain.pointing_game import Box, BoxedImage, match_boxes, pointing_game
+from ipu_trainer.tasks.chest_xray.explain.saliency import ATTENTION_METHOD
 from ipu_trainer.tasks.reporting.drawing import grayscale_uri, overlay_uri
 from ipu_trainer.tasks.reporting.html_document import Block, Case, Cases, EmbeddedImage, Table, Text, number
 
@@ -20,6 +21,11 @@ _KINDS = {
     "found": ("Found", "positives of highest rank", "good"),
     "missed": ("Missed", "positives of lowest rank", "bad"),
     "false alarm": ("False alarms", "negatives of highest rank", "bad"),
+}
+_MEANING = {
+    True: "Gradient-weighted attention depends on the finding, rollout is the same for all findings. Both show what the model used",
+    False: "Integrated gradients depend on the finding; the model has no global attention, so there is no rollout. They show what "
+    "the model used",
 }
 Boxes = Mapping[str, Sequence[Box]]
 
@@ -90,15 +96,19 @@ def localisation_blocks(evaluation: Evaluation, images: EvaluatedImages, boxes: 
         return [Text(f"{summary} {images.why_no_images or images.why_no_maps}", "warning")]
     few = " This is a small number: mind the intervals." if len(boxed.images) < 100 else ""
     rows = []
+    method = next(image.maps.method for image in boxed.images if image.maps is not None)
     for row in pointing_game(boxed):
         shares = [
             f"{hits} ({number(hits / row.num_images, 2)})"
             for hits in (row.gradient_hits, row.rollout_hits, row.centre_hits)
+            if hits is not None
         ]
         low_and_high = " – ".join(number(bound, 2) for bound in wilson_interval(row.gradient_hits, row.num_images))
         chance = f"{number(row.random_hits, 1)} ({number(row.random_hits / row.num_images, 2)})"
         rows.append([row.finding, str(row.num_images), shares[0], low_and_high, *shares[1:], chance])
-    head = ["finding", "images", "hits, gradient-weighted", "95 % interval", "hits, rollout", "image centre", "chance"]
+    has_rollout = method == ATTENTION_METHOD
+    rollout = ["hits, rollout"] if has_rollout else []
+    head = ["finding", "images", f"hits, {method}", "95 % interval", *rollout, "image centre", "chance"]
     cases = [
         _case(
             boxed.findings[image.column],
@@ -116,9 +126,8 @@ def localisation_blocks(evaluation: Evaluation, images: EvaluatedImages, boxes: 
         Table(head, rows, [len(rows) - 1]),
         Text(
             "Pointing game: a hit is a saliency map whose maximum lies inside a box of the finding. Chance is the expected "
-            "number of hits of a random point; the image centre is the second baseline. Gradient-weighted attention depends on "
-            "the finding, rollout is the same for all findings. Both show what the model used, not why, and no map proves that "
-            "a finding is present.",
+            f"number of hits of a random point; the image centre is the second baseline. {_MEANING[has_rollout]}, not why, and "
+            "no map proves that a finding is present.",
             "note",
         ),
         Text(f"{len(cases)} of the pairs, the most probable of each finding first; boxes in light blue:"),
@@ -141,8 +150,9 @@ def _case(
         pixels, rectangles = images.pixels(name), [box.rectangle for box in boxes]
         shown.append(EmbeddedImage(grayscale_uri(pixels, rectangles), "image"))
         if maps is not None:
-            shown.append(EmbeddedImage(overlay_uri(pixels, maps.gradient, rectangles), "gradient-weighted"))
-            shown.append(EmbeddedImage(overlay_uri(pixels, maps.rollout, rectangles), "rollout"))
+            shown.append(EmbeddedImage(overlay_uri(pixels, maps.gradient, rectangles), maps.method))
+            if maps.rollout is not None:
+                shown.append(EmbeddedImage(overlay_uri(pixels, maps.rollout, rectangles), "rollout"))
     return Case(finding, [base_name(name), *lines], shown, tone)
 
 

@@ -12,7 +12,7 @@ import torch
 from ipu_trainer.tasks.chest_xray.data.labels import NO_FINDING
 from ipu_trainer.tasks.chest_xray.data.pixels.image_limits import ImageError
 from ipu_trainer.tasks.chest_xray.data.text_files import base_name
-from ipu_trainer.tasks.chest_xray.explain.evaluated_images import load_for_saliency, saliency
+from ipu_trainer.tasks.chest_xray.explain.saliency import load_for_saliency, saliency
 from ipu_trainer.tasks.chest_xray.predict import RunPredictor, above_threshold
 from ipu_trainer.tasks.reporting.drawing import grayscale_uri, overlay_uri
 from ipu_trainer.tasks.reporting.html_document import (
@@ -84,7 +84,7 @@ def _case(predictor: RunPredictor, model: Any, path: str, probability: np.ndarra
         finding = ranked[0][0]
         normalised = predictor.predictor.normalisation(torch.from_numpy(np.array(pixels))[None].float() / 255.0)
         maps = saliency(model, normalised, [predictor.findings.index(finding)])
-        images.append(EmbeddedImage(overlay_uri(pixels, maps.gradient[0], []), f"used for {finding}"))
+        images.append(EmbeddedImage(overlay_uri(pixels, maps.gradient[0], []), f"{finding}, {maps.method}"))
     return Case(", ".join(found) or "no finding above its threshold", lines, images, "bad" if found else "good")
 
 
