@@ -23,9 +23,9 @@ from ipu_trainer.tasks.chest_xray.data.pixels.image_limits import ImageError
 from ipu_trainer.tasks.chest_xray.model.inputs import Normalisation
 from ipu_trainer.tasks.chest_xray.model.shortcuts import ClassTokenLayer
 
-# Images of a forward pass, which one process decodes. On a CPU, activations of few images stay in its caches; on a GPU larger
-# chunks would leave processes without one.
-_CHUNK_CPU, _CHUNK_GPU = 4, 16
+# Images of a forward pass: on a CPU, activations of few images stay in its caches.
+_CHUNK_CPU, _CHUNK_GPU = 4, 64
+_DECODED_TOGETHER = 16  # at most, by one process: with more, some processes would get none
 _CHUNKS_AHEAD = 3  # for each thread
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -137,10 +137,26 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 
 def _chunks(
     images: Sequence[Image], load: Optional[Callable[[Image], np.ndarray]], size: int
-) -> Iterable[List[Outcome]]:
+) -> Iterator[List[Outcome]]:
+    """What load makes of images, in order, in lists of size; the last one may be shorter."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     processes = 0 if load is None else min(cores, len(images) // _IMAGES_A_PROCESS)
-    return DataLoader(_Loaded(images, load), batch_size=size, collate_fn=list, num_workers=processes)
+    together = min(size, _DECODED_TOGETHER)
+    waiting: List[Outcome] = []
+    loader = DataLoader(
+        _Loaded(images, load),
+        batch_size=together,
+        collate_fn=list,
+        num_workers=processes,
+        generator=torch.Generator(),  # the caller's random numbers stay as they are
+    )
+    for decoded in loader:
+        waiting += decoded
+        if len(waiting) >= size:
+            yield waiting
+            waiting = []
+    if waiting:
+        yield waiting
 
 
 class _Loaded(Dataset, Generic[Image]):  # type: ignore[type-arg]  # Dataset is not generic at run time on torch 2.0
