@@ -48,6 +48,7 @@ from ipu_trainer.tasks.chest_xray.data.prepare_settings import PrepareSettings, 
 from ipu_trainer.tasks.chest_xray.data.prepared_summary import PreparedSummary, about_labels, counts_of
 from ipu_trainer.tasks.chest_xray.data.split_choice import choose_split
 from ipu_trainer.tasks.chest_xray.data.splits import (
+    PATIENTS_UNKNOWN,
     listed_rows,
     read_split_list,
     refuse_empty_training,
@@ -155,7 +156,9 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> PreparedSummary
             "validation_fraction": settings.validation_fraction,
             "test_fraction": None if choice.method == "official" else settings.test_fraction,
             "seed": settings.seed,
-            "images_of_patients_in_another_split": shared_patients(splits, [row.group for row in rows]),
+            "images_of_patients_in_another_split": None
+            if choice.method in PATIENTS_UNKNOWN
+            else shared_patients(splits, [row.group for row in rows]),
         },
         "counts": counts_of(rows, splits, findings),
         "rejected": len(rejections),

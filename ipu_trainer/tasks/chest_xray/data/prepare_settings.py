@@ -12,7 +12,7 @@ from typing import Any, Optional, Sequence, Tuple
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data import image_decoding as image_files
 from ipu_trainer.tasks.chest_xray.data.label_formats.label_record import LabelChoices
-from ipu_trainer.tasks.chest_xray.data.label_formats.recognition import FORMATS
+from ipu_trainer.tasks.chest_xray.data.label_formats.recognition import check_format
 from ipu_trainer.tasks.chest_xray.data.labels import NIH_FINDINGS
 from ipu_trainer.tasks.chest_xray.data.splits import METHODS
 
@@ -76,8 +76,7 @@ class PrepareSettings:
             raise UserError(f"--split {self.split!r} is not one of {', '.join(METHODS)}.")
         if self.split == "official" and self.train_val_list is None:
             raise UserError("--split official needs NIH's lists: --train_val_list FILE --test_list FILE.")
-        if self.format not in FORMATS:
-            raise UserError(f"--format {self.format!r} is not one of {', '.join(FORMATS)}.")
+        check_format(self.format)
         if self.images is not None and self.in_place and not os.access(self.images, os.W_OK):
             raise UserError(f"--in_place writes into {self.images}, which is read-only. Leave it out.")
         assert self.choices  # checks --uncertain and --blank

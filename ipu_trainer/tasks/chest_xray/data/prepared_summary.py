@@ -37,7 +37,7 @@ class PreparedSummary:
         left_out += f", {repeated} repeated rows" if repeated else ""
         unlabelled = self.manifest.get("rows_without_label")
         left_out += f", {unlabelled} without any label left out" if unlabelled else ""
-        left_out += f", {ages} unknown ages" if ages else ""
+        left_out += f", {ages} unknown ages" if 0 < ages < self.num_images else ""
         lines = [*self._about_labels(), *self._table(), *self._about_wide_images()]
         return f"{self.output}: {head}, {self.num_images:,} images{left_out}\n" + "\n".join(lines)
 
@@ -46,8 +46,9 @@ class PreparedSummary:
         labels = self.manifest.get("labels")
         if labels is None:
             return []
-        columns = f" ({len(labels['columns'])} findings)" if labels["columns"] else ""
-        lines = [f"format: {labels['format']}{columns}, labels from {labels['table']}", *labels["notes"]]
+        header = [name for name in labels["header"] if name]
+        columns = f" (columns {', '.join(header[:6])}{', ...' if len(header) > 6 else ''})" if header else ""
+        lines = [f"format: {labels['format']}{columns}, read from {labels['table']}", *labels["notes"]]
         never = labels["never_positive"]
         if never:
             some = ", ".join(never[:20]) + (" ..." if len(never) > 20 else "")
@@ -86,13 +87,13 @@ class PreparedSummary:
 
 
 def about_labels(found: LabelTable, findings: Sequence[str], split_notes: Sequence[str]) -> Dict[str, Any]:
-    """The manifest's labels: format, table, columns, notes, findings that are never positive, and what names patients."""
+    """The manifest's labels: format, table, its header, notes, findings that are never positive, and what names patients."""
     labels = found.labels
     ids = "patients" if any(row.patient_id for row in found.rows) else "none"
     return {
         "format": labels.title,
         "table": str(labels.table),
-        "columns": labels.columns,
+        "header": labels.header,
         "notes": [*labels.notes, *split_notes],
         "never_positive": sorted(set(labels.columns) - set(findings)),
         "ids": "studies" if ids == "none" and any(row.study_id for row in found.rows) else ids,

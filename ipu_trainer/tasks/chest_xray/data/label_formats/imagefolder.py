@@ -169,6 +169,7 @@ class _Form:
         self.patients = "column" if some_patient else "file names" if nih_names else "none"
         if self.patients == "file names":
             labels.notes.append("patients: from the file names, which are NIH's (patient_followup.png)")
+        labels.header = list(all_columns)
         labels.has_patients = self.patients != "none"
         self._written: Optional[WrittenLabels] = None
         self._columns: Optional[FindingColumns] = None

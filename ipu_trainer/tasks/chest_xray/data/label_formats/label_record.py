@@ -45,8 +45,8 @@ class LabelRecord(NamedTuple):
 class Labels:
     """The records of a data set and what is said of them. notes, no_label and columns are complete once records are used up.
 
-    table: the file that messages name. has_patients: a record without a patient id is refused.
-    no_label: images without any label, which are left out. columns: the findings that the data set knows.
+    table: the file that messages name; header: its columns, for the output. columns: the findings that the data set knows.
+    has_patients: a record without a patient id is refused. no_label: images without any label, which are left out.
     last_part_is_unique: whether the last part of a path names its image, wherever the file lies.
     """
 
@@ -57,6 +57,7 @@ class Labels:
     notes: List[str] = field(default_factory=list)
     columns: List[str] = field(default_factory=list)
     no_label: List[str] = field(default_factory=list)
+    header: List[str] = field(default_factory=list)
     last_part_is_unique: bool = True
 
 

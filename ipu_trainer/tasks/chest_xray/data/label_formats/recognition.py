@@ -58,10 +58,20 @@ def read_labels(
         )
     reader = None if wanted == COLUMNS or key is None else TABLES[key]
     if reader is not None:
-        return reader.reads(table, images, choices)
+        labels = reader.reads(table, images, choices)
+        labels.header = table.header
+        return labels
     if csv_path.name in imagefolder.METADATA_NAMES and wanted == "auto":
         return imagefolder.read_imagefolder([csv_path], images, choices)
-    return nih.read_nih(table, choices)
+    labels = nih.read_nih(table, choices)
+    labels.header = table.header
+    return labels
+
+
+def check_format(name: str) -> None:
+    """Raises UserError for a name that is none of FORMATS."""
+    if name not in FORMATS:
+        raise UserError(f"--format {name!r} is not one of {', '.join(FORMATS)}.")
 
 
 def format_of(table: TableFile) -> Optional[str]:
@@ -73,6 +83,7 @@ def label_files(images: Path, wanted: str = "auto") -> Tuple[Path, ...]:
 
     Raises UserError if there is none, or if there are tables of several formats.
     """
+    check_format(wanted)
     if wanted in ("auto", IMAGEFOLDER):
         metadata = imagefolder.find_metadata(images)
         if metadata:
