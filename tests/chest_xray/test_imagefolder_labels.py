@@ -289,7 +289,7 @@ def test_a_given_split_without_patients_says_so_in_its_method():
     assert choice.method == "given-images"
     assert choice.notes == [
         "split: given by the data set (train, test)",
-        "no validation part is given: 0% of the patients in train become it",
+        "no validation part is given: 0% of the images in train become it",
         "no patient ids: each image is on its own, and a patient may be on both sides of the split, so scores may be too optimistic",
     ]
 

@@ -7,6 +7,7 @@ import json
 import re
 import zipfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -472,11 +473,11 @@ def test_unknown_labels_are_nan_in_the_store_null_in_the_metadata_and_counted(ch
         (("Edema",), ("Support Devices",)),
         (("No Finding",), ("Support Devices",)),
     ]  # the image of which nothing is known is left out
-    other = PrepareSettings(
-        None, chexpert_folder, tmp_path / "out", size=16, uncertain="ones", test_fraction=0, validation_fraction=0
-    )
-    with pytest.raises(UserError, match="other settings"):
-        prepare(other, progress=False)
+    same = PrepareSettings(None, chexpert_folder, tmp_path / "out", size=16, test_fraction=0.0, validation_fraction=0.0)
+    assert prepare(same, progress=False).reused
+    for change in ({"uncertain": "ones"}, {"blank": "zeros"}, {"format": "chexpert"}):
+        with pytest.raises(UserError, match="other settings"):
+            prepare(replace(same, **change), progress=False)
 
 
 def test_n_hot_has_nan_where_a_finding_is_unknown_and_ignores_what_is_no_class():

@@ -113,8 +113,9 @@ def _given(
     ]
     parts = ", ".join(part for part in SPLITS if part in found)
     notes = [f"split: given by the data set ({parts})"]
+    what = "patients" if any(row.patient_id for row in rows) else "images"
     notes += [
-        f"no {part} part is given: {fraction:.0%} of the patients in train become it" for part, fraction in cut.items()
+        f"no {part} part is given: {fraction:.0%} of the {what} in train become it" for part, fraction in cut.items()
     ]
     return splits, notes
 

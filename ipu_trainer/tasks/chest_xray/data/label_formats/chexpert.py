@@ -124,7 +124,8 @@ def _records(
                 split=_PARTS.get(part, ""),
                 error=error,
             )
-        labels.notes += columns.describe()
+        where = f"{table.path.name}: " if len(tables) > 1 else ""
+        labels.notes += [where + said for said in columns.describe()]
 
 
 def _first_image_is_there(table: TableFile, images: Path) -> bool:
