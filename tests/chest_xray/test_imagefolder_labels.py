@@ -78,6 +78,12 @@ FORMS = {
     "numbers in a cell": lambda folder: table(
         folder / "metadata.csv", ["file_name", "labels"], [(n, json.dumps(n_hot_of(f))) for n, f in zip(NAMES, FINDINGS)]
     ),
+    "numbers of numpy in a cell": lambda folder: table(
+        folder / "metadata.csv", ["file_name", "labels"], [(n, str(np.array(n_hot_of(f)))) for n, f in zip(NAMES, FINDINGS)]
+    ),
+    "names of numpy in a cell": lambda folder: table(
+        folder / "metadata.csv", ["file_name", "labels"], [(n, str(np.array(f))) for n, f in zip(NAMES, FINDINGS)]
+    ),
     "names in a cell": lambda folder: table(
         folder / "metadata.csv", ["file_name", "labels"], [(n, str(list(f))) for n, f in zip(NAMES, FINDINGS)]
     ),

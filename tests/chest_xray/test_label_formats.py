@@ -160,6 +160,16 @@ def test_chexpert_is_found_from_its_folder_or_one_below(chexpert_folder, below):
     assert len(found.rows) == 4 and found.rejections == ()
 
 
+def test_train_csv_counts_among_the_tables_that_chexpert_ships(chexpert_folder):
+    write(chexpert_folder / "train_cheXbert.csv", CHEXPERT, CHEXPERT_ROWS[:1])
+    assert len(matched(None, chexpert_folder).rows) == 4
+    (chexpert_folder / "train.csv").rename(chexpert_folder / "train_visualCheXbert.csv")
+    with pytest.raises(
+        UserError, match="several tables of the format chexpert: .*train_cheXbert.csv, .* Say which: --csv FILE"
+    ):
+        matched(None, chexpert_folder)
+
+
 def test_valid_csv_beside_train_csv_is_the_validation_part(chexpert_folder):
     valid = [chexpert(9, part="valid", **{name.replace(" ", "_"): "0.0" for name in CHEXPERT_FINDINGS[:13]})]
     images(chexpert_folder, [row["Path"].split("/", 1)[1] for row in valid])
@@ -248,6 +258,19 @@ def test_mimic_without_a_table_of_films_is_refused(mimic_folder):
         (mimic_folder / f"mimic-cxr-2.0.0-{name}.csv.gz").unlink()
     with pytest.raises(UserError, match="no images. Put mimic-cxr-2.0.0-split.csv or"):
         matched(None, mimic_folder)
+
+
+def test_a_table_beside_the_labels_that_changed_is_another_preparation(mimic_folder, tmp_path):
+    settings = PrepareSettings(None, mimic_folder, tmp_path / "out", size=16, workers=1)
+    assert prepare(settings, progress=False).manifest["labels"]["notes"][:2] == [
+        f"also read: {mimic_folder / f'mimic-cxr-2.0.0-{name}.csv.gz'}" for name in ("split", "metadata")
+    ]
+    assert prepare(settings, progress=False).reused
+    (mimic_folder / "mimic-cxr-2.0.0-split.csv.gz").write_bytes(
+        (mimic_folder / "mimic-cxr-2.0.0-metadata.csv.gz").read_bytes()
+    )
+    with pytest.raises(UserError, match="other settings or another CSV"):
+        prepare(settings, progress=False)
 
 
 def test_mimic_with_metadata_alone_has_films_and_views_and_no_split(mimic_folder):

@@ -37,6 +37,7 @@ from ipu_trainer.tasks.chest_xray.data.imagefolder_metadata import (
     write_records,
 )
 from ipu_trainer.tasks.chest_xray.data.label_formats.hugging_face import ImageDataset, read_dataset
+from ipu_trainer.tasks.chest_xray.data.label_formats.label_record import Labels
 from ipu_trainer.tasks.chest_xray.data.label_formats.recognition import label_files, read_labels
 from ipu_trainer.tasks.chest_xray.data.label_table import LabelTable, Rejection, Row, match_images
 from ipu_trainer.tasks.chest_xray.data.pixel_store import (
@@ -71,7 +72,9 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> PreparedSummary
         tables = label_files(settings.images, settings.format)
         if settings.in_place and any(path.name == METADATA for path in tables):
             raise UserError(f"--in_place would write over {tables[0]}, from which the labels are read. Leave it out.")
-    identity = identity_of(settings, tables, None if dataset is None else dataset.identity())
+    labels, images = _labels(settings, dataset, tables)
+    read = list(dict.fromkeys([*tables, *labels.also]))
+    identity = identity_of(settings, read, None if dataset is None else dataset.identity())
     manifest_path = settings.output / MANIFEST
     if manifest_path.is_file():
         manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
@@ -85,7 +88,9 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> PreparedSummary
         return PreparedSummary(settings.output, True, True, manifest["num_images"], manifest["rejected"], manifest)
 
     remove_leftovers(settings.output)
-    found, images = _read(settings, dataset, tables)
+    if dataset is not None:
+        dataset.write_images(images)
+    found = match_images(labels, ImageFolder(images), settings.only_present)
     rejections = list(found.rejections)
     rows = list(found.rows)
     lists = None
@@ -176,19 +181,12 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> PreparedSummary
     return PreparedSummary(settings.output, True, False, len(rows), len(rejections), manifest)
 
 
-def _read(
-    settings: PrepareSettings, dataset: Optional[ImageDataset], tables: Sequence[Path]
-) -> Tuple[LabelTable, Path]:
-    """(labels matched with their images, the folder of the images)"""
+def _labels(settings: PrepareSettings, dataset: Optional[ImageDataset], tables: Sequence[Path]) -> Tuple[Labels, Path]:
+    """(labels, whose records are not read yet; the folder of their images)"""
     if dataset is not None:
-        images = settings.output / DATASET_IMAGES
-        dataset.write_images(images)
-        labels = read_dataset(dataset, settings.choices, Path(dataset.name))
-    else:
-        assert settings.images is not None
-        images = settings.images
-        labels = read_labels(settings.csv, images, settings.choices, settings.format, tables)
-    return match_images(labels, ImageFolder(images), settings.only_present), images
+        return read_dataset(dataset, settings.choices, Path(dataset.name)), settings.output / DATASET_IMAGES
+    assert settings.images is not None
+    return read_labels(settings.csv, settings.images, settings.choices, settings.format, tables), settings.images
 
 
 def _refused(output: Path, rejections: Sequence[Rejection], found: LabelTable, decoded: bool) -> PreparedSummary:

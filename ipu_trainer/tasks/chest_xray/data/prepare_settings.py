@@ -89,8 +89,8 @@ class PrepareSettings:
 def identity_of(settings: PrepareSettings, label_files: Sequence[Path], dataset: Any = None) -> str:
     """A hash of everything that determines the result, so not of the number of workers.
 
-    label_files: those that are read without a csv. dataset: what tells a Hugging Face data set from another one. Flags that an
-    earlier release did not know count only where they are used, so that its folders are still known.
+    label_files: those that are read without or beside a csv. dataset: what tells a Hugging Face data set from another one.
+    Flags that an earlier release did not know count only where they are used, so that its folders are still known.
     """
     values = asdict(replace(settings, workers=0, in_place=False))
     known = {item.name: item.default for item in fields(PrepareSettings)}

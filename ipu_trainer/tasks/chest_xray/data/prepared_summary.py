@@ -94,7 +94,7 @@ def about_labels(found: LabelTable, findings: Sequence[str], split_notes: Sequen
         "format": labels.title,
         "table": str(labels.table),
         "header": labels.header,
-        "notes": [*labels.notes, *split_notes],
+        "notes": [*(f"also read: {path}" for path in labels.also), *labels.notes, *split_notes],
         "never_positive": sorted(set(labels.columns) - set(findings)),
         "ids": "studies" if ids == "none" and any(row.study_id for row in found.rows) else ids,
     }

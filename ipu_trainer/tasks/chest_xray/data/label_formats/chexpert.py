@@ -65,7 +65,7 @@ def read_chexpert(table: TableFile, images: Path, choices: LabelChoices) -> Labe
     labels = Labels("CheXpert", table.path, iter(()))
     labels.last_part_is_unique = False
     labels.columns = list(choices.kept_columns(list(table.named(CHEXPERT_FINDINGS)), table.path).values())
-    labels.notes += [f"also read: {more.path}" for more in tables[1:]]
+    labels.also += [more.path for more in tables[1:]]
     labels.records = _records(tables, choices, labels)
     return labels
 
@@ -78,7 +78,8 @@ def read_chexpert_plus(table: TableFile, images: Path, choices: LabelChoices) ->
     if len(names) < ENOUGH:
         path = _labels_of_plus(table.path)
         names, by_image, said = _read_plus_labels(path, choices)
-        labels.notes += [f"also read: {path}", *said]
+        labels.also.append(path)
+        labels.notes += said
     labels.columns = list(choices.kept_columns(names, table.path).values())
     labels.records = _records([table], choices, labels, by_image)
     return labels

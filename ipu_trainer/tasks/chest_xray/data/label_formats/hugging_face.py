@@ -71,7 +71,10 @@ class ImageDataset:
             inner = feature[0]
         if value is None or not hasattr(inner, "int2str"):
             return value
-        return [inner.int2str(int(number)) for number in (value if isinstance(value, (list, tuple)) else [value])]
+        if value == -1:  # a row without a label
+            return None
+        with user_input():
+            return [inner.int2str(int(number)) for number in (value if isinstance(value, (list, tuple)) else [value])]
 
 
 def read_dataset(dataset: ImageDataset, choices: LabelChoices, table: Path) -> Labels:

@@ -66,10 +66,13 @@ Fields = Mapping[str, Any]
 
 
 def find_metadata(images: Path) -> List[Path]:
-    """The metadata files in a folder and below it, without hidden folders."""
+    """The metadata files in a folder and below it, without hidden folders and those that `prepare` wrote."""
     found: List[Path] = []
     for folder, below, names in os.walk(images, followlinks=False):
         below[:] = sorted(name for name in below if not is_hidden(name))
+        if "prepared.json" in names and Path(folder) != images:
+            below[:] = []
+            continue
         found += [Path(folder) / name for name in METADATA_NAMES if name in names]
     return found
 
@@ -77,7 +80,7 @@ def find_metadata(images: Path) -> List[Path]:
 def read_imagefolder(tables: Sequence[Path], images: Path, choices: LabelChoices) -> Labels:
     """tables: metadata files, or one table in the form of one. File names are relative to the folder of a metadata file."""
     labels = Labels("imagefolder", tables[0], iter(()))
-    labels.notes += [f"also read: {path}" for path in tables[1:]]
+    labels.also += tables[1:]
     inside = [path for path in tables if path.name in METADATA_NAMES]
     labels.last_part_is_unique = not inside
     rows = MetadataRows([(path, _prefix(path, images) if path in inside else "") for path in tables])

@@ -45,8 +45,9 @@ class LabelRecord(NamedTuple):
 class Labels:
     """The records of a data set and what is said of them. notes, no_label and columns are complete once records are used up.
 
-    table: the file that messages name; header: its columns, for the output. columns: the findings that the data set knows.
-    has_patients: a record without a patient id is refused. no_label: images without any label, which are left out.
+    table: the file that messages name; also: others that are read with it; header: its columns, for the output.
+    columns: the findings that the data set knows. has_patients: a record without a patient id is refused.
+    no_label: images without any label, which are left out.
     last_part_is_unique: whether the last part of a path names its image, wherever the file lies.
     """
 
@@ -54,6 +55,7 @@ class Labels:
     table: Path
     records: Iterator[LabelRecord]
     has_patients: bool = True
+    also: List[Path] = field(default_factory=list)
     notes: List[str] = field(default_factory=list)
     columns: List[str] = field(default_factory=list)
     no_label: List[str] = field(default_factory=list)

@@ -44,7 +44,7 @@ def read_mimic(table: TableFile, choices: LabelChoices) -> Labels:
     found = table.named(CHEXPERT_FINDINGS)
     kept = choices.kept_columns(list(found), table.path)
     labels.columns = list(kept.values())
-    labels.notes += [f"also read: {path}" for path in (split, metadata) if path is not None]
+    labels.also += [path for path in (split, metadata) if path is not None]
     columns = FindingColumns({at: name for name, at in found.items()}, kept, choices, (DEVICES,))
     images = TableFile(split or metadata or table.path)
     views = None if split is None or metadata is None else TableFile(metadata)

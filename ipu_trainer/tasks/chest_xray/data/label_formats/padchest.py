@@ -10,7 +10,6 @@ nothing else has no label and is left out, as one with an empty list or the cell
 
 from __future__ import annotations
 
-import ast
 from typing import Dict, Iterator, List, Optional, Set, Tuple
 
 from ipu_trainer.tasks.chest_xray.data.label_formats.cells import (
@@ -27,6 +26,7 @@ from ipu_trainer.tasks.chest_xray.data.label_formats.label_record import (
     refuse_missing,
 )
 from ipu_trainer.tasks.chest_xray.data.label_formats.table_file import TableFile, cell
+from ipu_trainer.tasks.chest_xray.data.label_formats.written_labels import list_in_text
 from ipu_trainer.tasks.chest_xray.data.labels import NO_FINDING
 
 REMARKS = frozenset({"unchanged", "suboptimal study", "exclude"})
@@ -108,8 +108,5 @@ def _records(table: TableFile, choices: LabelChoices, labels: Labels) -> Iterato
 
 def written_list(text: str) -> Optional[Tuple[str, ...]]:
     """("normal", " nodule") of "['normal', ' nodule']"; None if it is no list of strings."""
-    try:
-        found = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return None
-    return tuple(found) if isinstance(found, list) and all(isinstance(name, str) for name in found) else None
+    found = list_in_text(text)
+    return tuple(found) if found is not None and all(isinstance(name, str) for name in found) else None

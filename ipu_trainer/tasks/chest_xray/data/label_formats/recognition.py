@@ -108,9 +108,9 @@ def label_files(images: Path, wanted: str = "auto") -> Tuple[Path, ...]:
 
 def _first_of(key: str, paths: Sequence[Path]) -> Path:
     """The table that is read where a data set has several: that of the training part, and of CheXpert's labeller."""
-    first = ("train", "chexpert")
-    preferred = [path for path in paths if any(word in path.name for word in first)]
-    chosen = preferred or list(paths)
+    named_so = [path for path in paths if path.name.split(".")[0] == "train"]
+    preferred = [path for path in paths if "train" in path.name or "chexpert" in path.name]
+    chosen = named_so or preferred or list(paths)
     if len(chosen) > 1:
         raise UserError(
             f"several tables of the format {key}: {', '.join(str(path) for path in chosen)}. Say which: --csv FILE."

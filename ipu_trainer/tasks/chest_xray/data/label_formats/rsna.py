@@ -29,7 +29,7 @@ def read_rsna(table: TableFile, choices: LabelChoices) -> Labels:
     labels = Labels("RSNA Pneumonia", table.path, iter(()), has_patients=False)
     headers = next((path for path in sorted(table.path.parent.glob("*dicom_headers.csv*")) if is_table(path)), None)
     classes = beside(table.path, "stage_2_detailed_class_info")
-    labels.notes += [f"also read: {path}" for path in (headers, classes) if path is not None]
+    labels.also += [path for path in (headers, classes) if path is not None]
     names = (FINDING, *((NO_FINDING,) if classes is not None else ()))
     kept = choices.kept_columns(names, table.path)
     labels.columns = list(kept.values())

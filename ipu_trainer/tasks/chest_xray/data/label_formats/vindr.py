@@ -52,7 +52,7 @@ def read_vindr(table: TableFile, images: Path, choices: LabelChoices) -> Labels:
             more = TableFile(path)
             tables += [more] if is_vindr(more) else []
     labels = Labels("VinDr-CXR", table.path, iter(()), has_patients=False)
-    labels.notes += [f"also read: {more.path}" for more in tables[1:]]
+    labels.also += [more.path for more in tables[1:]]
     labels.records = _records(tables, choices, labels)
     return labels
 

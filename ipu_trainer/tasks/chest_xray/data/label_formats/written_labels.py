@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
@@ -17,7 +18,7 @@ from ipu_trainer.tasks.chest_xray.data.label_formats.chexpert import DEVICES
 from ipu_trainer.tasks.chest_xray.data.label_formats.label_record import LabelChoices
 from ipu_trainer.tasks.chest_xray.data.labels import NIH_FINDINGS, NO_FINDING
 
-_NUMBERS = (int, float)
+_TOKENS = re.compile(r"""'[^']*'|"[^"]*"|[\[\],]|[^\s\[\],'"]+""")
 
 
 def as_list(value: Any) -> Optional[List[Any]]:
@@ -29,15 +30,39 @@ def as_list(value: Any) -> Optional[List[Any]]:
     text = str(value).strip()
     if text.lower() in ("", "nan", "null", "none"):
         return None
-    if text.startswith("["):
-        for read in (json.loads, ast.literal_eval):
-            try:
-                found = read(text)  # type: ignore[operator]  # two functions of text
-            except (ValueError, SyntaxError, MemoryError, RecursionError):
-                continue
-            if isinstance(found, list):
-                return found
+    found = list_in_text(text)
+    if found is not None:
+        return found
     return [name.strip() for name in text.split("|") if name.strip()]
+
+
+def list_in_text(text: str) -> Optional[List[Any]]:
+    """The list that JSON, Python or numpy (without commas) wrote; None if the text is none of these."""
+    tokens = _TOKENS.findall(text)
+    if tokens[:1] != ["["] or tokens[-1:] != ["]"]:
+        return None
+    if "," not in tokens and any(_is_quoted(one) == _is_quoted(two) for one, two in zip(tokens[1:], tokens[2:-1])):
+        # Python would join neighbouring strings to one.
+        return [token[1:-1] if _is_quoted(token) else _number_or_text(token) for token in tokens[1:-1]]
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found = read(text)  # type: ignore[operator]  # two functions of text
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+        if isinstance(found, list):
+            return found
+    return None
+
+
+def _is_quoted(token: str) -> bool:
+    return token[0] in "'\""
+
+
+def _number_or_text(token: str) -> Any:
+    try:
+        return float(token)
+    except ValueError:
+        return token
 
 
 class WrittenLabels:
