@@ -480,6 +480,21 @@ def test_a_broken_image_of_a_data_set_is_rejected_by_name(tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["rejected.csv"]
 
 
+def test_a_saved_data_set_does_not_read_files_outside_of_it(tmp_path, monkeypatch):
+    import datasets
+
+    feature, labels, _ = label_forms()["names"]
+    secret = images(tmp_path / "elsewhere", ["secret.png"]) / "secret.png"
+    good = dataset_of(feature, labels[:1], NAMES[:1])
+    good.save_to_disk(str(tmp_path / "saved"))
+    rows = datasets.Dataset.from_dict(
+        {"image": [{"bytes": None, "path": str(secret)}], "labels": labels[:1]}, features=good.features
+    )
+    monkeypatch.setattr(datasets, "load_from_disk", lambda name: rows)  # saving embeds images; another writer need not
+    with pytest.raises(UserError, match="secret.png lies outside of the data set"):
+        prepare(PrepareSettings(None, None, tmp_path / "out", dataset=str(tmp_path / "saved")), progress=False)
+
+
 def test_a_data_set_without_images_or_with_other_flags_is_refused(tmp_path):
     import datasets
 

@@ -26,6 +26,8 @@ class ImageDataset:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        # A saved data set may name files; those outside of its folder are not read.
+        self._root = Path(name).resolve() if _is_saved(Path(name)) else None
         self._parts = _load(name)
         first = next(iter(self._parts.values()))
         self._image = _image_column(first, name)
@@ -56,7 +58,7 @@ class ImageDataset:
             names = self._names[part] = []
             stored = rows.cast_column(self._image, datasets.Image(decode=False)).select_columns([self._image])
             for position, row in enumerate(stored):
-                content = _content(row[self._image], f"{self.name}, {part} {position}")
+                content = _content(row[self._image], f"--dataset {self.name}, {part} {position}", self._root)
                 name = f"{part}/{position:07d}-{_file_name(row[self._image], content)}"
                 names.append(name)
                 target = folder / name
@@ -89,7 +91,7 @@ def _load(name: str) -> Dict[str, Any]:
 
     folder = Path(name)
     with user_input():
-        if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
+        if _is_saved(folder):
             found = datasets.load_from_disk(name)
         else:
             found = datasets.load_dataset(name)
@@ -98,6 +100,10 @@ def _load(name: str) -> Dict[str, Any]:
     if unsafe or not any(map(len, parts.values())):
         raise UserError(f"--dataset {name} has {'the splits ' + ', '.join(unsafe) if unsafe else 'no rows'}.")
     return {part: rows for part, rows in parts.items() if len(rows)}
+
+
+def _is_saved(folder: Path) -> bool:
+    return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
 
 
 def _image_column(rows: Any, name: str) -> str:
@@ -111,13 +117,16 @@ def _image_column(rows: Any, name: str) -> str:
     return str(found[0])
 
 
-def _content(image: Optional[Dict[str, Any]], place: str) -> bytes:
+def _content(image: Optional[Dict[str, Any]], place: str, root: Optional[Path]) -> bytes:
     if image is not None and image.get("bytes"):
         return bytes(image["bytes"])
     if image is None or not image.get("path"):
         return b""  # an empty file, which decoding rejects by name
+    path = Path(image["path"])
+    if root is not None and root not in path.resolve().parents:
+        raise UserError(f"{place}: its image {path} lies outside of the data set. Save the data set with its images.")
     try:
-        return Path(image["path"]).read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise UserError(f"{place}: its image {image['path']} cannot be read ({error.strerror}).") from error
 
