@@ -35,7 +35,7 @@ def write_synthetic(folder, count):
     with (folder / "labels.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["Image Index", "Finding Labels", "Patient ID"])
-        body = phantoms.Anatomy.draw(generator)
+        body = phantoms.PhantomAnatomy.draw(generator)
         base = phantoms.draw_phantom(body, (), "PA", 1024, generator).astype(np.float32)
         for number in range(count):
             grain = generator.normal(0, 1.3, base.shape)

@@ -10,6 +10,7 @@ from ipu_trainer.openmp import wait_asleep
 
 if TYPE_CHECKING:
     from ipu_trainer.config.ipu_config import IPUConfig as IPUConfig
+    from ipu_trainer.tasks.run_record import load_run as load_run
     from ipu_trainer.training.arguments import IPUTrainingArguments as IPUTrainingArguments
     from ipu_trainer.training.seq2seq import IPUSeq2SeqTrainer as IPUSeq2SeqTrainer
     from ipu_trainer.training.seq2seq import IPUSeq2SeqTrainingArguments as IPUSeq2SeqTrainingArguments
@@ -27,6 +28,7 @@ _PUBLIC = {
     "IPUSeq2SeqTrainingArguments": "ipu_trainer.training.seq2seq",
     "IPUTrainer": "ipu_trainer.training.trainer",
     "IPUTrainingArguments": "ipu_trainer.training.arguments",
+    "load_run": "ipu_trainer.tasks.run_record",
 }
 __all__ = [
     "IPUConfig",
@@ -35,6 +37,7 @@ __all__ = [
     "IPUTrainer",
     "IPUTrainingArguments",
     "__version__",
+    "load_run",
 ]
 
 

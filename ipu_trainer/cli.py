@@ -4,6 +4,8 @@ ipu-trainer prepare  chest-xray   label CSV and images -> a prepared data set
 ipu-trainer train    TASK         data and model -> a run: chest-xray, language-modeling, seq2seq, or a task of your own
 ipu-trainer search   TASK         hyper-parameter search over what `train TASK` does
 ipu-trainer evaluate chest-xray   run and prepared data set -> metrics
+ipu-trainer predict  RUN IMAGES...   what a finished run says of new images, as CSV
+ipu-trainer export   RUN --to onnx   a finished run's model for other programs
 ipu-trainer report   RUN...       a run as one HTML page, or several side by side
 ipu-trainer phantoms chest-xray   synthetic chests to try all of this with
 ipu-trainer simulate [--trace DIR] [--coalesce] SCRIPT | -m MODULE [ARGS...]   a program written for IPUs, on the simulator
@@ -40,6 +42,12 @@ _TASK_COMMANDS = {
     "phantoms": "write synthetic data and a small model",
 }
 
+# Commands that begin with the folder of a run, whose task they are of.
+_RUN_COMMANDS = {
+    "predict": "probabilities and findings of new images; see `ipu-trainer predict RUN --help`",
+    "export": "the model of a run for other programs; see `ipu-trainer export RUN --help`",
+}
+
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run one command; returns the exit code.
@@ -53,6 +61,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     try:
         if len(words) > 1 and words[0] in _TASK_COMMANDS and not words[1].startswith("-"):
             return _run_task(words[0], words[1], words[2:])
+        if len(words) > 1 and words[0] in _RUN_COMMANDS and not words[1].startswith("-"):
+            return _run_task(words[0], _task_of(Path(words[1])), words[1:])
         namespace = _parser().parse_args(words)
         code: Optional[int] = namespace.run(namespace)
         return code or 0
@@ -83,6 +93,10 @@ def _parser() -> argparse.ArgumentParser:
         )
         of_task.add_argument("task", metavar="TASK", help=", ".join(task_names()))
         of_task.set_defaults(run=lambda namespace: _run_task(namespace.command, namespace.task, []))
+
+    for name, help_text in _RUN_COMMANDS.items():
+        of_run = commands.add_parser(name, help=help_text, description=f"`ipu-trainer {name} RUN --help` lists flags.")
+        of_run.add_argument("run", metavar="RUN", help="folder of a finished run")
 
     report = commands.add_parser("report", help="a finished run as one HTML page, or several runs side by side")
     report.add_argument("folders", type=Path, nargs="+", metavar="RUN", help="folder of a run, or of an evaluation")
@@ -147,12 +161,17 @@ def _run_task(command: str, name: str, words: List[str]) -> int:
     return task.commands[command](words)
 
 
-def _report(namespace: argparse.Namespace) -> None:
-    from ipu_trainer.tasks.reporting.run_comparison import check_runs
+def _task_of(folder: Path) -> str:
     from ipu_trainer.tasks.run_record import task_of
 
+    return task_of(folder)
+
+
+def _report(namespace: argparse.Namespace) -> None:
+    from ipu_trainer.tasks.reporting.run_comparison import check_runs
+
     folders: List[Path] = namespace.folders
-    names = [task_of(folder) for folder in folders]
+    names = [_task_of(folder) for folder in folders]
     task = load_task(names[0])
     given = {name: getattr(namespace, name) for name in ("data", "boxes", "radiologist_labels")}
     given = {name: value for name, value in given.items() if value is not None}

@@ -117,6 +117,14 @@ COMMANDS = {
     "ipu-trainer prepare chest-xray --images padchest --output prepared_padchest --findings Effusion,Cardiomegaly,Edema": run(*SMALL),
     "ipu-trainer prepare chest-xray --images rsna --output prepared_rsna": run(*SMALL),
     "ipu-trainer prepare chest-xray --dataset my_dataset --output prepared_dataset": run(*SMALL),
+    # docs/dicom.md
+    'pip install -e ".[dicom]"': other("test_installation_names_what_is_there"),
+    "ipu-trainer prepare chest-xray --csv table.csv --images films --output prepared": other(
+        "tests/chest_xray/test_dicom.py: test_a_folder_of_films_is_prepared_with_the_window_and_its_pixels_are_those_of_decoding"
+    ),
+    "ipu-trainer evaluate chest-xray --run run --data chexpert --split all --output on_chexpert": other(
+        "tests/chest_xray/test_masked_labels.py: test_a_run_is_evaluated_on_data_that_name_findings_otherwise"
+    ),
     # docs/ipu.md
     "python3.8 -m venv env && . env/bin/activate": other("an environment on the Pod's own machine"),
     "pip install -c constraints-pod.txt torch": other("make test-pod installs so; test_installation_names_what_is_there"),
@@ -153,6 +161,9 @@ COMMANDS = {
     "python -m ipu_trainer.planner.calibrate --check other.csv": other(
         "it needs rows that nobody has published; tests/planner/test_published_rows.py: test_rows_without_a_column_are_refused_by_line"
     ),
+    # docs/predict.md
+    "ipu-trainer predict run films --output predictions.csv": run(),
+    "ipu-trainer export run --to onnx": run(),
     # docs/report.md
     "ipu-trainer report run": run(),
     "ipu-trainer report run --boxes BBox_List_2017.csv --radiologist_labels google2019_nih-chest-xray-labels.csv.gz": run(),
@@ -203,7 +214,20 @@ def model_init():
 
 train_dataset = [{"input_ids": torch.tensor([i % 20, 1, 2]), "labels": torch.tensor(i % 2)} for i in range(128)]
 """
+A_RUN = """
+from pathlib import Path
+from ipu_trainer.cli import main
+
+for command in (
+    "phantoms chest-xray --output . --num_images 60 --size 32 --model_size 32",
+    "prepare chest-xray --csv phantoms.csv --images images --output prepared --size 32 --validation_fraction 0.3 --workers 1",
+    "train chest-xray --data prepared --model model --output run --max_steps 2 --per_device_train_batch_size 8 --num_bootstrap 10",
+):
+    assert main(command.split()) == 0
+Path("images").rename("films")
+"""
 SETUP = {
+    "docs/predict.md": A_RUN,
     "README.md": TINY_BERT + "model = model_init()",
     "docs/report.md": TINY_BERT
     + """
@@ -318,6 +342,9 @@ def named_things(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     table = write_phantoms(folder, PhantomSettings(num_images=160, size=32, seed=1), progress=False)
     table = table.rename(folder / "Data_Entry_2017_v2020.csv")
+    (folder / "films").mkdir()
+    for path in sorted((folder / "images").iterdir())[:5]:
+        shutil.copy(path, folder / "films")
     (folder / "boxes.csv").rename(folder / "BBox_List_2017.csv")
     (folder / "Data_Entry_2017_v2020.csv.gz").write_bytes(gzip.compress(table.read_bytes()))
     with table.open(newline="") as file:
@@ -378,13 +405,14 @@ def test_the_commands_of_a_page_run(page, named_things, monkeypatch, capsys):
     monkeypatch.chdir(named_things)
     for name in ("PUBLIC_DATASETS_DIR", "DATASETS_DIR", "CHECKPOINT_DIR"):
         monkeypatch.delenv(name, raising=False)
-    if not (named_things / "prepared").exists() and "prepared" in page.read_text(encoding="utf-8"):
+    if not (named_things / "prepared").exists() and re.search("prepared|load_run", page.read_text(encoding="utf-8")):
         first = f"{PREPARE} --images images --output prepared {LISTS}"
         assert execute(first, ["--workers", "1", "--validation_fraction", "0.2"], False, named_things) == 0
     if name_of(page) in ("docs/tasks.md", "docs/search.md"):
         pytest.importorskip("optuna")
-    if name_of(page) == "docs/report.md":  # it speaks of finished runs
+    if name_of(page) in ("docs/report.md", "docs/predict.md"):  # they speak of finished runs
         assert execute(PREPARED, TRAIN, False, named_things) == 0
+    if name_of(page) == "docs/report.md":
         for name in ("run_a", "run_b", "run_c"):
             shutil.copytree(str(named_things / "run"), str(named_things / name))
     for command in dict.fromkeys(commands(page)):

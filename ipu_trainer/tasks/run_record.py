@@ -7,7 +7,7 @@ import importlib
 import json
 import platform
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
@@ -163,6 +163,23 @@ class Run:
     @property
     def task(self) -> str:
         return str(self.record["task"])
+
+    def predict(self, images: Any, **options: Any) -> Any:
+        """What the run's model says of new images; its task defines images, options and result.
+
+        chest-xray: paths, Pillow images or uint8 arrays to tasks.chest_xray.predict.ImagePredictions; options precision and
+        progress. The model is loaded by the first call and kept. Raises UserError if the task predicts nothing.
+        """
+        from ipu_trainer.tasks.task import load_task
+
+        if self._predictor is None:
+            task = load_task(self.task)
+            if task.predictor is None:
+                raise UserError(f"{self.folder} is a run of {self.task}, which has no predict.")
+            object.__setattr__(self, "_predictor", task.predictor(self))
+        return self._predictor(images, **options)
+
+    _predictor: Any = field(default=None, init=False, repr=False, compare=False)
 
 
 def load_run(folder: Path) -> Run:

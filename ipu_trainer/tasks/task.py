@@ -43,7 +43,8 @@ class SearchTask:
 class Task:
     """What `ipu-trainer COMMAND NAME` runs: functions of the flags behind the name, as words.
 
-    commands: evaluate, prepare or phantoms where the task has them, which return the exit code. write_report(folder, output or
+    commands: evaluate, predict, export, prepare or phantoms where the task has them, which return the exit code. predictor(run) is
+    the function behind Run.predict. write_report(folder, output or
     None, **inputs) and write_comparison(folders, output) return the path of an HTML page; report_inputs names the inputs.
     """
 
@@ -53,6 +54,7 @@ class Task:
     write_comparison: Optional[Callable[[Sequence[Path], Path], Path]] = None
     report_inputs: Tuple[str, ...] = ()
     commands: Mapping[str, Callable[[Sequence[str]], int]] = field(default_factory=dict)
+    predictor: Optional[Callable[[Any], Callable[..., Any]]] = None
 
 
 def task_names() -> List[str]:

@@ -327,13 +327,13 @@ def wide(largest, low=0, seed=0):
     return values
 
 
-def prepared_pixels(files, arrays, workers=1):
+def prepared_pixels(files, arrays, workers=1, **more):
     for name, values in zip(NAMES, arrays):
         Image.fromarray(values).save(files / "images" / name)
     table = plain_table(files / "t.csv", NAMES[: len(arrays)], ["Mass"] * len(arrays), PATIENTS[: len(arrays)])
     for name in NAMES[len(arrays) :]:
         (files / "images" / name).unlink()
-    settings = PrepareSettings(table, files / "images", files / "out", size=16, workers=workers)
+    settings = PrepareSettings(table, files / "images", files / "out", size=16, workers=workers, **more)
     summary = prepare(settings, progress=False)
     return np.asarray(load_prepared(files / "out").split("all").__getitems__(range(len(arrays)))["pixels"]), summary
 
@@ -353,7 +353,25 @@ def test_a_dark_image_stays_dark_beside_its_neighbours_and_is_counted(files, wor
     pixels, summary = prepared_pixels(files, arrays, workers)
     assert [int(found.max()) for found in pixels[-3:]] == [255, round(200 / 4095 * 255), round(900 / 4095 * 255)]
     assert "20 images of more than 8 bits: the largest value is 4,095, so 4,095 is white" in summary.describe()
-    assert "2 of these have much smaller values" in summary.describe()
+    assert "2 of these have much smaller values" in summary.describe() and "--window percentile" in summary.describe()
+
+
+def test_a_percentile_window_scales_each_image_by_itself_as_the_summary_advises(files):
+    """PadChest has 10-bit films among 12-bit ones."""
+    arrays = [wide(4095, seed=1), wide(1023, seed=2), wide(1023, seed=3).astype(np.float32)]
+    arrays[1][0, 0] = 0
+    pixels, summary = prepared_pixels(files, arrays[:2], window="percentile")
+    for found, values in zip(pixels, arrays):
+        low, high = np.percentile(values, (0.5, 99.5), method="inverted_cdf").tolist()
+        assert np.array_equal(found, np.rint(np.clip((values.astype(float) - low) / (high - low), 0, 1) * 255))
+    assert "more than 8 bits" not in summary.describe() and summary.manifest["wide_images"] == {}
+    assert summary.manifest["decoding"] == {"size": 16, "resample": "bilinear", "scale": None, "window": "percentile"}
+    Image.fromarray(arrays[2]).save(files / "one.tif")
+    found = images.Decoding(16, window="percentile")((files / "one.tif").read_bytes())
+    low, high = np.percentile(arrays[2], (0.5, 99.5), method="inverted_cdf").tolist()
+    assert np.array_equal(found, np.rint(np.clip((arrays[2].astype(float) - low) / (high - low), 0, 1) * 255))
+    with pytest.raises(images.ImageError, match="no DICOM file, so it has no window"):
+        images.Decoding(16, window="voi")((files / "one.tif").read_bytes())
 
 
 def test_images_of_eight_bits_and_of_full_range_are_stored_as_ever(files):

@@ -18,6 +18,7 @@ from ipu_trainer.tasks.chest_xray.data import decode_to_store as module
 from ipu_trainer.tasks.chest_xray.data import image_decoding as images
 from ipu_trainer.tasks.chest_xray.data.dataset import PreparedError, load_prepared
 from ipu_trainer.tasks.chest_xray.data.pixel_store import StoreError, open_pixels, read_header
+from ipu_trainer.tasks.chest_xray.data.pixels import image_limits
 from ipu_trainer.tasks.chest_xray.data.prepare import PrepareSettings, prepare
 
 
@@ -93,7 +94,7 @@ def test_a_bad_file_is_named_by_its_fault(content, reason):
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_inflated(monkeypatch):
-    monkeypatch.setattr(images, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(image_limits, "MAX_PIXELS", 1000)
     with pytest.raises(images.ImageError, match="too large: 200 x 200"):
         images.decode_grayscale(encode(Image.fromarray(gray_ramp(200, 200))))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
 import sys
 from pathlib import Path
 from typing import Any, Dict, Optional, Sequence, Tuple
@@ -15,6 +16,9 @@ from ipu_trainer.tasks.task import Task
 
 # NIH's data in the folder of Graphcore's tutorial: the table, the lists and images/.
 FOLDER = "chest-xray-nihcc"
+# The exit code of a command that left out files it could not read; the others have their results.
+SOME_SKIPPED = 3
+_MOST_NAMED = 20
 TABLES = tuple(f"{FOLDER}/Data_Entry_2017{version}.csv{packed}" for version in ("_v2020", "") for packed in ("", ".gz"))
 LISTS = {"train_val_list": f"{FOLDER}/train_val_list.txt", "test_list": f"{FOLDER}/test_list.txt"}
 
@@ -82,6 +86,11 @@ def _prepare(flags: Sequence[str]) -> int:
     parser.add_argument("--test_list", type=Path, help="NIH's test_list.txt")
     parser.add_argument("--size", type=int, default=224, help="side in pixels (default 224)")
     parser.add_argument("--resample", default="bilinear", help="nearest, bilinear (default), bicubic or lanczos")
+    parser.add_argument(
+        "--window",
+        default="auto",
+        help="DICOM and 16-bit images to 8 bits: auto (default), voi, percentile or full (docs/dicom.md)",
+    )
     parser.add_argument("--workers", type=int, default=0, help="decoding processes (default: one for each core)")
     parser.add_argument("--in_place", action="store_true", help="also write metadata.jsonl beside the images")
     parser.add_argument("--only_present", action="store_true", help="leave out rows whose image is not there")
@@ -146,7 +155,71 @@ def _evaluate(flags: Sequence[str]) -> int:
     metrics = evaluate(run_dir, data, namespace.split, output, namespace.num_bootstrap)
     for name in metrics["findings_unknown_to_the_model"]:
         print(f"warning: the model has no output for {name!r}", file=sys.stderr)
+    for name in metrics["findings_unknown_to_the_data"]:
+        print(f"warning: the data have no labels of {name!r}, so it is not evaluated", file=sys.stderr)
+    for name, other in metrics["findings_renamed"].items():
+        print(f"the data's {other!r} is evaluated as the model's {name!r}")
     print(f"{report.metrics_table(metrics)}\n\nmetrics, plots and report.html: {output}")
+    return 0
+
+
+def _predict(flags: Sequence[str]) -> int:
+    from ipu_trainer.tasks.chest_xray.data.image_paths import find_images
+    from ipu_trainer.tasks.chest_xray.predict import RunPredictor
+    from ipu_trainer.tasks.chest_xray.prediction_table import predict_to_csv
+    from ipu_trainer.tasks.run_record import load_run
+
+    parser = argparse.ArgumentParser(
+        prog="ipu-trainer predict", description="Probabilities and findings of new images, as a CSV."
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGES", help="files, folders, patterns, or CSV files with a column of file names"
+    )
+    parser.add_argument("--output", type=Path, default=Path("predictions.csv"), help="default: predictions.csv")
+    parser.add_argument("--precision", help="auto, fp32 or bf16 (default: as the run was evaluated)")
+    parser.add_argument("--html", type=Path, help="also write a page with images, findings and saliency maps")
+    parser.add_argument("--html_images", type=int, default=24, help="images on that page (default 24)")
+    namespace = parser.parse_args(flags)
+    if namespace.html_images < 1:
+        raise UserError(f"--html_images {namespace.html_images} must be at least 1.")
+    paths = find_images(namespace.images)
+    predictor = RunPredictor(load_run(namespace.run), namespace.precision)
+    without_threshold = [name for name, value in predictor.thresholds.items() if math.isnan(value)]
+    if without_threshold:
+        names = ", ".join(without_threshold)
+        print(f"no threshold, so never among the findings: {names}", file=sys.stderr)
+    rejected = predict_to_csv(predictor, paths, namespace.output)
+    if namespace.html is not None:
+        _module("report.prediction_page").write_prediction_page(namespace.html, predictor, paths, namespace.html_images)
+        print(namespace.html)
+    for number, (path, reason) in enumerate(rejected.items()):
+        if number == _MOST_NAMED:
+            print(f"... and {len(rejected) - number:,} more", file=sys.stderr)
+            break
+        print(f"skipped {path}: {reason}", file=sys.stderr)
+    print(f"{len(paths) - len(rejected):,} images: {namespace.output}. Not for clinical use.")
+    return SOME_SKIPPED if rejected else 0
+
+
+def _export(flags: Sequence[str]) -> int:
+    from ipu_trainer.tasks.chest_xray.data.image_paths import find_images
+    from ipu_trainer.tasks.chest_xray.export import PREPROCESSING, export_onnx
+    from ipu_trainer.tasks.run_record import load_run
+
+    parser = argparse.ArgumentParser(prog="ipu-trainer export", description="A run's model for other programs.")
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
+    parser.add_argument("--to", required=True, choices=["onnx"], help="onnx")
+    parser.add_argument("--output", type=Path, help="default: RUN/onnx/model.onnx")
+    parser.add_argument("--images", nargs="+", default=[], help="images to check with (default: of the run's data)")
+    namespace = parser.parse_args(flags)
+    output = namespace.output or namespace.run / "onnx" / "model.onnx"
+    images = find_images(namespace.images) if namespace.images else []
+    checked = export_onnx(load_run(namespace.run), output, images)["checked"]
+    print(
+        f"{output}: probabilities differ from PyTorch's by at most {checked['largest_difference']:.1g} on {checked['images']} "
+        f"images. Preprocessing, findings and thresholds: {output.with_name(PREPROCESSING)}"
+    )
     return 0
 
 
@@ -185,5 +258,6 @@ TASK = Task(
     lambda folder, output=None, **inputs: _module("report.html_report").write_report(folder, output, **inputs),
     lambda folders, output: _module("report.html_report").write_comparison(folders, output),
     ("data", "boxes", "radiologist_labels"),
-    {"prepare": _prepare, "evaluate": _evaluate, "phantoms": _phantoms},
+    {"prepare": _prepare, "evaluate": _evaluate, "predict": _predict, "export": _export, "phantoms": _phantoms},
+    lambda run: _module("predict").RunPredictor(run).predict,
 )

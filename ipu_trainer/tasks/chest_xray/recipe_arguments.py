@@ -9,6 +9,7 @@ from typing import Optional, Sequence, Tuple
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.augmentation import NO_AUGMENTATION, Augmentation
 from ipu_trainer.tasks.chest_xray.data.dataset import ChestXrayDataset, load_prepared
+from ipu_trainer.tasks.chest_xray.data.known_labels import has_unknown
 from ipu_trainer.tasks.chest_xray.evaluation.metrics import check_replicates
 from ipu_trainer.tasks.chest_xray.model.losses import FindingLoss, inverse_frequency
 from ipu_trainer.tasks.folders import data_to_read
@@ -90,7 +91,10 @@ def parse_arguments(argv: Sequence[str]) -> Tuple[ChestXrayArguments, IPUTrainin
     return recipe, training_arguments(IPUTrainingArguments, values, lambda: _default_micro_batch(recipe))
 
 
-def finding_loss(recipe: ChestXrayArguments, args: IPUTrainingArguments, train_set: ChestXrayDataset) -> FindingLoss:
+def finding_loss(
+    recipe: ChestXrayArguments, args: IPUTrainingArguments, train_set: ChestXrayDataset, *evaluated: ChestXrayDataset
+) -> FindingLoss:
+    """The loss of a run. Unknown labels in any of its data sets mask it."""
     micro_batch = args.per_device_train_batch_size
     weight = recipe.ranking_weight
     if weight is None:
@@ -101,7 +105,8 @@ def finding_loss(recipe: ChestXrayArguments, args: IPUTrainingArguments, train_s
             "Use --ranking_weight 0, or a --per_device_train_batch_size of at least 2 (8 works well)."
         )
     pos_weight = inverse_frequency(train_set.labels) if recipe.pos_weight else None
-    return FindingLoss(recipe.loss, weight, pos_weight, label_smoothing=args.label_smoothing_factor)
+    masked = any(has_unknown(data_set.labels) for data_set in (train_set, *evaluated))
+    return FindingLoss(recipe.loss, weight, pos_weight, label_smoothing=args.label_smoothing_factor, masked=masked)
 
 
 def _default_micro_batch(recipe: ChestXrayArguments) -> int:

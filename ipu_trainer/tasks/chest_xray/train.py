@@ -18,9 +18,10 @@ from ipu_trainer.config.ipu_config import IPUConfig
 from ipu_trainer.config.profiles import load_profile
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.dataset import ChestXrayDataset, PreparedChestXrays, load_prepared
+from ipu_trainer.tasks.chest_xray.data.known_labels import prevalence, without_positive
 from ipu_trainer.tasks.chest_xray.data.labels import pathologies
 from ipu_trainer.tasks.chest_xray.evaluation import metrics as metric
-from ipu_trainer.tasks.chest_xray.model.chest_xray_trainer import ChestXrayTrainer, sigmoid
+from ipu_trainer.tasks.chest_xray.model.chest_xray_trainer import ChestXrayTrainer
 from ipu_trainer.tasks.chest_xray.model.inputs import (
     ChestXrayCollator,
     Normalisation,
@@ -31,6 +32,7 @@ from ipu_trainer.tasks.chest_xray.model.inputs import (
     read_config,
 )
 from ipu_trainer.tasks.chest_xray.model.losses import FindingLoss
+from ipu_trainer.tasks.chest_xray.model.predictor import sigmoid
 from ipu_trainer.tasks.chest_xray.recipe_arguments import ChestXrayArguments, finding_loss, parse_arguments
 from ipu_trainer.tasks.chest_xray.report import artifacts
 from ipu_trainer.tasks.chest_xray.report.html_report import METRIC, write_report
@@ -62,10 +64,20 @@ class ChestXrayRun:
         images = (
             f"{len(self.train_set):,} training and {len(self.validation_set):,} validation images of {self.recipe.data}"
         )
-        return [("data", images), ("loss", self.loss.describe())]
+        rows = [("data", images), ("labels", self._describe_labels())] if self.loss.masked else [("data", images)]
+        never = without_positive(self.train_set.labels, self.data.findings)
+        rows += (
+            [("no positive", f"no training image is known to have {', '.join(never)}: not learned")] if never else []
+        )
+        return [*rows, ("loss", self.loss.describe())]
+
+    def _describe_labels(self) -> str:
+        labels = self.data.everything.labels
+        unknown = int(np.isnan(labels).sum())
+        return f"{unknown:,} of {labels.size:,} unknown (NaN): left out of loss, thresholds and metrics"
 
     def new_model(self) -> Any:
-        return load_model(self.recipe.model, self.data.findings, self.train_set.labels.mean(axis=0))
+        return load_model(self.recipe.model, self.data.findings, prevalence(self.train_set.labels))
 
     def trained_model(self, run_dir: Path) -> Any:
         return load_finished(run_dir)
@@ -142,7 +154,9 @@ def prepare(flags: Sequence[str]) -> ChestXrayRun:
         )
     config = load_profile(args.ipu_config).config if args.ipu_config else IPUConfig()
     normalisation = load_normalisation(recipe.model, data.size, data.manifest["resample"])
-    loss = finding_loss(recipe, args, train_set)
+    if np.isnan(train_set.labels).all():
+        raise UserError(f"{recipe.data} has no known label in its training split, so there is nothing to learn.")
+    loss = finding_loss(recipe, args, train_set, data.everything)
     settings = run_settings(
         "chest-xray",
         recipe,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import pyarrow
@@ -72,6 +72,11 @@ class ChestXrayDataset(Dataset):  # type: ignore[type-arg]  # Dataset is not gen
             "epoch": torch.from_numpy(pairs[:, 0].copy()),
             "index": torch.from_numpy(index.copy()),
         }
+
+    def pixels(self) -> Iterator[np.ndarray]:
+        """uint8 (height, width) of each image."""
+        store = open_pixels(self._store)
+        return (np.asarray(store[row]) for row in self._pixel_rows)
 
     def subset(self, positions: Sequence[int]) -> ChestXrayDataset:
         chosen = np.asarray(positions, dtype=np.int64)

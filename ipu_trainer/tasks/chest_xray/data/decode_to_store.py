@@ -13,8 +13,9 @@ import numpy as np
 from tqdm import tqdm
 
 from ipu_trainer.tasks.chest_xray.data import image_decoding
-from ipu_trainer.tasks.chest_xray.data.image_decoding import Decoding, ImageError, ValueRange
+from ipu_trainer.tasks.chest_xray.data.image_decoding import Decoding, ValueRange
 from ipu_trainer.tasks.chest_xray.data.pixel_store import StoreWriter, file_digest, writable_rows
+from ipu_trainer.tasks.chest_xray.data.pixels.image_limits import ImageError
 
 _CHUNK = 16  # images of a task
 _TASKS_AHEAD = 8  # for each worker
@@ -106,5 +107,5 @@ class _Decoder:
             except (ImageError, OSError) as error:
                 results.append((row, b"", str(error), None))
             else:
-                results.append((row, file_digest(content), None, image_decoding.value_range(image)))
+                results.append((row, file_digest(content), None, self.decoding.range_for_scale(image)))
         return results

@@ -1,11 +1,15 @@
 """Decoding: an image file to a square uint8 grayscale image, with the same pixels as ViTImageProcessor.
 
+    bytes -> open_image: an image the right side up -> to_grayscale: 8 bits, by a window -> resize
+
+DICOM files and files of more than 8 bits go through a window (window.py); all others hold gray levels already.
 Pillow resizes, as in the processor. kornia_rs, where installed, decompresses plain 8-bit grayscale PNGs, which takes most of
 the time. Both decoders give the same bytes (tested), so the choice affects speed alone.
 
-Files of more than 8 bits do not record how many of their bits are used: most hold the 10 to 14 bits of a detector in 16. So
-the scale comes from the whole data set: white is the largest value of the smallest of 8, 10, 12, 14 and 16 bits that holds
-every pixel. No value is clipped, and a dark image stays darker than others, which a scale for each image would not keep.
+Other files of more than 8 bits do not record how many of their bits are used: most hold the 10 to 14 bits of a detector in 16.
+So their scale, unless a window is asked for, comes from the whole data set: white is the largest value of the smallest of 8, 10,
+12, 14 and 16 bits that holds every pixel. No value is clipped, and a dark image stays darker than others, which a scale for each
+image would not keep.
 """
 
 from __future__ import annotations
@@ -14,15 +18,17 @@ import contextlib
 import importlib
 import io
 import struct
-import warnings
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional, Tuple
+from typing import Any, Dict, Mapping, Optional, Tuple, Union
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ipu_trainer.errors import UserError
+from ipu_trainer.tasks.chest_xray.data.pixels import dicom
+from ipu_trainer.tasks.chest_xray.data.pixels.image_limits import ImageError, refuse_bomb
+from ipu_trainer.tasks.chest_xray.data.pixels.quiet_warnings import quiet
+from ipu_trainer.tasks.chest_xray.data.pixels.window import CodedImage, between, percentile_range
 
 _decode_png: Any = None
 for _module in ("kornia_rs.io", "kornia_rs"):  # newer releases have it in kornia_rs.io
@@ -35,13 +41,8 @@ RESAMPLES = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-# Chest films are at most about 4,300 pixels a side; a file that claims more than this is a decompression bomb.
-MAX_PIXELS = 8192 * 8192
 _BITS = (8, 10, 12, 14, 16)
-
-
-class ImageError(UserError):
-    """A file that is no image, is truncated, or is larger than any chest X-ray."""
+OpenedImage = Union[Image.Image, CodedImage]
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,12 @@ class ValueRange:
         return values * 255.0 if white == 1 else values / (white / 255.0)
 
 
-def value_range(image: Image.Image) -> Optional[ValueRange]:
-    """The range of an image of more than 8 bits; None for all others.
+def value_range(image: OpenedImage) -> Optional[ValueRange]:
+    """The range of an image of more than 8 bits that is not DICOM; None for all others.
 
     Raises ImageError for values that no 16 bits hold.
     """
-    if not _is_wide(image):
+    if isinstance(image, CodedImage) or not _is_wide(image):
         return None
     largest = float(np.nan_to_num(np.asarray(image)).max(initial=0.0))
     if largest >= 2**16:
@@ -85,11 +86,16 @@ def decode_grayscale(content: bytes) -> Image.Image:
     return to_grayscale(image, value_range(image))
 
 
-def open_image(content: bytes) -> Image.Image:
-    """The image in a file's bytes, decoded and rotated by its orientation tag. Raises ImageError with the reason."""
+def open_image(content: bytes) -> OpenedImage:
+    """The image in a file's bytes, decoded and rotated by its orientation tag. Raises ImageError with the reason.
+
+    DICOM is known by its content, whatever the file is called.
+    """
+    if dicom.is_dicom(content):
+        return dicom.open_dicom(content)
     size = _plain_gray_png(content)
     if size is not None:
-        _refuse_bomb(size)
+        refuse_bomb(size)
         if _decode_png is not None:
             try:
                 pixels = np.asarray(_decode_png(content, (size[1], size[0]), "mono"))
@@ -97,15 +103,16 @@ def open_image(content: bytes) -> Image.Image:
                 raise ImageError(f"broken PNG: {error}") from error
             return Image.fromarray(pixels.reshape(size[1], size[0]))
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with quiet():
             image = Image.open(io.BytesIO(content))
-            _refuse_bomb(image.size)
+            refuse_bomb(image.size)
             image.load()
             image = ImageOps.exif_transpose(image)
     except Image.DecompressionBombError as error:
         raise ImageError(f"too large: {error}") from error
     except UnidentifiedImageError as error:
+        if dicom.may_be_dicom(content):
+            return dicom.open_dicom(content)
         raise ImageError("not an image" if content else "empty file") from error
     except (OSError, SyntaxError, ValueError, struct.error) as error:
         if isinstance(error, ImageError):
@@ -119,19 +126,24 @@ class Decoding:
     """How image files become the model's pixels: what `prepare` does, and `predict` repeats for a new image.
 
     size: side in pixels. resample: a name in RESAMPLES. scale: the range of the data set, for images of more than 8 bits; None
-    scales each image by its own range.
+    scales each image by its own range. window: a name in window.WINDOWS, for DICOM and for images of more than 8 bits.
     """
 
     size: int
     resample: str = "bilinear"
     scale: Optional[ValueRange] = None
+    window: str = "auto"
 
     def __call__(self, content: bytes) -> np.ndarray:
         """uint8 (size, size) from the bytes of an image file. Raises ImageError with the reason."""
         return self.pixels_of(open_image(content))
 
-    def pixels_of(self, image: Image.Image) -> np.ndarray:
-        return resize(to_grayscale(image, self.scale or value_range(image)), self.size, self.resample)
+    def pixels_of(self, image: OpenedImage) -> np.ndarray:
+        return resize(to_grayscale(image, self.scale or value_range(image), self.window), self.size, self.resample)
+
+    def range_for_scale(self, image: OpenedImage) -> Optional[ValueRange]:
+        """What an image adds to the range of its data set; None if its window does not depend on others."""
+        return value_range(image) if self.window in ("auto", "full") else None
 
     def to_dict(self) -> Dict[str, Any]:
         return asdict(self)
@@ -156,10 +168,21 @@ def resize(image: Image.Image, size: int, resample: str) -> np.ndarray:
     return np.asarray(image)
 
 
-def to_grayscale(image: Image.Image, scale: Optional[ValueRange]) -> Image.Image:
-    """8-bit grayscale. scale: the range of the data set, for an image of more than 8 bits."""
+def to_grayscale(image: OpenedImage, scale: Optional[ValueRange], window: str = "auto") -> Image.Image:
+    """8-bit grayscale. scale: the range of the data set, for an image of more than 8 bits.
+
+    Raises ImageError for window "voi" and an image of more than 8 bits that is not DICOM.
+    """
+    if isinstance(image, CodedImage):
+        return Image.fromarray(image.windowed(window))
     if image.mode == "L":
         return image
+    if _is_wide(image) and window == "voi":
+        raise ImageError("no DICOM file, so it has no window: --window auto, percentile or full reads it")
+    if _is_wide(image) and window == "percentile":
+        wide = np.nan_to_num(np.asarray(image))
+        brightness = between(wide, *percentile_range(*np.unique(wide, return_counts=True)))
+        return Image.fromarray(np.rint(brightness * 255.0).astype(np.uint8))
     if scale is not None and _is_wide(image):  # Pillow's own conversion clips at 255
         values = scale.scaled(np.nan_to_num(np.asarray(image).astype(np.float64)), image.mode == "F")
         return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
@@ -185,8 +208,3 @@ def _plain_gray_png(content: bytes) -> Optional[Tuple[int, int]]:
     plain = depth == 8 and color == 0 and interlace == 0 and width > 0 and height > 0
     plain = plain and not any(mark in content for mark in (b"eXIf", b"Raw profile type"))
     return (width, height) if plain else None
-
-
-def _refuse_bomb(size: Tuple[int, int]) -> None:
-    if size[0] * size[1] > MAX_PIXELS:
-        raise ImageError(f"too large: {size[0]} x {size[1]} pixels, at most {MAX_PIXELS:,} are read")

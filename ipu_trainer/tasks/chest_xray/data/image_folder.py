@@ -7,9 +7,16 @@ from pathlib import Path
 from typing import Dict, Iterator, List, Optional, Set
 
 from ipu_trainer.errors import UserError
+from ipu_trainer.tasks.chest_xray.data.pixels import dicom
 from ipu_trainer.tasks.folders import is_hidden
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", *dicom.SUFFIXES})
+
+
+def is_image(path: Path) -> bool:
+    """By the suffix; without one, or with digits as a UID ends, DICOM by its content."""
+    suffix = os.path.splitext(path.name)[1].lower()
+    return suffix in IMAGE_SUFFIXES or ((not suffix or suffix[1:].isdigit()) and dicom.is_dicom_file(path))
 
 
 class ImageFolder:
@@ -91,7 +98,7 @@ class ImageFolder:
         for entry in visible:
             if entry.is_dir(follow_symlinks=False):
                 yield from self._walk(entry.path, f"{prefix}{entry.name}/")
-            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
+            elif is_image(Path(entry.path)):
                 if entry.is_symlink():
                     self._links.add(prefix + entry.name)
                 yield prefix + entry.name

@@ -45,6 +45,7 @@ from ipu_trainer.tasks.chest_xray.data.pixel_store import (
     StoreWriter,
     discard_journal,
 )
+from ipu_trainer.tasks.chest_xray.data.pixels import dicom
 from ipu_trainer.tasks.chest_xray.data.prepare_settings import PrepareSettings, identity_of
 from ipu_trainer.tasks.chest_xray.data.prepared_summary import PreparedSummary, about_labels, counts_of
 from ipu_trainer.tasks.chest_xray.data.split_choice import choose_split
@@ -106,13 +107,15 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> PreparedSummary
     choice = choose_split(rows, settings.split, lists, *fractions, settings.seed)
     splits = choice.splits
 
+    dicom.check_paths((row.path for row in rows), settings.in_place)
+    decoding = Decoding(settings.size, settings.resample, window=settings.window)
     plan = hashlib.blake2b(digest_size=16)
-    for part in (settings.size, settings.resample, images.resolve(), *(row.path for row in rows)):
+    window = () if settings.window == "auto" else (settings.window,)  # a plan of an earlier release is resumed
+    for part in (settings.size, settings.resample, *window, images.resolve(), *(row.path for row in rows)):
         plan.update(f"{part}\0".encode())
     writer = StoreWriter(
         settings.output / STORE_FILE, len(rows), settings.size, settings.resample, image_files.DECODER, plan.hexdigest()
     )
-    decoding = Decoding(settings.size, settings.resample)
     paths = [row.path for row in rows]
     failures, scale, wide = decode_to_store(writer, images, paths, decoding, settings.workers, progress)
     rejections += [Rejection(rows[position].path, rows[position].line, reason) for position, reason in failures.items()]

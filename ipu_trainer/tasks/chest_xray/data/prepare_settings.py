@@ -14,6 +14,7 @@ from ipu_trainer.tasks.chest_xray.data import image_decoding as image_files
 from ipu_trainer.tasks.chest_xray.data.label_formats.label_record import LabelChoices
 from ipu_trainer.tasks.chest_xray.data.label_formats.recognition import check_format
 from ipu_trainer.tasks.chest_xray.data.labels import NIH_FINDINGS
+from ipu_trainer.tasks.chest_xray.data.pixels.window import WINDOWS
 from ipu_trainer.tasks.chest_xray.data.splits import METHODS
 
 
@@ -32,6 +33,7 @@ class PrepareSettings:
     test_list: Optional[Path] = None
     size: int = 224
     resample: str = "bilinear"
+    window: str = "auto"
     workers: int = 0
     in_place: bool = False
     only_present: bool = False
@@ -68,6 +70,8 @@ class PrepareSettings:
             raise UserError(f"--size {self.size} is outside 16 to 1024 pixels. ViT takes 224.")
         if self.resample not in image_files.RESAMPLES:
             raise UserError(f"--resample {self.resample!r} is not one of {', '.join(image_files.RESAMPLES)}.")
+        if self.window not in WINDOWS:
+            raise UserError(f"--window {self.window!r} is not one of {', '.join(WINDOWS)}.")
         if self.workers < 0:
             raise UserError(f"--workers {self.workers} must be at least 1, or 0 for one for each core.")
         if (self.train_val_list is None) != (self.test_list is None):
@@ -94,7 +98,7 @@ def identity_of(settings: PrepareSettings, label_files: Sequence[Path], dataset:
     """
     values = asdict(replace(settings, workers=0, in_place=False))
     known = {item.name: item.default for item in fields(PrepareSettings)}
-    for name in ("format", "uncertain", "blank", "dataset"):
+    for name in ("format", "uncertain", "blank", "dataset", "window"):
         if values[name] == known[name]:
             values.pop(name)
     if settings.findings is None:

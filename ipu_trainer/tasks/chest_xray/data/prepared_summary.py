@@ -81,7 +81,7 @@ class PreparedSummary:
         if wide["darker"]:
             lines.append(
                 f"{wide['darker']:,} of these have much smaller values. That is right if they are dark; if their scale is "
-                "another one, prepare them apart."
+                "another one (10-bit films among 12-bit ones), --window percentile scales each image by itself."
             )
         return lines
 

@@ -16,15 +16,17 @@ from torch.utils.data import Sampler
 
 from ipu_trainer.config.batching import BatchGeometry
 from ipu_trainer.errors import UserError
+from ipu_trainer.tasks.chest_xray.data.known_labels import prevalence
 
 
 class FindingBatchSampler(Sampler):  # type: ignore[type-arg]  # not generic at run time on torch 2.0
     """Yields one list of (epoch, position) keys for each micro-batch of this process.
 
-    labels: (num_samples, num_findings), 0 or 1.
+    labels: (num_samples, num_findings), 0, 1, or NaN where a label is unknown.
     balance: 0 visits every sample once an epoch. Above 0, an epoch draws num_samples samples with replacement, each with
         probability (1 - balance) / num_samples + balance * w / sum(w), where w is 1 / frequency of the sample's rarest
-        finding: at 1 a Hernia is drawn as often as an Infiltration.
+        finding: at 1 a Hernia is drawn as often as an Infiltration. Frequencies are among known labels, and an unknown label
+        is no finding of the sample.
     tail: "drop" leaves out what does not fill the last host step, "pad" fills it with the epoch's first samples.
     Raises UserError if an epoch would be empty, or the replicas cannot be shared by num_processes.
     """
@@ -109,7 +111,7 @@ def batch_sampler(examples: Sequence[Dict[str, Any]]) -> Dict[str, torch.Tensor]
 
 
 def _balanced(labels: np.ndarray, balance: float) -> np.ndarray:
-    frequency = np.maximum(labels.mean(axis=0), 1.0 / len(labels))
-    weight = np.maximum((labels / frequency).max(axis=1), 1.0)
+    frequency = np.maximum(prevalence(labels), 1.0 / len(labels))
+    weight = np.maximum((np.nan_to_num(labels) / frequency).max(axis=1), 1.0)
     probabilities: np.ndarray = (1.0 - balance) / len(labels) + balance * weight / weight.sum()
     return np.asarray(probabilities / probabilities.sum())

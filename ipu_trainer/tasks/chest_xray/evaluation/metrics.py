@@ -3,6 +3,9 @@
 Each finding is a binary problem with a sigmoid probability. "mean_auroc_14" is the macro mean over the findings without "No
 Finding". A finding with one class only has AUROC NaN and is listed. Intervals resample *patients*, because images of one
 patient are not independent.
+
+Truth is 0, 1, or NaN where it is unknown. Everything of a finding is computed from the images whose label of it is known; all
+patients are resampled together for all findings.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from ipu_trainer.errors import UserError
+from ipu_trainer.tasks.chest_xray.data.known_labels import has_unknown
 from ipu_trainer.tasks.chest_xray.data.labels import NO_FINDING, pathologies
 
 AGE_BANDS = ((0, 20), (20, 40), (40, 60), (60, 80), (80, 200))
@@ -36,6 +40,7 @@ def evaluate_predictions(
 
     truth and probability: (num_images, num_findings). table holds patient_id and, for subgroups, sex, age, view.
     thresholds: per finding, chosen on validation; without them sensitivity and specificity are left out.
+    The rows of findings have num_known, the images whose label is known, only where some label is unknown.
     """
     truth, probability = np.asarray(truth), np.asarray(probability, dtype=np.float64)
     if truth.shape != probability.shape or truth.shape[1:] != (len(findings),):
@@ -43,9 +48,12 @@ def evaluate_predictions(
             f"truth {truth.shape} and probability {probability.shape} must both be (images, {len(findings)} findings)."
         )
     replicates = patient_bootstrap(truth, probability, table["patient_id"], num_bootstrap, seed)
+    masked = has_unknown(truth)
     rows: Dict[str, Dict[str, Any]] = {}
     for column, name in enumerate(findings):
         row = _finding(truth[:, column], probability[:, column])
+        if masked:
+            row["num_known"] = int((~np.isnan(truth[:, column])).sum())
         for metric in ("auroc", "auprc"):
             has_value = not np.isnan(row[metric])
             row[f"{metric}_interval"] = _interval(replicates[metric][:, column]) if has_value else [float("nan")] * 2
@@ -77,7 +85,7 @@ def choose_thresholds(truth: np.ndarray, probability: np.ndarray, findings: Sequ
     """For each finding the probability that maximises sensitivity + specificity (Youden's J); NaN without both classes."""
     thresholds = {}
     for column, name in enumerate(findings):
-        y, score = truth[:, column], probability[:, column]
+        y, score = known_only(truth[:, column], probability[:, column])
         thresholds[name] = float("nan")
         if _has_both(y) and np.isfinite(score).all():
             false_positive, true_positive, values = roc_curve(y, score)
@@ -88,12 +96,15 @@ def choose_thresholds(truth: np.ndarray, probability: np.ndarray, findings: Sequ
 
 def mean_auroc(truth: np.ndarray, probability: np.ndarray, findings: Sequence[str]) -> float:
     """Macro mean over the findings with both classes, without "No Finding": the metric tracked during training."""
-    values = [
-        float(roc_auc_score(truth[:, column], probability[:, column]))
-        for column, name in enumerate(findings)
-        if name != NO_FINDING and _has_both(truth[:, column]) and np.isfinite(probability[:, column]).all()
-    ]
-    return _mean(values)
+    columns = [column for column, name in enumerate(findings) if name != NO_FINDING]
+    pairs = [known_only(truth[:, column], probability[:, column]) for column in columns]
+    return _mean([float(roc_auc_score(y, score)) for y, score in pairs if _has_both(y) and np.isfinite(score).all()])
+
+
+def known_only(y: np.ndarray, score: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+    """Labels of a finding and their scores, (num_images,) each, without the images whose label is unknown."""
+    known = ~np.isnan(y)
+    return (y, score) if known.all() else (y[known], score[known])
 
 
 def weighted_auroc(y: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -127,6 +138,7 @@ def _tie_groups(score: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
 
 
 def _finding(y: np.ndarray, score: np.ndarray) -> Dict[str, Any]:
+    y, score = known_only(y, score)
     usable = bool(np.isfinite(score).all())
     defined = usable and _has_both(y)
     return {
@@ -140,6 +152,7 @@ def _finding(y: np.ndarray, score: np.ndarray) -> Dict[str, Any]:
 
 
 def _operating_point(y: np.ndarray, score: np.ndarray, threshold: float) -> Dict[str, float]:
+    y, score = known_only(y, score)
     with np.errstate(invalid="ignore"):
         called = score >= threshold
     known = not np.isnan(threshold) and np.isfinite(score).all()
@@ -171,11 +184,12 @@ def patient_bootstrap(
         drawn = generator.multinomial(len(unique), np.full(len(unique), 1.0 / len(unique)), size=size)
         weights = drawn[:, position.reshape(-1)].astype(np.float64)
         for column in range(truth.shape[1]):
-            y, score = truth[:, column].astype(np.float64), probability[:, column]
+            known = ~np.isnan(truth[:, column])
+            y, score = known_only(truth[:, column].astype(np.float64), probability[:, column])
             if _has_both(y) and np.isfinite(score).all():
-                rows = slice(start, start + size)
-                replicates["auroc"][rows, column] = weighted_auroc(y, score, weights)
-                replicates["auprc"][rows, column] = weighted_average_precision(y, score, weights)
+                rows, of_known = slice(start, start + size), weights if known.all() else weights[:, known]
+                replicates["auroc"][rows, column] = weighted_auroc(y, score, of_known)
+                replicates["auprc"][rows, column] = weighted_average_precision(y, score, of_known)
     return replicates
 
 

@@ -32,7 +32,7 @@ class RadiologistLabels:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Mined labels of one finding on the images that radiologists labelled, with the radiologists as ground truth."""
+    """Mined labels of one finding on the images that have both, with the radiologists as ground truth."""
 
     name: str
     num_images: int
@@ -102,8 +102,7 @@ def agreement(
 ) -> List[Agreement]:
     """truth: mined labels (num_images, num_findings). One row for each column that matches findings and has images."""
     results = []
-    for name, columns, rows, expert in _matched(file_names, findings, labels):
-        mined = truth[rows][:, columns].max(axis=1)
+    for name, _, rows, expert, mined in _matched(file_names, truth, findings, labels):
         counts = (len(rows), int(expert.sum()), int(mined.sum()), int((expert * mined).sum()))
         results.append(Agreement(name, *counts, kappa=_kappa(expert, mined)))
     return results
@@ -114,8 +113,8 @@ def scores(
 ) -> List[Scores]:
     """One row for each column that matches findings; empty where no evaluated image has a label."""
     results = []
-    for name, columns, rows, expert in _matched(predictions.file_names, predictions.findings, labels):
-        mined = predictions.truth[rows][:, columns].max(axis=1)
+    matched = _matched(predictions.file_names, predictions.truth, predictions.findings, labels)
+    for name, columns, rows, expert, mined in matched:
         # The usual score of a union of findings is the larger probability.
         score = predictions.probability[rows][:, columns].max(axis=1)
         table = {"patient_id": [predictions.patient_ids[row] for row in rows]}
@@ -130,17 +129,24 @@ def scores(
 
 
 def _matched(
-    file_names: Sequence[str], findings: Sequence[str], labels: RadiologistLabels
-) -> Iterator[Tuple[str, List[int], List[int], np.ndarray]]:
-    """(name, columns of findings, rows with a label, the radiologists' labels of these rows)."""
+    file_names: Sequence[str], truth: np.ndarray, findings: Sequence[str], labels: RadiologistLabels
+) -> Iterator[Tuple[str, List[int], List[int], np.ndarray, np.ndarray]]:
+    """(name, columns of findings, rows with both labels, the radiologists' labels of these rows, their mined labels)."""
     labelled = [labels.values.get(base_name(name)) for name in file_names]
     for position, column in enumerate(labels.columns):
         names = matching(column, findings)
+        columns = [list(findings).index(name) for name in names]
+        mined = _any_of(truth[:, columns]) if columns else np.full(len(truth), np.nan)
         pairs = [(row, values[position]) for row, values in enumerate(labelled) if values is not None]
-        known = [(row, value) for row, value in pairs if np.isfinite(value)]
-        if names and known:
-            columns = [list(findings).index(name) for name in names]
-            yield " or ".join(names), columns, [row for row, _ in known], np.array([value for _, value in known])
+        known = [(row, value) for row, value in pairs if np.isfinite(value) and np.isfinite(mined[row])]
+        if known:
+            rows = [row for row, _ in known]
+            yield " or ".join(names), columns, rows, np.array([value for _, value in known]), mined[rows]
+
+
+def _any_of(truth: np.ndarray) -> np.ndarray:
+    """Whether an image has any of some findings: (num_images,) of 0, 1, and NaN where that is unknown."""
+    return np.where((truth == 1).any(axis=1), 1.0, truth.max(axis=1))
 
 
 def _kappa(one: np.ndarray, other: np.ndarray) -> float:

@@ -12,12 +12,13 @@ import numpy as np
 
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.labels import pathologies
+from ipu_trainer.tasks.chest_xray.evaluation.metrics import known_only
 from ipu_trainer.tasks.run_record import METRICS_FILE, RUN_FILE, Run, load_run, read_results
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """truth and probability: float64 (num_images, num_findings); a probability may be NaN."""
+    """truth and probability: float64 (num_images, num_findings); truth is NaN where unknown, a probability may be NaN."""
 
     file_names: Tuple[str, ...]
     patient_ids: Tuple[str, ...]
@@ -32,13 +33,14 @@ class Predictions:
 def predictions_csv(
     truth: np.ndarray, probability: np.ndarray, findings: Sequence[str], table: Mapping[str, Sequence[Any]]
 ) -> str:
-    """Text of predictions.csv. truth and probability: (num_images, num_findings)."""
+    """Text of predictions.csv. truth and probability: (num_images, num_findings). An unknown label is an empty cell."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(_header(findings))
     for position in range(len(truth)):
         cells: List[Any] = [table["file_name"][position], table["patient_id"][position]]
-        cells += [int(value) for value in truth[position]] + [f"{value:.6f}" for value in probability[position]]
+        cells += ["" if np.isnan(value) else int(value) for value in truth[position]]
+        cells += [f"{value:.6f}" for value in probability[position]]
         writer.writerow(cells)
     return out.getvalue()
 
@@ -63,7 +65,7 @@ def read_predictions(path: Path) -> Predictions:
         try:
             if len(cells) != len(head):
                 raise UserError(f"{len(cells)} cells, the head has {len(head)}")
-            truth[number - 2] = [float(cell) for cell in cells[2 : 2 + len(findings)]]
+            truth[number - 2] = [float(cell or "nan") for cell in cells[2 : 2 + len(findings)]]
             probability[number - 2] = [float(cell) for cell in cells[2 + len(findings) :]]
         except ValueError as error:
             raise UserError(f"{path}, line {number}: {error}. Evaluate the run again.") from error
@@ -107,9 +109,13 @@ class Evaluation:
         return [name for name in self.findings if name in rows and rows[name].get("auroc") is not None]
 
     def column(self, name: str) -> Tuple[np.ndarray, np.ndarray]:
-        """(truth, probability) of one finding: (num_images,) each."""
+        """(truth, probability) of one finding: (num_images,) each, truth NaN where it is unknown."""
         position = self.predictions.findings.index(name)
         return self.predictions.truth[:, position], self.predictions.probability[:, position]
+
+    def known(self, name: str) -> Tuple[np.ndarray, np.ndarray]:
+        """column(name) without the images whose label is unknown."""
+        return known_only(*self.column(name))
 
 
 def load_evaluation(folder: Path) -> Evaluation:

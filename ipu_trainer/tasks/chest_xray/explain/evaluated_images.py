@@ -197,7 +197,7 @@ def choose_images(predictions: Predictions, each: int = 6, each_finding: int = 2
     negative: List[ExampleImage] = []
     for column, name in enumerate(predictions.findings):
         score, y = predictions.probability[:, column], predictions.truth[:, column]
-        if name == NO_FINDING or len(score) < 2 or not np.isfinite(score).all() or not 0 < y.sum() < len(y):
+        if name == NO_FINDING or len(score) < 2 or not np.isfinite(score).all() or not np.isin([0, 1], y).all():
             continue
         ordered = np.sort(score)
         rank = np.searchsorted(ordered, score, side="left") / (len(score) - 1)

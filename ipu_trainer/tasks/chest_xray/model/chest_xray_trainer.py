@@ -15,8 +15,9 @@ from ipu_trainer.tasks.chest_xray.data.dataset import ChestXrayDataset
 from ipu_trainer.tasks.chest_xray.data.sampler import FindingBatchSampler
 from ipu_trainer.tasks.chest_xray.model.inputs import ChestXrayCollator, collate_stored
 from ipu_trainer.tasks.chest_xray.model.losses import FindingLoss
+from ipu_trainer.tasks.chest_xray.model.predictor import Predictor, sigmoid
 from ipu_trainer.tasks.chest_xray.model.shortcuts import ClassTokenLayer, GrayscaleProjection
-from ipu_trainer.training.acceleration.choices import choose_compile
+from ipu_trainer.training.acceleration.choices import choose_compile, used_precision
 from ipu_trainer.training.acceleration.input_pipeline import copy_to_device
 from ipu_trainer.training.trainer import IPUTrainer
 
@@ -115,6 +116,8 @@ class ChestXrayTrainer(IPUTrainer):
         )
 
     def why_not_coalescable(self, *_: Any, **__: Any) -> Optional[str]:
+        if self.finding_loss.masked:
+            return "its loss is a mean over the known labels of a micro-batch, and micro-batches know different numbers"
         return None  # the sampler gives whole weight updates
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, *_: Any, **__: Any) -> Any:
@@ -154,13 +157,14 @@ class ChestXrayTrainer(IPUTrainer):
         )
 
     def probabilities(self, dataset: ChestXrayDataset) -> np.ndarray:
-        """float64 (num_images, num_findings): sigmoid of the logits."""
+        """float64 (num_images, num_findings); on the host, in one process, exactly those of `evaluate` and `predict`."""
+        if not self.backend.has_executors and self.args.world_size == 1 and self.args.n_gpu <= 1:
+            collator = self._collator_on_gpu or self.data_collator
+            precision = used_precision(self.args, on_device=False).name
+            predictor = Predictor(self.model, collator.normalisation, precision, self.args.device)
+            return predictor.of_pixels(dataset.pixels(), len(dataset.findings))
         logits = self.predict(dataset).predictions
         return sigmoid(np.asarray(logits, dtype=np.float64))
-
-
-def sigmoid(logits: np.ndarray) -> np.ndarray:
-    return np.asarray(0.5 * (1.0 + np.tanh(0.5 * logits)))
 
 
 class _SamplerEpoch(TrainerCallback):  # type: ignore[misc]

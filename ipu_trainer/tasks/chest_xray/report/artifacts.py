@@ -6,7 +6,7 @@ The figures by finding (ROC, precision-recall, reliability, AUROC) are those of 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Dict, Mapping, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 import numpy as np
 from sklearn.metrics import precision_recall_curve, roc_curve
@@ -14,7 +14,7 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 from ipu_trainer.atomic import write_json, write_text
 from ipu_trainer.tasks.chest_xray.data.labels import NO_FINDING
 from ipu_trainer.tasks.chest_xray.data.splits import PATIENTS_UNKNOWN
-from ipu_trainer.tasks.chest_xray.evaluation.metrics import ReliabilityBin, reliability
+from ipu_trainer.tasks.chest_xray.evaluation.metrics import ReliabilityBin, known_only, reliability
 from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import number_or_nan, predictions_csv
 from ipu_trainer.tasks.reporting.drawing import (
     BLUE,
@@ -41,13 +41,15 @@ def plot_evaluation(
     save_png(folder / "auroc.png", auroc_forest(metrics, names))
     lines = []
     for name, column in zip(names, columns):
-        false_positive, true_positive, _ = roc_curve(truth[:, column], probability[:, column])
+        false_positive, true_positive, _ = roc_curve(*known_only(truth[:, column], probability[:, column]))
         lines.append((f"{name} {metrics['per_finding'][name]['auroc']:.2f}", false_positive, true_positive))
     with styled_figure(6.4, 6) as (figure, (axes,)):
         axes.plot([0, 1], [0, 1], color=GRAY, linewidth=0.8)
         draw_curves(axes, lines, "1 - specificity", "sensitivity")
     save_png(folder / "roc.png", figure)
-    save_png(folder / "calibration.png", calibration(truth[:, columns].ravel(), probability[:, columns].ravel()))
+    save_png(
+        folder / "calibration.png", calibration(*known_only(truth[:, columns].ravel(), probability[:, columns].ravel()))
+    )
 
 
 def auroc_forest(metrics: Mapping[str, Any], names: Sequence[str]) -> Any:
@@ -121,12 +123,16 @@ def auroc_point(row: Mapping[str, Any]) -> Tuple[float, float, float]:
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> str:
-    """A text table: a row a finding, the macro mean of these rows, and "No Finding", which the mean leaves out."""
+    """A text table: a row a finding, the macro mean of these rows, and "No Finding", which the mean leaves out.
+
+    A last column has the number of known labels where some are unknown.
+    """
     rows = list(metrics["per_finding"].items())
     width = max(len(name) for name, _ in rows)
     lines = [
         f"{'finding':{width}}  {'AUROC':>6}  {'95 % interval':>15}  {'AUPRC':>6}  {'prevalence':>10}  {'sens.':>6}  {'spec.':>6}"
     ]
+    lines[0] += f"  {'known':>7}" if any("num_known" in row for _, row in rows) else ""
     lines += [_line(name, row, width) for name, row in rows]
     low, high = metrics["mean_auroc_14_interval"]
     lines.append("-" * len(lines[0]))
@@ -137,12 +143,21 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
     )
     if "no_finding" in metrics:
         lines.append(_line(NO_FINDING, metrics["no_finding"], width) + "  (apart)")
-    if metrics["undefined_findings"]:
-        lines.append(f"undefined (one class only): {', '.join(metrics['undefined_findings'])}")
+    unlabelled = without_known_label(metrics)
+    one_class = [name for name in metrics["undefined_findings"] if name not in unlabelled]
+    if one_class:
+        lines.append(f"undefined (one class only): {', '.join(one_class)}")
+    if unlabelled:
+        lines.append(f"undefined (no known label): {', '.join(unlabelled)}")
     lines.append(
         f"{metrics['num_images']:,} images of {metrics['num_patients']:,} patients; intervals resample patients"
     )
     return "\n".join(lines)
+
+
+def without_known_label(metrics: Mapping[str, Any]) -> List[str]:
+    """The reported findings of which no image has a known label."""
+    return [name for name, row in metrics["per_finding"].items() if row.get("num_known") == 0]
 
 
 def write_evaluation(
@@ -199,6 +214,15 @@ Fine-tuned from `{run["model"]}`; {len(run["findings"])} outputs, each through a
 
 Thresholds for sensitivity and specificity were chosen on the validation split.
 
+## Read new images
+
+```
+ipu-trainer predict THIS_FOLDER images/*.png --output predictions.csv
+```
+
+With Transformers: `pipeline("image-classification", model="THIS_FOLDER", top_k={len(run["findings"])})`. \
+Without top_k the pipeline gives five of the {len(run["findings"])} findings.
+
 ## Subgroups
 
 | group | images | findings with both classes | mean AUROC |
@@ -221,6 +245,7 @@ def _line(name: str, row: Dict[str, Any], width: int) -> str:
         f"{name:{width}}  {_number(row['auroc']):>6}  {interval:>15}  {_number(row['auprc']):>6}  "
         f"{100 * row['prevalence']:>9.1f}%  {_number(row.get('sensitivity', float('nan'))):>6}  "
         f"{_number(row.get('specificity', float('nan'))):>6}"
+        + (f"  {row['num_known']:>7,}" if "num_known" in row else "")
     )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.dataset import load_prepared
+from ipu_trainer.tasks.chest_xray.data.finding_names import same_finding
 from ipu_trainer.tasks.chest_xray.data.splits import PATIENTS_UNKNOWN
 from ipu_trainer.tasks.chest_xray.evaluation.metrics import mean_auroc, patient_bootstrap
 from ipu_trainer.tasks.chest_xray.evaluation.radiologist_labels import RadiologistLabels, read_radiologist_labels
@@ -209,7 +210,9 @@ def paired_difference(first: Evaluation, other: Evaluation) -> Optional[Tuple[in
     """(images, other's macro mean minus first's, 95 % interval) on common images and findings; None without any."""
     places = {name: row for row, name in enumerate(other.predictions.file_names)}
     rows = [row for row, name in enumerate(first.predictions.file_names) if name in places]
-    findings = [name for name in first.defined if name in other.defined]
+    pairs = [(name, same_finding(name, other.defined)) for name in first.defined]
+    findings = [name for name, found in pairs if found is not None]
+    others = [found for _, found in pairs if found is not None]
     if not rows or not findings:
         return None
     other_rows = [places[first.predictions.file_names[row]] for row in rows]
@@ -217,8 +220,8 @@ def paired_difference(first: Evaluation, other: Evaluation) -> Optional[Tuple[in
     patients = [first.predictions.patient_ids[row] for row in rows]
     bootstrap = first.metrics["bootstrap"]
     means, replicates = [], []
-    for evaluation, chosen in ((first, rows), (other, other_rows)):
-        probability = np.stack([evaluation.column(name)[1][chosen] for name in findings], axis=1)
+    for evaluation, chosen, names in ((first, rows, findings), (other, other_rows, others)):
+        probability = np.stack([evaluation.column(name)[1][chosen] for name in names], axis=1)
         means.append(mean_auroc(truth, probability, findings))
         drawn = patient_bootstrap(truth, probability, patients, bootstrap["replicates"], bootstrap["seed"])["auroc"]
         replicates.append(np.nanmean(drawn, axis=1))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import List, Mapping, Optional, Sequence, Tuple
 
+import numpy as np
+
 from ipu_trainer.tasks.chest_xray.data.text_files import base_name
 from ipu_trainer.tasks.chest_xray.evaluation.metrics import wilson_interval
 from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import Evaluation
@@ -51,10 +53,12 @@ def example_blocks(evaluation: Evaluation, images: EvaluatedImages, boxes: Boxes
         for example in found:
             finding, name = predictions.findings[example.column], predictions.file_names[example.row]
             labels = [f for f, y in zip(predictions.findings, predictions.truth[example.row]) if y == 1]
+            num_unknown = int(np.isnan(predictions.truth[example.row]).sum())
+            unknown = f" ({num_unknown} of {len(predictions.findings)} unknown)" if num_unknown else ""
             lines = [
                 f"probability {number(predictions.probability[example.row, example.column])} "
                 f"(threshold {number(evaluation.thresholds.get(finding))}), above {100 * example.rank:.0f} % of the images",
-                f"labels: {', '.join(labels) or 'none'}",
+                f"labels: {', '.join(labels) or 'none'}{unknown}",
             ]
             of_finding = [box for box in boxes.get(base_name(name), ()) if box.finding == finding]
             cases.append(_case(finding, name, lines, images, of_finding, maps[example], tone))

@@ -55,12 +55,16 @@ def auroc_blocks(evaluation: Evaluation) -> List[Block]:
         blocks.append(
             Text("No AUROC: " + "; ".join(f"{name} ({_why(evaluation, name)})" for name in others) + ".", "warning")
         )
+    blocks += _other_data_blocks(metrics)
     table = [_auroc_row(name, per_finding.get(name, {})) for name in [*ordered, *others]]
     mean, auprc = number(metrics["mean_auroc_14"]), number(metrics["mean_auprc_14"])
     table.append(["macro mean", mean, interval(metrics["mean_auroc_14_interval"]), auprc, "", "", ""])
     if "no_finding" in metrics:
         table.append(_auroc_row(f"{NO_FINDING} (apart)", metrics["no_finding"]))
     head = ["finding", "AUROC", "95 % interval", "AUPRC", "95 % interval", "prevalence", "positives"]
+    if any("num_known" in row for row in per_finding.values()):
+        head.append("known labels")
+        table = [[*cells, *[""] * (len(head) - len(cells))] for cells in table]
     blocks.append(SideBySide([*drawings, Table(head, table, [len(ordered) + len(others)])]))
     blocks.append(
         Text(
@@ -73,6 +77,21 @@ def auroc_blocks(evaluation: Evaluation) -> List[Block]:
     return blocks
 
 
+def _other_data_blocks(metrics: Mapping[str, Any]) -> List[Block]:
+    """What an evaluation on another data set left out, or took under another name."""
+    sentences = []
+    if metrics.get("findings_unknown_to_the_model"):
+        sentences.append(
+            f"Findings of the data without an output: {', '.join(metrics['findings_unknown_to_the_model'])}."
+        )
+    if metrics.get("findings_unknown_to_the_data"):
+        sentences.append(f"Findings that the data do not label: {', '.join(metrics['findings_unknown_to_the_data'])}.")
+    if metrics.get("findings_renamed"):
+        pairs = [f"{name} (in the data: {other})" for name, other in metrics["findings_renamed"].items()]
+        sentences.append(f"Matched by synonym or spelling: {', '.join(pairs)}.")
+    return [Text(" ".join(sentences), "note")] if sentences else []
+
+
 def card_blocks(evaluation: Evaluation) -> List[Block]:
     per_finding = evaluation.metrics["per_finding"]
     names = sorted(evaluation.defined, key=lambda name: -per_finding[name]["num_positive"])
@@ -82,7 +101,7 @@ def card_blocks(evaluation: Evaluation) -> List[Block]:
     for name in names[:MOST_CARDS]:
         row = per_finding[name]
         caption = f"{name}: AUROC {number(row['auroc'])}, AUPRC {number(row['auprc'])}, {row['num_positive']} positives"
-        figure = finding_card(*evaluation.column(name), evaluation.thresholds.get(name, _NAN))
+        figure = finding_card(*evaluation.known(name), evaluation.thresholds.get(name, _NAN))
         cards.append(Drawing(to_svg(figure), caption, "card"))
     blocks: List[Block] = [Cards(cards)]
     if len(names) > MOST_CARDS:
@@ -92,10 +111,11 @@ def card_blocks(evaluation: Evaluation) -> List[Block]:
 
 
 def calibration_blocks(evaluation: Evaluation) -> List[Block]:
-    names = [name for name in evaluation.findings if np.isfinite(evaluation.column(name)[1]).all()]
-    if not names or not len(evaluation.predictions):
+    pairs = {name: evaluation.known(name) for name in evaluation.findings}
+    names = [name for name, (y, score) in pairs.items() if len(y) and np.isfinite(score).all()]
+    if not names:
         return [Text("No finding has finite probabilities, so there is no calibration to measure.", "warning")]
-    columns = [evaluation.column(name) for name in names]
+    columns = [pairs[name] for name in names]
     y, score = np.concatenate([y for y, _ in columns]), np.concatenate([s for _, s in columns])
     per_finding = evaluation.metrics["per_finding"]
     rows = []
@@ -121,7 +141,7 @@ def threshold_blocks(evaluation: Evaluation) -> List[Block]:
     rows = []
     names = [*evaluation.findings, *(name for name in evaluation.predictions.findings if name == NO_FINDING)]
     for name in names:
-        y, score = evaluation.column(name)
+        y, score = evaluation.known(name)
         threshold = evaluation.thresholds.get(name, _NAN)
         if not np.isfinite(threshold) or not np.isfinite(score).all():
             rows.append([name, number(threshold), *["–"] * 8])
@@ -251,7 +271,9 @@ def _score_blocks(found: Sequence[Scores]) -> List[Block]:
 
 
 def _auroc_row(name: str, row: Mapping[str, Any]) -> List[str]:
+    """The cells of a finding; those of labels that are partly unknown end in the number of known ones."""
     prevalence = row.get("prevalence")
+    known = [f"{row['num_known']:,}"] if "num_known" in row else []
     return [
         name,
         number(row.get("auroc")),
@@ -260,14 +282,17 @@ def _auroc_row(name: str, row: Mapping[str, Any]) -> List[str]:
         interval(row.get("auprc_interval")),
         "–" if prevalence is None else f"{100 * prevalence:.1f} %",
         str(row.get("num_positive", "–")),
+        *known,
     ]
 
 
 def _why(evaluation: Evaluation, name: str) -> str:
-    y, score = evaluation.column(name)
+    if not len(evaluation.predictions):
+        return "no images"
+    y, score = evaluation.known(name)
     bad = int((~np.isfinite(score)).sum())
     if bad:
         return f"{bad} of {len(score)} probabilities are NaN or infinite"
     if not len(y):
-        return "no images"
+        return "no known label"
     return "no image has it" if not y.any() else "every image has it" if y.all() else "not in metrics.json"

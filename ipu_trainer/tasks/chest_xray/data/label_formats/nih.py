@@ -67,6 +67,17 @@ def read_nih(table: TableFile, choices: LabelChoices) -> Labels:
     return labels
 
 
+def file_name_column(path: Path, header: Sequence[str]) -> int:
+    """The position of the column of file names. Raises UserError where there is none."""
+    present = {plain(name): position for position, name in reversed(list(enumerate(header)))}
+    for spelling in _COLUMNS["file_name"]:
+        if plain(spelling) in present:
+            return present[plain(spelling)]
+    raise UserError(
+        f"{path} has no column of file names ({', '.join(_COLUMNS['file_name'])}). Its columns: {', '.join(header)}."
+    )
+
+
 def _records(
     table: TableFile, columns: Dict[str, int], by_column: Optional[LabelColumns], known: Collection[str]
 ) -> Iterator[LabelRecord]:
