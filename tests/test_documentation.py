@@ -22,6 +22,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from made_up_data_sets import DATA_SETS
 
 from ipu_trainer import cli, command_line
 from ipu_trainer.tasks.search import search_command as search_task
@@ -72,6 +73,7 @@ T5 = shlex.split(
     "--model t5-nano --model_overrides 'd_model=16 d_kv=8 d_ff=16'"
 )
 
+SMALL = ["--size", "32", "--workers", "1"]
 PREPARE = "ipu-trainer prepare chest-xray --csv Data_Entry_2017_v2020.csv"
 LISTS = "--train_val_list train_val_list.txt --test_list test_list.txt"
 PREPARED = "ipu-trainer train chest-xray --data prepared --model model --output run"
@@ -115,6 +117,21 @@ COMMANDS = {
     f"{PREPARED} --learning_rate 2e-4 --num_train_epochs 30": run(*TRAIN),
     f"{PREPARED} --loss asymmetric --ranking_weight 0 --ema_decay 0.999": run(*TRAIN),
     f"{PREPARED} --balance 0.3 --horizontal_flip True --precision fp32": run(*TRAIN),
+    # docs/data_formats.md
+    "ipu-trainer prepare chest-xray --images tutorial/images --output prepared_tutorial": run(*SMALL),
+    "ipu-trainer prepare chest-xray --images my_films --output prepared_films": run(*SMALL),
+    "ipu-trainer prepare chest-xray --images CheXpert-v1.0-small --output prepared_chexpert --uncertain ignore": run(*SMALL),
+    "ipu-trainer prepare chest-xray --csv chexpert-plus/df_chexpert_plus_240401.csv --images chexpert-plus/PNG --output prepared_plus": run(
+        *SMALL
+    ),
+    "ipu-trainer prepare chest-xray --images mimic-cxr-jpg --output prepared_mimic": run(*SMALL),
+    "ipu-trainer prepare chest-xray --csv vindr-cxr/annotations/image_labels_train.csv --images vindr-cxr --output prepared_vindr": run(
+        *SMALL
+    ),
+    "ipu-trainer prepare chest-xray --csv vinbigdata/train.csv --images vinbigdata/train --output prepared_vinbigdata": run(*SMALL),
+    "ipu-trainer prepare chest-xray --images padchest --output prepared_padchest --findings Effusion,Cardiomegaly,Edema": run(*SMALL),
+    "ipu-trainer prepare chest-xray --images rsna --output prepared_rsna": run(*SMALL),
+    "ipu-trainer prepare chest-xray --dataset my_dataset --output prepared_dataset": run(*SMALL),
     # docs/dicom.md
     'pip install -e ".[dicom]"': other("test_installation_names_what_is_there"),
     "ipu-trainer prepare chest-xray --csv table.csv --images films --output prepared": other(
@@ -369,6 +386,8 @@ def named_things(tmp_path_factory):
     save_tokenizer(train_tokenizer([text] * 4, 400, "GPT2Tokenizer"), folder / "gpt2")
     pairs = [{"source": f"copy {i} {i % 7}", "target": f"{i} {i % 7}", "group": f"g{i % 5}"} for i in range(60)]
     (folder / "pairs.jsonl").write_text("\n".join(json.dumps(pair) for pair in pairs))
+    for name, write in DATA_SETS.items():
+        write(folder / name)
     (folder / "scripts").mkdir()
     shutil.copy(str(REPOSITORY / "scripts" / "simulate_pipeline.py"), str(folder / "scripts"))
     for program in ("train.py", "package/train.py"):

@@ -7,7 +7,7 @@ import importlib
 import math
 import sys
 from pathlib import Path
-from typing import Any, Dict, Optional, Sequence
+from typing import Any, Dict, Optional, Sequence, Tuple
 
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks import folders
@@ -23,15 +23,28 @@ TABLES = tuple(f"{FOLDER}/Data_Entry_2017{version}.csv{packed}" for version in (
 LISTS = {"train_val_list": f"{FOLDER}/train_val_list.txt", "test_list": f"{FOLDER}/test_list.txt"}
 
 
-def default_paths(given: Dict[str, Optional[Path]], split: Optional[str]) -> Dict[str, Path]:
+def default_paths(
+    given: Dict[str, Optional[Path]], split: Optional[str], label_format: str = "auto"
+) -> Dict[str, Path]:
     """Paths for the flags of `prepare` that are missing in given (csv, images, train_val_list, test_list).
 
-    The lists are used if none of the four is given, both lists exist, and split is None or "official". Raises UserError if
-    there is no table or no image folder.
+    The lists are used if none of the four is given, both lists exist, and split is None or "official". A folder of images that
+    holds its labels too needs no csv. Raises UserError if there is no table or no image folder.
     """
+    from ipu_trainer.tasks.chest_xray.data.label_formats.recognition import label_files
+
     found: Dict[str, Path] = {}
     if given["csv"] is None:
-        found["csv"] = find_data(*TABLES) or data_to_read("--csv", TABLES[0])
+        table = find_data(*TABLES)
+        if given["images"] is None or not given["images"].is_dir():
+            found["csv"] = table or data_to_read("--csv", TABLES[0])
+        else:
+            try:
+                label_files(given["images"], label_format)
+            except UserError:
+                if table is None:
+                    raise
+                found["csv"] = table
     if given["images"] is None:
         found["images"] = data_to_read("--images", f"{FOLDER}/images")
     lists = {name: find_data(path) for name, path in LISTS.items()}
@@ -41,8 +54,9 @@ def default_paths(given: Dict[str, Optional[Path]], split: Optional[str]) -> Dic
 
 
 def _prepare(flags: Sequence[str]) -> int:
-    from ipu_trainer.tasks.chest_xray.data.labels import NIH_FINDINGS
-    from ipu_trainer.tasks.chest_xray.data.prepare import PrepareSettings, prepare
+    from ipu_trainer.tasks.chest_xray.data.label_formats.recognition import FORMATS
+    from ipu_trainer.tasks.chest_xray.data.prepare import prepare
+    from ipu_trainer.tasks.chest_xray.data.prepare_settings import PrepareSettings
 
     parser = argparse.ArgumentParser(
         prog="ipu-trainer prepare chest-xray", description="Check, split and decode a data set once."
@@ -50,10 +64,20 @@ def _prepare(flags: Sequence[str]) -> int:
     parser.add_argument(
         "--csv",
         type=Path,
-        help="label table, NIH's Data_Entry CSV (.gz) or one like it (default: that of chest-xray-nihcc)",
+        help="label table or metadata.jsonl (default: what --images holds, else that of chest-xray-nihcc)",
     )
     parser.add_argument(
-        "--images", type=Path, help="folder with the image files, flat or as NIH ships it (default: beside that table)"
+        "--images",
+        type=Path,
+        help="folder with the image files, as the data set ships it (default: beside chest-xray-nihcc's table)",
+    )
+    parser.add_argument("--dataset", help="instead of both: a Hugging Face data set, a folder or a name")
+    parser.add_argument("--format", default="auto", help=f"of the labels: {', '.join(FORMATS)} (default auto)")
+    parser.add_argument(
+        "--uncertain", default="ignore", help="what -1 is: ignore (unknown, the default), zeros or ones"
+    )
+    parser.add_argument(
+        "--blank", default="ignore", help="what a finding is that a report leaves out: ignore (unknown) or zeros"
     )
     parser.add_argument(
         "--output", type=Path, help="folder for the prepared data set (default: DATASETS_DIR/chest-xray)"
@@ -71,23 +95,25 @@ def _prepare(flags: Sequence[str]) -> int:
     parser.add_argument("--in_place", action="store_true", help="also write metadata.jsonl beside the images")
     parser.add_argument("--only_present", action="store_true", help="leave out rows whose image is not there")
     parser.add_argument("--skip_bad", action="store_true", help="go on without rejected rows and files")
-    parser.add_argument("--split", help="official (with the lists), by-patient, or random-images (misleading)")
+    parser.add_argument(
+        "--split", help="official (lists), given, by-patient, by-study, by-image, random-images (misleading)"
+    )
     parser.add_argument("--validation_fraction", type=float, default=0.1, help="share of patients (default 0.1)")
     parser.add_argument(
         "--test_fraction", type=float, default=0.1, help="share of patients, without lists (default 0.1)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the split by patient")
-    parser.add_argument("--findings", help="comma-separated names to accept, or any (default: NIH's fifteen)")
+    parser.add_argument("--findings", help="comma-separated names to take, or any (default: the data set's)")
     namespace = parser.parse_args(flags)
     given = {name: getattr(namespace, name) for name in ("csv", "images", "train_val_list", "test_list")}
-    for name, path in default_paths(given, namespace.split).items():
-        setattr(namespace, name, path)
-        print(f"--{name} {path}")
+    if namespace.dataset is None:
+        for name, path in default_paths(given, namespace.split, namespace.format).items():
+            setattr(namespace, name, path)
+            print(f"--{name} {path}")
     namespace.output = namespace.output or folders.data_to_write("--output", "chest-xray")
     values: Dict[str, object] = {name: value for name, value in vars(namespace).items() if name != "findings"}
-    if namespace.findings is None:
-        findings = NIH_FINDINGS
-    else:
+    findings: Optional[Tuple[str, ...]] = None
+    if namespace.findings is not None:
         names = [name.strip() for name in namespace.findings.split(",") if name.strip()]
         findings = () if names == ["any"] else tuple(names)
     settings = PrepareSettings(findings=findings, **values)  # type: ignore[arg-type]  # argparse made these types

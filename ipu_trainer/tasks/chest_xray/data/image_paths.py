@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Iterator, List, Sequence
 
 from ipu_trainer.errors import MissingFileError, UserError
-from ipu_trainer.tasks.chest_xray.data.label_table import IMAGE_SUFFIXES, file_name_column
+from ipu_trainer.tasks.chest_xray.data.image_folder import IMAGE_SUFFIXES
+from ipu_trainer.tasks.chest_xray.data.label_formats.nih import file_name_column
 from ipu_trainer.tasks.chest_xray.data.text_files import open_text, table_rows
 from ipu_trainer.tasks.folders import is_hidden
 

@@ -1,32 +1,34 @@
 """metadata.jsonl for `datasets.load_dataset("imagefolder", data_dir=...)`, with labels as 0.0 and 1.0 for a multi-label loss.
 
+A label that is unknown is null. patient_id is null where the data set has none, and study_id is there where it has some.
+
 Where there are folders such as train/ and test/, datasets 5 reads only the metadata.jsonl inside each, so each gets one.
 """
 
 from __future__ import annotations
 
 import json
-import re
+import math
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, Sequence
 
 from ipu_trainer.atomic import atomic_path, remove_leftovers
+from ipu_trainer.tasks.chest_xray.data.label_formats.split_names import split_folder
 from ipu_trainer.tasks.chest_xray.data.label_table import Row
 from ipu_trainer.tasks.chest_xray.data.labels import n_hot
 
 METADATA = "metadata.jsonl"
-# Folder names that datasets takes for a split, alone or next to - . _ space or a digit (datasets/data_files.py).
-_SPLIT_FOLDER = re.compile(
-    r"(^|[-._ 0-9])(train|training|validation|valid|val|dev|test|testing|eval|evaluation)($|[-._ 0-9])"
-)
 
 
-def records(rows: Iterable[Row], findings: Sequence[str]) -> Iterator[Dict[str, Any]]:
+def records(rows: Sequence[Row], findings: Sequence[str]) -> Iterator[Dict[str, Any]]:
+    with_studies = any(row.study_id for row in rows)
     for row in rows:
+        labels = n_hot([row.findings], findings, [row.unknown])[0].tolist()
         yield {
             "file_name": row.path,
-            "labels": n_hot([row.findings], findings)[0].tolist(),
-            "patient_id": row.patient_id,
+            "labels": [None if math.isnan(value) else value for value in labels],
+            "patient_id": row.patient_id or None,
+            **({"study_id": row.study_id or None} if with_studies else {}),
             "age": row.age,
             "sex": row.sex,
             "view": row.view,
@@ -41,26 +43,19 @@ def write_records(target: Path, lines: Iterable[Dict[str, Any]]) -> None:
 
 
 def read_records(target: Path) -> Iterator[Dict[str, Any]]:
-    """Earlier releases wrote labels as whole numbers."""
+    """Earlier releases wrote labels as whole numbers. An unknown label is None."""
     with target.open(encoding="utf-8") as lines:
         for line in lines:
             record = json.loads(line)
-            yield {**record, "labels": [float(value) for value in record["labels"]]}
+            yield {**record, "labels": [None if value is None else float(value) for value in record["labels"]]}
 
 
 def write_beside_images(images: Path, lines: Iterable[Dict[str, Any]]) -> None:
     """One file in `images`, or one in each folder of a split below it, with names relative to it."""
     by_folder: Dict[str, List[Dict[str, Any]]] = {}
     for line in lines:
-        folder = _split_folder(line["file_name"])
+        folder = split_folder(line["file_name"])
         by_folder.setdefault(folder, []).append({**line, "file_name": line["file_name"][len(folder) :]})
     for folder, inside in by_folder.items():
         remove_leftovers(images / folder, below=False)
         write_records(images / folder / METADATA, inside)
-
-
-def _split_folder(path: str) -> str:
-    """ "a/train/x/b.png" -> "a/train/"; "" where no folder is a split's."""
-    *folders, _ = path.split("/")
-    depth = next((depth for depth, name in enumerate(folders, start=1) if _SPLIT_FOLDER.search(name)), 0)
-    return "".join(f"{name}/" for name in folders[:depth])

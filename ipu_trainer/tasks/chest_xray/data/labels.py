@@ -68,10 +68,19 @@ def spelled_as_known(name: str, known: Collection[str]) -> Optional[str]:
     return next((finding for finding in known if plain(finding) == wanted), None)
 
 
-def n_hot(findings: Sequence[Sequence[str]], classes: Sequence[str]) -> np.ndarray:
-    """float32 (num_samples, num_classes): 1 where the sample has the finding."""
+def n_hot(
+    findings: Sequence[Sequence[str]], classes: Sequence[str], unknown: Sequence[Sequence[str]] = ()
+) -> np.ndarray:
+    """float32 (num_samples, num_classes): 1 where the sample has the finding, NaN where nobody knows.
+
+    unknown: of each sample the findings that are uncertain or not labelled; those that are no classes do not count.
+    """
     column = {name: position for position, name in enumerate(classes)}
     labels = np.zeros((len(findings), len(classes)), dtype=np.float32)
+    for row, names in enumerate(unknown):
+        for name in names:
+            if name in column:
+                labels[row, column[name]] = np.nan
     for row, names in enumerate(findings):
         for name in names:
             labels[row, column[name]] = 1.0

@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Container, Dict, List, Optional, Sequence, Set, Tuple
 
 from ipu_trainer.errors import UserError
-from ipu_trainer.tasks.chest_xray.data.label_table import IMAGE_SUFFIXES, Rejection, Row
+from ipu_trainer.tasks.chest_xray.data.image_folder import IMAGE_SUFFIXES
+from ipu_trainer.tasks.chest_xray.data.label_table import Rejection, Row
 from ipu_trainer.tasks.chest_xray.data.text_files import open_text
 
 SPLITS = ("train", "validation", "test")
-METHODS = ("official", "by-patient", "random-images")
+METHODS = ("official", "given", "by-patient", "by-study", "by-image", "random-images")
+# Methods of data sets without patient ids: a patient may be on both sides. given-images is their form of given.
+PATIENTS_UNKNOWN = ("by-study", "by-image", "given-images")
 
 
 class SplitError(UserError):
@@ -35,7 +38,7 @@ def official_split(
 
     Raises SplitError if a name is in neither or both lists, or a patient in both.
     """
-    _check_fraction("validation_fraction", validation_fraction)
+    check_fraction("validation_fraction", validation_fraction)
     splits: List[str] = []
     side: Dict[str, bool] = {}
     for name, patient in zip(names, patients):
@@ -56,9 +59,9 @@ def split_by_patient(
     patients: Sequence[str], validation_fraction: float = 0.1, test_fraction: float = 0.1, seed: int = 0
 ) -> List[str]:
     """Patient-disjoint train, validation and test. Fractions are of patients, and hold on average."""
-    _check_fraction("validation_fraction", validation_fraction)
-    _check_fraction("test_fraction", test_fraction)
-    _check_fraction("validation_fraction + test_fraction", validation_fraction + test_fraction)
+    check_fraction("validation_fraction", validation_fraction)
+    check_fraction("test_fraction", test_fraction)
+    check_fraction("validation_fraction + test_fraction", validation_fraction + test_fraction)
     return [_place(patient_position(patient, seed), validation_fraction, test_fraction) for patient in patients]
 
 
@@ -66,7 +69,7 @@ def split_random_images(
     names: Sequence[str], validation_fraction: float = 0.1, test_fraction: float = 0.1, seed: int = 0
 ) -> List[str]:
     """By image, as in many tutorials; for comparison only, because patients end up on both sides."""
-    _check_fraction("validation_fraction + test_fraction", validation_fraction + test_fraction)
+    check_fraction("validation_fraction + test_fraction", validation_fraction + test_fraction)
     return [_place(patient_position("image:" + name, seed), validation_fraction, test_fraction) for name in names]
 
 
@@ -101,7 +104,8 @@ def _place(position: float, validation_fraction: float, test_fraction: float) ->
     return "test" if position >= 1.0 - test_fraction else "train"
 
 
-def _check_fraction(name: str, value: float) -> None:
+def check_fraction(name: str, value: float) -> None:
+    """Raises SplitError outside of 0 to 1."""
     if not 0.0 <= value < 1.0:
         raise SplitError(f"{name} {value} must be at least 0 and below 1: something must be left for training.")
 

@@ -1,4 +1,4 @@
-"""CSV tables and lists of file names: plain or gzipped, UTF-8 or UTF-16, separated by commas, semicolons or tabs."""
+"""CSV tables and lists of file names: plain, gzipped or alone in a zip, UTF-8 or UTF-16, separated by , ; or tabs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import csv
 import gzip
 import io
 import itertools
+import zipfile
 import zlib
 from pathlib import Path
 from typing import IO, Any, Iterator, List, TextIO, cast
@@ -19,21 +20,32 @@ _SEPARATORS = ",;\t"
 
 @contextlib.contextmanager
 def open_text(path: Path, what: str = "CSV, plain or in gzip") -> Iterator[TextIO]:
-    """Text in UTF-8, or in UTF-16 where a byte order mark says so (PowerShell writes it). Gzip is recognised by its content.
+    """Text in UTF-8, or in UTF-16 where a byte order mark says so (PowerShell writes it). Gzip and zip are recognised by content.
 
     Raises UserError naming the file and what it should be, for what cannot be read inside the block.
     """
     try:
         with Path(path).open("rb") as file:
-            packed = file.read(2) == b"\x1f\x8b"
+            begin = file.read(4)
             file.seek(0)
-            raw = cast(IO[bytes], gzip.GzipFile(fileobj=file) if packed else file)
+            if begin[:2] == b"\x1f\x8b":
+                raw = cast(IO[bytes], gzip.GzipFile(fileobj=file))
+            else:
+                raw = _only_member(file) if begin == b"PK\x03\x04" else file
             mark = raw.read(2)
             raw.seek(0)
             encoding = "utf-16" if mark in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
             yield io.TextIOWrapper(raw, encoding=encoding, newline="")
-    except (UnicodeError, OSError, EOFError, zlib.error, csv.Error) as error:
+    except (UnicodeError, OSError, EOFError, zlib.error, csv.Error, zipfile.BadZipFile, NotImplementedError) as error:
         raise UserError(f"{path} cannot be read as {what}: {error}") from error
+
+
+def _only_member(file: IO[bytes]) -> IO[bytes]:
+    packed = zipfile.ZipFile(file)
+    names = [name for name in packed.namelist() if not name.startswith("__MACOSX") and not name.endswith("/")]
+    if len(names) != 1:
+        raise zipfile.BadZipFile(f"the zip holds {len(names)} files, and one is read")
+    return packed.open(names[0])
 
 
 def read_table(path: Path) -> List[List[str]]:

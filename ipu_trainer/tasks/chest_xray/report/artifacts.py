@@ -13,6 +13,7 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from ipu_trainer.atomic import write_json, write_text
 from ipu_trainer.tasks.chest_xray.data.labels import NO_FINDING
+from ipu_trainer.tasks.chest_xray.data.splits import PATIENTS_UNKNOWN
 from ipu_trainer.tasks.chest_xray.evaluation.metrics import ReliabilityBin, known_only, reliability
 from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import number_or_nan, predictions_csv
 from ipu_trainer.tasks.reporting.drawing import (
@@ -183,6 +184,11 @@ def model_card(run: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     evaluation = f"{run['evaluated_split']} split, {run['split_method']}: patients unseen in training"
     if run["split_method"] == "random-images":
         evaluation = "random image split: patients are in training too, so these numbers are too optimistic"
+    elif run["split_method"] in PATIENTS_UNKNOWN:
+        evaluation = (
+            f"{run['evaluated_split']} split, {run['split_method']}: the data names no patients, so these may be in training too, "
+            "and these numbers may be too optimistic"
+        )
     groups = [
         f"| {field} {name} | {group['num_images']}{' (too few)' if group['too_few_images'] else ''} | "
         f"{group['defined_findings']} | {_number(group['mean_auroc_14'])} |\n"

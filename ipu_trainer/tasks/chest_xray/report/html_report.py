@@ -14,6 +14,7 @@ import numpy as np
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.dataset import load_prepared
 from ipu_trainer.tasks.chest_xray.data.finding_names import same_finding
+from ipu_trainer.tasks.chest_xray.data.splits import PATIENTS_UNKNOWN
 from ipu_trainer.tasks.chest_xray.evaluation.metrics import mean_auroc, patient_bootstrap
 from ipu_trainer.tasks.chest_xray.evaluation.radiologist_labels import RadiologistLabels, read_radiologist_labels
 from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import Evaluation, load_evaluation
@@ -127,6 +128,10 @@ def notice(*evaluations: Evaluation) -> str:
     if any(record["split_method"] == "random-images" for record in records):
         sentences.append(
             "The split is by image: patients are in training and evaluation, so the numbers are too optimistic."
+        )
+    if any(record["split_method"] in PATIENTS_UNKNOWN for record in records):
+        sentences.append(
+            "The data names no patients: they may be in training and evaluation, so the numbers may be too optimistic."
         )
     if any(evaluation.seen_in_training == "training" for evaluation in evaluations):
         sentences.append(
