@@ -120,11 +120,12 @@ def four_ipus_take_a_vit_and_refuse_a_densenet():
     config = FOLDER / "four.json"
     config.write_text(json.dumps(IPUConfig(layers_per_ipu=(1, 1, 1, 1)).to_dict()))
     more = ("--backend", "simulated", "--ipu_config", str(config))
-    one, _ = trained(checkpoint("vit_tiny_patch16_224"), FOLDER / "one", "--backend", "simulated")
-    four, _ = trained(checkpoint("vit_tiny_patch16_224"), FOLDER / "four", *more)
-    state = four.model.state_dict()
-    for key, value in one.model.state_dict().items():
-        torch.testing.assert_close(state[key], value, rtol=1e-4, atol=2e-5, msg=key)
+    for name in ("vit_tiny_patch16_224", "vit_small_patch16_dinov3"):
+        one, _ = trained(checkpoint(name), FOLDER / f"{name}-one", "--backend", "simulated")
+        four, _ = trained(checkpoint(name), FOLDER / f"{name}-four", *more)
+        state = four.model.state_dict()
+        for key, value in one.model.state_dict().items():
+            torch.testing.assert_close(state[key], value, rtol=1e-4, atol=2e-5, msg=key)
     refused(
         lambda: trained(checkpoint("densenet121"), FOLDER / "dense", *more), "cannot be split", "layers_per_ipu=[-1]"
     )

@@ -54,7 +54,7 @@ def own_drop_path(config: Any) -> Optional[float]:
     """The rate of stochastic depth that a model's configuration has itself (model_args for timm's); None where it has none."""
     settings = getattr(config, "model_args", None) or {}
     rate = settings.get("drop_path_rate", getattr(config, "drop_path_rate", None))
-    return None if rate is None else float(rate)
+    return float(rate) if isinstance(rate, (int, float)) else None  # CvT has a list, one rate a stage
 
 
 class DropPath:

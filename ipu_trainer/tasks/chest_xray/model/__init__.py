@@ -1,1 +1,1 @@
-"""A ViT with one output a finding: its inputs, its losses, exact shortcuts of its first and last layer, and its trainer."""
+"""An image model with one output a finding: its checkpoint, inputs and losses, exact shortcuts of two layers, and its trainer."""

@@ -15,7 +15,7 @@ import transformers
 from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, PretrainedConfig
 
 from ipu_trainer.errors import UserError, user_input
-from ipu_trainer.training.finetuning.stochastic_depth import can_skip_layers
+from ipu_trainer.training.finetuning.stochastic_depth import can_skip_layers, own_drop_path
 
 NEXT_MOVE = (
     "Give --model an image model with its weights, such as google/vit-base-patch16-224-in21k or microsoft/rad-dino."
@@ -145,7 +145,7 @@ def skips_layers_by(config: Any) -> str:
         except TypeError:  # timm's models are made of keyword arguments, and refuse those that they do not have
             return ""
         return "config"
-    if hasattr(config, "drop_path_rate"):
+    if own_drop_path(config) is not None:
         return "config"
     with torch.device("meta"):
         model = classifier_class(config)(config)

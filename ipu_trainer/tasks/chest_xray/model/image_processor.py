@@ -27,7 +27,7 @@ def load_processor(source: Union[str, Path]) -> Any:
         if is_timm(values):
             return _timm_processor(values["pretrained_cfg"])
         return AutoImageProcessor.from_pretrained(str(source))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:  # the last two: a pretrained_cfg that lacks a number
         raise UserError(
             f"{source} has no usable preprocessor_config.json ({error}). Mean and std are never assumed: "
             "add the file that the model was trained with."
