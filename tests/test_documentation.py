@@ -102,6 +102,7 @@ COMMANDS = {
     f"{PREPARE} --images images --output prepared {LISTS}": run("--workers", "1", "--validation_fraction", "0.2"),
     "ipu-trainer train chest-xray --data prepared --model google/vit-base-patch16-224-in21k --output run": run(*TRAIN),
     "ipu-trainer evaluate chest-xray --run run --data prepared --split test --output results": run("--num_bootstrap", "10"),
+    "ipu-trainer predict run films --output predictions.csv --html predictions.html": run(),
     "torchrun --nproc_per_node=2 -m ipu_trainer.cli train chest-xray --data prepared --model model --output run": parsed(
         "tests/chest_xray/test_recipe.py: test_two_processes_train_the_recipe_to_the_weights_of_one"
     ),

@@ -124,6 +124,7 @@ def test_the_demo_runs_from_phantoms_to_a_table(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert "macro mean" in done.stdout and "synthetic" in done.stdout
     assert (tmp_path / "demo" / "run" / "plots" / "roc.png").exists()
+    assert len((tmp_path / "demo" / "new.csv").read_text().splitlines()) == 1 + 6
     half = subprocess.run([sys.executable, str(script), "--csv", "x.csv"], capture_output=True, text=True, timeout=120)
     assert half.returncode != 0 and "belong together" in half.stderr
 
