@@ -18,6 +18,7 @@ import torch
 
 from ipu_trainer.atomic import write_json
 from ipu_trainer.tasks.chest_xray.data.dataset import load_prepared
+from ipu_trainer.tasks.chest_xray.data.known_labels import prevalence
 from ipu_trainer.tasks.chest_xray.data.splits import patient_position
 from ipu_trainer.tasks.chest_xray.evaluation.metrics import mean_auroc
 from ipu_trainer.tasks.chest_xray.model.chest_xray_trainer import ChestXrayTrainer
@@ -48,7 +49,7 @@ def run_fold(data, model, setting, fold, folds, seed):
         train_set = all_images.subset(np.flatnonzero(~held_out))
         transformers.set_seed(seed)
         trainer = ChestXrayTrainer(
-            model=load_model(model, data.findings, train_set.labels.mean(axis=0)).model,
+            model=load_model(model, data.findings, prevalence(train_set.labels)).model,
             args=args,
             train_dataset=train_set,
             data_collator=ChestXrayCollator(

@@ -16,6 +16,7 @@ import torch
 
 from ipu_trainer.atomic import write_json
 from ipu_trainer.tasks.chest_xray.data.dataset import load_prepared
+from ipu_trainer.tasks.chest_xray.data.known_labels import prevalence
 from ipu_trainer.tasks.chest_xray.model.chest_xray_trainer import ChestXrayTrainer
 from ipu_trainer.tasks.chest_xray.model.inputs import ChestXrayCollator, load_model, load_normalisation
 from ipu_trainer.tasks.chest_xray.recipe_arguments import finding_loss, parse_arguments
@@ -28,7 +29,7 @@ def trainer_of(data, model_path, num_micro_batches, scratch):
     ]  # fmt: skip
     recipe, args = parse_arguments(flags)
     train_set = data.split("train")
-    model = load_model(model_path, data.findings, train_set.labels.mean(axis=0)).model
+    model = load_model(model_path, data.findings, prevalence(train_set.labels)).model
     normalisation = load_normalisation(model_path, data.size, data.manifest["resample"])
     trainer = ChestXrayTrainer(
         model=model,

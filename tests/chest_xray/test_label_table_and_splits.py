@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ipu_trainer.tasks.chest_xray.data.label_table import read_label_table
-from ipu_trainer.tasks.chest_xray.data.labels import NIH_FINDINGS, LabelError, n_hot, parse_findings
+from ipu_trainer.tasks.chest_xray.data.labels import NIH_FINDINGS, LabelError, label_source, n_hot, parse_findings
 from ipu_trainer.tasks.chest_xray.data.splits import (
     SplitError,
+    fill_empty_parts,
     official_split,
     patient_position,
     refuse_empty_training,
@@ -200,6 +201,32 @@ def test_a_random_image_split_leaves_patients_on_both_sides():
     assert shared["validation"] > 0.9 * sum(
         split_random_images(names, 0.05, 0.0)[i] == "validation" for i in range(1000)
     )
+
+
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=30), st.integers(0, 50))
+def test_small_data_have_each_part_that_they_are_asked_for(people, seed):
+    groups = [str(person) for person in people]
+    fractions = {"validation": 0.1, "test": 0.1}
+    before = split_by_patient(groups, 0.1, 0.1, seed)
+    splits = list(before)
+    filled = fill_empty_parts(splits, groups, fractions, seed)
+    assert not any(shared_patients(splits, groups).values())
+    assert set(filled) == {part for part in fractions if part in splits and part not in before}
+    if not filled:
+        assert splits == before or "train" not in before
+    if (
+        len(set(groups)) >= 3
+        and "train" in before
+        and len({g for g, s in zip(groups, before) if s == "train"}) > len(filled)
+    ):
+        assert {"train", "validation", "test"} <= set(splits)
+    assert fill_empty_parts(["train"] * 9, list("aabbccdde"), {"validation": 0.0, "test": 0.0}, seed) == []
+
+
+def test_the_source_of_labels_is_that_of_their_format():
+    assert label_source(None) == label_source("NIH ChestX-ray14") == label_source("CheXpert Plus")
+    assert label_source("VinDr-CXR") == "Radiologists labelled the images."
+    assert "not recorded" in label_source("imagefolder")
 
 
 def test_an_empty_training_split_is_refused():

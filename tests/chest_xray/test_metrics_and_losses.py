@@ -151,3 +151,14 @@ def test_losses_reduce_to_their_textbook_forms():
 def test_a_loss_that_cannot_be_is_refused(options):
     with pytest.raises(ValueError):
         FindingLoss(**options)
+
+
+def test_data_without_patients_are_not_said_to_have_some():
+    generator = np.random.default_rng(0)
+    truth = (generator.random((12, 2)) < 0.5).astype(np.float32)
+    for prefix, text in (("image:", "12 images of unknown patients; intervals resample images"), ("study:", "12 images of 6 studies, patients unknown; intervals resample studies"), ("", "12 images of 6 patients; intervals resample patients")):  # fmt: skip
+        ids = [f"{prefix}{row // (1 if prefix == 'image:' else 2)}" for row in range(12)]
+        found = metrics.evaluate_predictions(
+            truth, generator.random((12, 2)), ["Edema", "Mass"], {"patient_id": ids}, num_bootstrap=5
+        )
+        assert report.metrics_table(found).splitlines()[-1] == text

@@ -19,7 +19,7 @@ from ipu_trainer.config.profiles import load_profile
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.dataset import ChestXrayDataset, PreparedChestXrays, load_prepared
 from ipu_trainer.tasks.chest_xray.data.known_labels import prevalence, without_positive
-from ipu_trainer.tasks.chest_xray.data.labels import pathologies
+from ipu_trainer.tasks.chest_xray.data.labels import label_source, pathologies
 from ipu_trainer.tasks.chest_xray.evaluation import metrics as metric
 from ipu_trainer.tasks.chest_xray.model.architectures import read_config
 from ipu_trainer.tasks.chest_xray.model.checkpoint import load_finished, load_model
@@ -174,6 +174,7 @@ def prepare(flags: Sequence[str]) -> ChestXrayRun:
         findings=data.findings,
         pathologies=pathologies(data.findings),
         split_method=data.manifest["split"]["method"],
+        label_source=label_source(data.manifest.get("labels", {}).get("format")),
         synthetic_data=data.manifest["source"]["csv"].endswith("phantoms.csv"),
         data={
             "folder": recipe.data,

@@ -90,3 +90,18 @@ def n_hot(
 def pathologies(classes: Sequence[str]) -> List[str]:
     """The findings without "No Finding", over which the macro mean is taken."""
     return [name for name in classes if name != NO_FINDING]
+
+
+MINED_LABELS = "A program mined the labels from radiology reports; no radiologist labelled the images."
+_LABELLED_BY = {
+    "PadChest": "Physicians labelled a quarter of the radiology reports and a program the others; nobody labelled the images.",
+    "VinDr-CXR": "Radiologists labelled the images.",
+    "RSNA Pneumonia": "Radiologists labelled the images.",
+}
+
+
+def label_source(title: Optional[str]) -> str:
+    """A sentence on how the labels of a format were made, by the format's title; None is a folder of an earlier release (NIH)."""
+    if title is None or title.startswith(("NIH", "CheXpert", "MIMIC")):
+        return MINED_LABELS
+    return _LABELLED_BY.get(title, "How the images were labelled is not recorded: labels may be wrong.")

@@ -10,6 +10,7 @@ from ipu_trainer.tasks.chest_xray.data.splits import (
     SplitError,
     SplitList,
     check_fraction,
+    fill_empty_parts,
     official_split,
     patient_position,
     refuse_empty_training,
@@ -55,6 +56,8 @@ def choose_split(
     else:
         _refuse_without_ids(rows, method)
         splits = split_by_patient(groups, validation_fraction, test_fraction, seed)
+        filled = fill_empty_parts(splits, groups, {"validation": validation_fraction, "test": test_fraction}, seed)
+        notes += [f"few images: one of training's became the {part} part, which was empty" for part in filled]
     if rows and not any(row.patient_id for row in rows):
         method = "given-images" if method == "given" else method
         kept = "images of one study are together" if any(row.study_id for row in rows) else "each image is on its own"

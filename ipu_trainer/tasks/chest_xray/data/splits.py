@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
-from typing import Container, Dict, List, Optional, Sequence, Set, Tuple
+from typing import Container, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.image_folder import IMAGE_SUFFIXES
@@ -63,6 +63,22 @@ def split_by_patient(
     check_fraction("test_fraction", test_fraction)
     check_fraction("validation_fraction + test_fraction", validation_fraction + test_fraction)
     return [_place(patient_position(patient, seed), validation_fraction, test_fraction) for patient in patients]
+
+
+def fill_empty_parts(splits: List[str], groups: Sequence[str], fractions: Mapping[str, float], seed: int) -> List[str]:
+    """Give each empty part of a small data set, whose fraction is not 0, the group of training that is nearest to it.
+
+    Changes splits; returns the parts that were filled. At least one group stays in training.
+    """
+    filled = []
+    for part, nearest in (("validation", min), ("test", max)):
+        training = {group for group, split in zip(groups, splits) if split == "train"}
+        if part in splits or not fractions[part] or len(training) < 2:
+            continue
+        moved = nearest(training, key=lambda group: (patient_position(group, seed), group))
+        splits[:] = [part if group == moved else split for group, split in zip(groups, splits)]
+        filled.append(part)
+    return filled
 
 
 def split_random_images(

@@ -77,8 +77,21 @@ def evaluate_predictions(
         result["no_finding"] = rows[NO_FINDING]
     few = min(num_bootstrap, _SUBGROUP_REPLICATES)
     result["subgroups"] = _subgroups(truth[:, columns], probability[:, columns], reported, table, few, seed)
-    result["bootstrap"] = {"replicates": num_bootstrap, "unit": "patient", "level": 0.95, "seed": seed}
+    result["bootstrap"] = {
+        "replicates": num_bootstrap,
+        "unit": resampled_unit(table["patient_id"]),
+        "level": 0.95,
+        "seed": seed,
+    }
     return result
+
+
+def resampled_unit(ids: Sequence[Any]) -> str:
+    """ "patient", or "study" or "image" where ids name no patients (label_table.Row.group)."""
+    for unit in ("study", "image"):
+        if len(ids) and all(str(name).startswith(f"{unit}:") for name in ids):
+            return unit
+    return "patient"
 
 
 def choose_thresholds(truth: np.ndarray, probability: np.ndarray, findings: Sequence[str]) -> Dict[str, float]:

@@ -12,7 +12,7 @@ import numpy as np
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from ipu_trainer.atomic import write_json, write_text
-from ipu_trainer.tasks.chest_xray.data.labels import NO_FINDING
+from ipu_trainer.tasks.chest_xray.data.labels import MINED_LABELS, NO_FINDING
 from ipu_trainer.tasks.chest_xray.data.splits import PATIENTS_UNKNOWN
 from ipu_trainer.tasks.chest_xray.evaluation.metrics import ReliabilityBin, known_only, reliability
 from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import number_or_nan, predictions_csv
@@ -149,15 +149,27 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
         lines.append(f"undefined (one class only): {', '.join(one_class)}")
     if unlabelled:
         lines.append(f"undefined (no known label): {', '.join(unlabelled)}")
-    lines.append(
-        f"{metrics['num_images']:,} images of {metrics['num_patients']:,} patients; intervals resample patients"
-    )
+    lines.append(f"{metrics['num_images']:,} images {of_patients(metrics)}; intervals resample {resampled(metrics)}")
     return "\n".join(lines)
 
 
 def without_known_label(metrics: Mapping[str, Any]) -> List[str]:
     """The reported findings of which no image has a known label."""
     return [name for name, row in metrics["per_finding"].items() if row.get("num_known") == 0]
+
+
+def of_patients(metrics: Mapping[str, Any]) -> str:
+    """ "of 12 patients", "of 12 studies, patients unknown", or "of unknown patients"."""
+    units = resampled(metrics)
+    if units == "images":
+        return "of unknown patients"
+    return f"of {metrics['num_patients']:,} {units}{', patients unknown' if units == 'studies' else ''}"
+
+
+def resampled(metrics: Mapping[str, Any]) -> str:
+    """What the intervals of these metrics resample: patients, or studies or images of data without patient ids."""
+    unit = metrics.get("bootstrap", {}).get("unit", "patient")
+    return {"patient": "patients", "study": "studies", "image": "images"}[unit]
 
 
 def write_evaluation(
@@ -178,7 +190,7 @@ def write_evaluation(
 
 def model_card(run: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     """Text of the model folder's README.md, in the Hugging Face Hub's format."""
-    caution = "Labels of NIH ChestX-ray14 were mined from reports; no radiologist labelled the images for this purpose."
+    caution = run.get("label_source", MINED_LABELS)
     if run.get("synthetic_data"):
         caution = "Trained on synthetic phantoms: it has never seen a patient."
     evaluation = f"{run['evaluated_split']} split, {run['split_method']}: patients unseen in training"
@@ -198,7 +210,7 @@ def model_card(run: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     return f"""---
 library_name: transformers
 pipeline_tag: image-classification
-tags: [chest-x-ray, multi-label, vit, ipu_trainer]
+tags: [chest-x-ray, multi-label, ipu_trainer]
 ---
 # Chest X-ray findings, multi-label
 

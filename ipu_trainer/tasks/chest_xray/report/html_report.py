@@ -14,13 +14,14 @@ import numpy as np
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.dataset import load_prepared
 from ipu_trainer.tasks.chest_xray.data.finding_names import same_finding
+from ipu_trainer.tasks.chest_xray.data.labels import MINED_LABELS
 from ipu_trainer.tasks.chest_xray.data.splits import PATIENTS_UNKNOWN
 from ipu_trainer.tasks.chest_xray.evaluation.metrics import mean_auroc, patient_bootstrap
 from ipu_trainer.tasks.chest_xray.evaluation.radiologist_labels import RadiologistLabels, read_radiologist_labels
 from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import Evaluation, load_evaluation
 from ipu_trainer.tasks.chest_xray.explain.evaluated_images import EvaluatedImages
 from ipu_trainer.tasks.chest_xray.explain.pointing_game import read_boxes
-from ipu_trainer.tasks.chest_xray.report.artifacts import auroc_point
+from ipu_trainer.tasks.chest_xray.report.artifacts import auroc_point, of_patients
 from ipu_trainer.tasks.chest_xray.report.image_sections import Boxes, example_blocks, localisation_blocks
 from ipu_trainer.tasks.chest_xray.report.metric_sections import (
     MOST_CARDS,
@@ -124,7 +125,7 @@ def notice(*evaluations: Evaluation) -> str:
     if all(record.get("synthetic_data") for record in records):
         sentences.append("Trained on synthetic phantoms: the numbers say nothing about patients.")
     else:
-        sentences.append("A program mined the labels from radiology reports; no radiologist labelled the images.")
+        sentences += dict.fromkeys(record.get("label_source", MINED_LABELS) for record in records)
     if any(record["split_method"] == "random-images" for record in records):
         sentences.append(
             "The split is by image: patients are in training and evaluation, so the numbers are too optimistic."
@@ -161,7 +162,7 @@ def tiles(evaluation: Evaluation) -> Tiles:
     ]
     name, value, detail = rows[0]
     rows[0] = (name, value, f"{detail}; {len(evaluation.defined)} of {len(evaluation.findings)} findings")
-    patients = f"of {metrics['num_patients']:,} patients, {evaluation.split} split"
+    patients = f"{of_patients(metrics)}, {evaluation.split} split"
     return Tiles([*rows, ("images", f"{metrics['num_images']:,}", patients)])
 
 
@@ -240,6 +241,6 @@ def forest_blocks(evaluations: Sequence[Evaluation], names: Sequence[str]) -> Li
     )
     points = [(findings[i], series[i]) for i in order[: 2 * MOST_CARDS]]
     table = [[findings[i], *(f"{number(v)} ({interval((low, high))})" for v, low, high in series[i])] for i in order]
-    drawing = Drawing(to_svg(forest(points, legend=names)), "AUROC with patient-bootstrap 95 % intervals")
+    drawing = Drawing(to_svg(forest(points, legend=names)), "AUROC with bootstrap 95 % intervals")
     blocks: List[Block] = [drawing, Table(["finding", *names], table)]
     return [SideBySide(blocks)] if len(names) == 2 else blocks

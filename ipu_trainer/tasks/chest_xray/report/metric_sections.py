@@ -23,6 +23,7 @@ from ipu_trainer.tasks.chest_xray.report.artifacts import (
     auroc_point,
     calibration,
     finding_card,
+    resampled,
 )
 from ipu_trainer.tasks.reporting.drawing import forest, to_svg
 from ipu_trainer.tasks.reporting.html_document import (
@@ -47,7 +48,7 @@ def auroc_blocks(evaluation: Evaluation) -> List[Block]:
     ordered = sorted(evaluation.defined, key=lambda name: -per_finding[name]["auroc"])
     drawings: List[Block] = []
     if ordered:
-        caption = "AUROC with patient-bootstrap 95 % intervals; in brackets the positive images. Gray line: chance."
+        caption = f"AUROC with 95 % intervals that resample {resampled(metrics)}; in brackets the positive images. Gray line: chance."
         drawings.append(Drawing(to_svg(auroc_forest(metrics, ordered[: 2 * MOST_CARDS])), caption))
     others = [name for name in evaluation.findings if name not in ordered]
     blocks: List[Block] = []
@@ -68,7 +69,7 @@ def auroc_blocks(evaluation: Evaluation) -> List[Block]:
     blocks.append(SideBySide([*drawings, Table(head, table, [len(ordered) + len(others)])]))
     blocks.append(
         Text(
-            "The macro mean is over the findings above that have an AUROC. Intervals resample patients "
+            f"The macro mean is over the findings above that have an AUROC. Intervals resample {resampled(metrics)} "
             f"({metrics['bootstrap']['replicates']} replicates), because images of one patient are not independent. Compare "
             "AUPRC with the prevalence, which a random ranking reaches.",
             "note",
