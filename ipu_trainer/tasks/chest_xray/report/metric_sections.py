@@ -48,7 +48,10 @@ def auroc_blocks(evaluation: Evaluation) -> List[Block]:
     ordered = sorted(evaluation.defined, key=lambda name: -per_finding[name]["auroc"])
     drawings: List[Block] = []
     if ordered:
-        caption = f"AUROC with 95 % intervals that resample {resampled(metrics)}; in brackets the positive images. Gray line: chance."
+        caption = (
+            f"AUROC with 95 % intervals that resample {resampled(metrics)}; in brackets the positive images. Gray line: "
+            "chance."
+        )
         drawings.append(Drawing(to_svg(auroc_forest(metrics, ordered[: 2 * MOST_CARDS])), caption))
     others = [name for name in evaluation.findings if name not in ordered]
     blocks: List[Block] = []
