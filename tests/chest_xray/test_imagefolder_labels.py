@@ -518,3 +518,22 @@ def test_unknown_labels_of_a_data_set_are_nan(tmp_path):
     prepare(settings, progress=False)
     expected = [[1, 0], [math.nan, 1], [math.nan, 1], [0, math.nan]]
     np.testing.assert_array_equal(load_prepared(tmp_path / "out").everything.labels, np.array(expected, np.float32))
+
+
+def test_no_program_of_a_data_set_is_run(tmp_path, monkeypatch):
+    """datasets 2.14 runs NAME/NAME.py; there a folder with one, and every name, is refused before anything is loaded."""
+    import datasets
+
+    from ipu_trainer.tasks.chest_xray.data.label_formats import hugging_face
+
+    folder = tmp_path / "films"
+    folder.mkdir()
+    assert hugging_face._without_scripts(str(folder)) == {}
+    (folder / "films.py").write_text("raise SystemExit('the script ran')\n")
+    monkeypatch.setattr(datasets, "__version__", "2.14.7")
+    monkeypatch.setattr(datasets, "load_dataset", lambda path: pytest.fail("it was loaded"))
+    for name in (str(folder), "some/films"):
+        with pytest.raises(UserError, match="no code from data"):
+            hugging_face._load(name)
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, trust_remote_code=None: None)
+    assert hugging_face._without_scripts("some/films") == {"trust_remote_code": False}

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from html_pages import checked_page
+from made_up_dicom import film
 from PIL import Image
 
 import ipu_trainer
@@ -363,3 +364,16 @@ def test_a_page_shows_images_with_their_findings(run, images, tmp_path, capsys):
     assert all(finding in found.text for finding in first["findings"].split("|"))
     assert page.read_text().count("data:image/") == 2 * 3  # an image and a map for each of three
     assert main([*command, "--html_images", "0"]) == 1
+
+
+def test_dicom_films_are_predicted_as_their_pixels(run, images, tmp_path):
+    folder = tmp_path / "pacs"
+    folder.mkdir()
+    path = sorted(images.iterdir())[0]
+    pixels = np.asarray(Image.open(path).convert("L"))
+    (folder / "1.2.840.7").write_bytes(film(pixels))  # a UID: DICOM by its content
+    (folder / "negative.dcm").write_bytes(film(255 - pixels, kind="MONOCHROME1"))
+    (folder / "notes").write_text("no image")
+    found = ipu_trainer.load_run(run).predict(find_images([str(folder)]))
+    wanted = ipu_trainer.load_run(run).predict(path)
+    assert len(found) == 2 and (found.probability == wanted.probability).all()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Iterator, List, Sequence
 
 from ipu_trainer.errors import MissingFileError, UserError
-from ipu_trainer.tasks.chest_xray.data.image_folder import IMAGE_SUFFIXES
+from ipu_trainer.tasks.chest_xray.data.image_folder import IMAGE_SUFFIXES, is_image
 from ipu_trainer.tasks.chest_xray.data.label_formats.nih import file_name_column
 from ipu_trainer.tasks.chest_xray.data.text_files import open_text, table_rows
 from ipu_trainer.tasks.folders import is_hidden
@@ -44,7 +44,7 @@ def _below(folder: Path) -> Iterator[str]:
         below[:] = sorted(name for name in below if not is_hidden(name))
         for name in sorted(names):
             path = Path(place, name)
-            if path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden(name):
+            if not is_hidden(name) and is_image(path):
                 yield str(path)
 
 

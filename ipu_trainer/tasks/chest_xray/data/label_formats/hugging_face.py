@@ -7,6 +7,7 @@ Its splits are kept. The image files are written out as they are stored in it, o
 
 from __future__ import annotations
 
+import inspect
 import io
 import os
 import re
@@ -94,12 +95,31 @@ def _load(name: str) -> Dict[str, Any]:
         if _is_saved(folder):
             found = datasets.load_from_disk(name)
         else:
-            found = datasets.load_dataset(name)
+            found = datasets.load_dataset(name, **_without_scripts(name))
     parts = dict(found.items()) if isinstance(found, dict) else {str(found.split or "train"): found}
     unsafe = [part for part in parts if re.fullmatch(r"[\w.-]+", part) is None or part.startswith(".")]
     if unsafe or not any(map(len, parts.values())):
         raise UserError(f"--dataset {name} has {'the splits ' + ', '.join(unsafe) if unsafe else 'no rows'}.")
     return {part: rows for part, rows in parts.items() if len(rows)}
+
+
+def _without_scripts(name: str) -> Dict[str, Any]:
+    """Options of load_dataset that run no code of the data set. Raises UserError where this release of datasets has none.
+
+    datasets 4 has no scripts; before 2.16 it runs that of a repository or folder without a question.
+    """
+    import datasets
+
+    if int(datasets.__version__.split(".")[0]) >= 4:
+        return {}
+    if Path(name).is_dir() and not list(Path(name).glob("*.py")):
+        return {}
+    if "trust_remote_code" in inspect.signature(datasets.load_dataset).parameters and not Path(name).is_dir():
+        return {"trust_remote_code": False}
+    raise UserError(
+        f"--dataset {name}: datasets {datasets.__version__} runs the program of a data set that has one, and this command runs "
+        "no code from data. Save it with datasets 4 or later (save_to_disk), and give that folder."
+    )
 
 
 def _is_saved(folder: Path) -> bool:
