@@ -377,3 +377,26 @@ def test_dicom_films_are_predicted_as_their_pixels(run, images, tmp_path):
     found = ipu_trainer.load_run(run).predict(find_images([str(folder)]))
     wanted = ipu_trainer.load_run(run).predict(path)
     assert len(found) == 2 and (found.probability == wanted.probability).all()
+
+
+def test_an_evaluation_says_that_its_images_were_prepared_otherwise(run, prepared, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(prepared, other)
+    manifest = json.loads((other / "prepared.json").read_text())
+    command = [
+        "evaluate",
+        "chest-xray",
+        "--run",
+        str(run),
+        "--num_bootstrap",
+        "5",
+        "--output",
+        str(tmp_path / "o"),
+        "--data",
+    ]
+    assert main([*command, str(other)]) == 0
+    assert "--window" not in capsys.readouterr().err
+    manifest["decoding"]["window"] = "percentile"
+    (other / "prepared.json").write_text(json.dumps(manifest))
+    assert main([*command, str(other), "--precision", "fp32"]) == 0
+    assert "trained on images prepared with --window auto" in capsys.readouterr().err

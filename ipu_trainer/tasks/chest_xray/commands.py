@@ -148,15 +148,20 @@ def _evaluate(flags: Sequence[str]) -> int:
         help="folder for metrics, predictions and plots (default: CHECKPOINT_DIR/chest-xray-SPLIT)",
     )
     parser.add_argument("--num_bootstrap", type=int, default=1000, help="patient-bootstrap replicates")
+    parser.add_argument(
+        "--precision", help="auto, fp32 or bf16 (default: as the run was trained, where that is possible)"
+    )
     namespace = parser.parse_args(flags)
     run_dir = namespace.run_dir or folders.results("--run", "chest-xray")
     data = namespace.data or folders.data_to_read("--data", "chest-xray")
     output = namespace.output or folders.results("--output", f"chest-xray-{namespace.split}")
-    metrics = evaluate(run_dir, data, namespace.split, output, namespace.num_bootstrap)
+    metrics = evaluate(run_dir, data, namespace.split, output, namespace.num_bootstrap, namespace.precision)
     for name in metrics["findings_unknown_to_the_model"]:
         print(f"warning: the model has no output for {name!r}", file=sys.stderr)
     for name in metrics["findings_unknown_to_the_data"]:
         print(f"warning: the data have no labels of {name!r}, so it is not evaluated", file=sys.stderr)
+    if metrics["window_differs"]:
+        print(f"warning: {metrics['window_differs']}", file=sys.stderr)
     for name, other in metrics["findings_renamed"].items():
         print(f"the data's {other!r} is evaluated as the model's {name!r}")
     print(f"{report.metrics_table(metrics)}\n\nmetrics, plots and report.html: {output}")
@@ -177,7 +182,7 @@ def _predict(flags: Sequence[str]) -> int:
         "images", nargs="+", metavar="IMAGES", help="files, folders, patterns, or CSV files with a column of file names"
     )
     parser.add_argument("--output", type=Path, default=Path("predictions.csv"), help="default: predictions.csv")
-    parser.add_argument("--precision", help="auto, fp32 or bf16 (default: as the run was evaluated)")
+    parser.add_argument("--precision", help="auto, fp32 or bf16 (default: as evaluate takes)")
     parser.add_argument("--html", type=Path, help="also write a page with images, findings and saliency maps")
     parser.add_argument("--html_images", type=int, default=24, help="images on that page (default 24)")
     namespace = parser.parse_args(flags)

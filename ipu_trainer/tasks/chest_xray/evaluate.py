@@ -9,7 +9,7 @@ import numpy as np
 
 from ipu_trainer.atomic import remove_leftovers
 from ipu_trainer.errors import UserError
-from ipu_trainer.tasks.chest_xray.data.dataset import load_prepared
+from ipu_trainer.tasks.chest_xray.data.dataset import PreparedChestXrays, load_prepared
 from ipu_trainer.tasks.chest_xray.data.splits import SPLITS
 from ipu_trainer.tasks.chest_xray.evaluation import metrics as metric
 from ipu_trainer.tasks.chest_xray.evaluation.matched_findings import MatchedFindings
@@ -54,6 +54,7 @@ def evaluate(
         "findings_unknown_to_the_model": matched.unknown_to_the_model,
         "findings_unknown_to_the_data": matched.unknown_to_the_data,
         "findings_renamed": matched.renamed,
+        "window_differs": _window_differs(record, data),
         **metric.evaluate_predictions(
             truth, probability, findings, subject.table, thresholds, num_bootstrap, record["seed"]
         ),
@@ -62,3 +63,14 @@ def evaluate(
     report.write_evaluation(output, result, truth, probability, findings, subject.table)
     report_or_reason(write_report, output)
     return result
+
+
+def _window_differs(record: Dict[str, Any], data: PreparedChestXrays) -> str:
+    """A sentence if the run's images became gray levels by another --window; empty if not, or if an earlier release trained it."""
+    trained = record["data"].get("decoding", {}).get("window", data.decoding.window)
+    if trained == data.decoding.window:
+        return ""
+    return (
+        f"the run was trained on images prepared with --window {trained}, and {data.folder} with --window "
+        f"{data.decoding.window}: the model sees other gray levels than it knows."
+    )
