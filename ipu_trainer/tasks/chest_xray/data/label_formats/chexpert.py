@@ -3,7 +3,7 @@
     Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,Enlarged Cardiomediastinum,Cardiomegaly,Lung Opacity,Lung Lesion,Edema,...
     CheXpert-v1.0-small/train/patient00002/study1/view1_frontal.jpg,Female,83,Frontal,AP,,,,1.0,,,-1.0,,,,,,1.0,
 
-1 is present, 0 absent, -1 uncertain, and blank was not mentioned in the report. What a blank means is disputed: Table 1 of the
+1 is present, 0 absent, -1 uncertain, and blank was not mentioned in the report. What a blank means is disputed: the
 CheXpert paper (Irvin et al., AAAI 2019) counts it as negative, and most training code fills it with 0; torchxrayvision 1.5.7 keeps
 it as unknown unless "No Finding" is 1, which makes the others absent, except Support Devices. The second is the default, because
 nobody looked for what is not mentioned; --blank zeros is the first.
