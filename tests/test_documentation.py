@@ -86,7 +86,7 @@ COMMANDS = {
         "--workers", "1", "--validation_fraction", "0.2", "--size", "32"
     ),
     "ipu-trainer train chest-xray --data prepared518 --model microsoft/rad-dino --output run-dino": other(
-        "tests/chest_xray/test_architectures.py: "
+        "tests/chest_xray/test_image_architectures.py: "
         "test_a_run_from_a_checkpoint_of_another_size_says_what_it_changed_and_is_evaluated_and_reported"
     ),
     "ipu-trainer train chest-xray --data prepared224 --model timm/densenet121.ra_in1k --output run-densenet": other(

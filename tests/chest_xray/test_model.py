@@ -1,4 +1,4 @@
-"""Which models the task takes: image classifiers with their weights, reading three channels or one (test_architectures.py: each)."""
+"""Which models the task takes: image classifiers with their weights, reading three channels or one (test_image_architectures.py: each)."""
 
 import json
 

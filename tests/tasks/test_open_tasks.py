@@ -77,7 +77,7 @@ def test_the_tasks_of_this_package_are_registered_as_others_are_and_work_without
     assert dict(re.split(r"\s*=\s*", row) for row in rows) == tasks._BUILT_IN
     monkeypatch.setattr(tasks, "_registered", dict)
     assert tasks.task_names() == list(tasks._BUILT_IN)
-    assert set(tasks.load_task("chest-xray").commands) == {"prepare", "evaluate", "phantoms"}
+    assert set(tasks.load_task("chest-xray").commands) == {"prepare", "evaluate", "predict", "export", "phantoms"}
 
 
 @pytest.mark.parametrize("flag", ["--num_bootstrap", "--num-bootstrap"])
