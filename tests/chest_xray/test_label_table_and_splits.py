@@ -214,11 +214,8 @@ def test_small_data_have_each_part_that_they_are_asked_for(people, seed):
     assert set(filled) == {part for part in fractions if part in splits and part not in before}
     if not filled:
         assert splits == before or "train" not in before
-    if (
-        len(set(groups)) >= 3
-        and "train" in before
-        and len({g for g, s in zip(groups, before) if s == "train"}) > len(filled)
-    ):
+    empty = [part for part in fractions if part not in before]
+    if len({group for group, split in zip(groups, before) if split == "train"}) > len(empty):
         assert {"train", "validation", "test"} <= set(splits)
     assert fill_empty_parts(["train"] * 9, list("aabbccdde"), {"validation": 0.0, "test": 0.0}, seed) == []
 

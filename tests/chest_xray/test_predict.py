@@ -1,11 +1,12 @@
 """New images read by a finished run: the numbers of `evaluate`, bad files, interruptions, and what is refused."""
 
 import csv
-import fcntl
 import inspect
 import json
 import shutil
+import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -210,10 +211,37 @@ def test_other_settings_begin_again(run, images, tmp_path, monkeypatch):
 def test_two_processes_do_not_write_one_file(run, images, tmp_path):
     predictor, paths = RunPredictor(ipu_trainer.load_run(run)), find_images([str(images)])
     partial = tmp_path / f".o.csv.{prediction_table._identity(predictor, paths)}.partial"
-    with partial.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    program = "import fcntl, sys; f = open(sys.argv[1], 'ab'); fcntl.lockf(f, fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", program, str(partial)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout.readline() == b"held\n"
         with pytest.raises(UserError, match="another process is writing"):
             predict_to_csv(predictor, paths, tmp_path / "o.csv", progress=False)
+        holder.stdin.close()
+    predict_to_csv(predictor, paths, tmp_path / "o.csv", progress=False)  # its lock ended with it
+    assert len(rows_of(tmp_path / "o.csv")) == len(paths)
+
+
+def test_a_killed_prediction_goes_on_at_once(run, phantoms, tmp_path):
+    """Its decoding processes live a few seconds longer than it does: they must not keep the file."""
+    output = tmp_path / "o.csv"
+    program = (
+        "import sys, time; from ipu_trainer.cli import main\n"
+        "from ipu_trainer.tasks.chest_xray.data import image_decoding as d\n"
+        "real = d.open_image\n"
+        "d.open_image = lambda content: time.sleep(0.1) or real(content)\n"
+        "main(['predict', *sys.argv[1:]])\n"
+    )
+    command = [sys.executable, "-c", program, str(run), str(phantoms / "images"), "--output", str(output)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not any(path.stat().st_size for path in tmp_path.glob(".o.csv.*.partial")):
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert not output.exists()
+    assert main(["predict", str(run), str(phantoms / "images"), "--output", str(output)]) == 0
+    assert len(rows_of(output)) == 120
 
 
 def test_few_images_are_in_memory_at_a_time(run):

@@ -76,8 +76,8 @@ def _partial_file(output: Path, identity: str) -> Iterator[BinaryIO]:
             stale.unlink()
     with partial.open("a+b") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # flock's would outlive a kill in the decoding processes
+        except (BlockingIOError, PermissionError) as error:
             raise UserError(f"another process is writing {output}. Wait for it, or give another --output.") from error
         yield file
     partial.unlink()
