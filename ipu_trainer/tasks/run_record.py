@@ -167,8 +167,8 @@ class Run:
     def predict(self, images: Any, **options: Any) -> Any:
         """What the run's model says of new images; its task defines images, options and result.
 
-        chest-xray: paths, Pillow images or uint8 arrays to tasks.chest_xray.predict.ImagePredictions; options precision and
-        progress. The model is loaded by the first call and kept. Raises UserError if the task predicts nothing.
+        chest-xray: paths, Pillow images or uint8 arrays to tasks.chest_xray.predict.ImagePredictions; option progress. The
+        model is loaded by the first call and kept. Raises UserError if the task predicts nothing.
         """
         from ipu_trainer.tasks.task import load_task
 

@@ -613,3 +613,10 @@ def test_another_window_is_another_data_set_and_auto_is_what_earlier_releases_pr
     assert Decoding.from_dict({"size": 16, "resample": "bilinear", "scale": None}).window == "auto"
     kept = Decoding(16, window="voi")
     assert Decoding.from_dict(kept.to_dict()) == kept
+
+
+def test_pixels_of_two_films_without_a_number_of_frames_are_refused():
+    data = read(film(np.arange(64, dtype=np.uint8).reshape(8, 8)))
+    data.PixelData = data.PixelData * 2
+    with pytest.raises(ImageError, match="frames|bytes|length"):
+        open_image(written(data))

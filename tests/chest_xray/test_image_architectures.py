@@ -15,8 +15,10 @@ from safetensors.torch import load_file, save_file
 from ipu_trainer import IPUConfig
 from ipu_trainer.cli import main
 from ipu_trainer.compat import transformers_versions as compat
+from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.dataset import load_prepared
 from ipu_trainer.tasks.chest_xray.explain.saliency import _read_by_head, load_for_saliency, saliency
+from ipu_trainer.tasks.chest_xray.model.architectures import read_config, skips_layers_by
 from ipu_trainer.tasks.chest_xray.model.checkpoint import final_layers, load_finished, load_model
 from ipu_trainer.tasks.chest_xray.model.image_processor import write_processor
 from ipu_trainer.tasks.chest_xray.model.inputs import (
@@ -427,3 +429,59 @@ def test_a_run_from_a_checkpoint_of_another_size_says_what_it_changed_and_is_eva
     assert main([*again, "--output", str(tmp_path / "again")]) == 0
     first, second = (json.loads((tmp_path / one / "metrics.json").read_text()) for one in ("run", "again"))
     assert second["mean_auroc_14"] == first["mean_auroc_14"]
+
+
+@pytest.mark.parametrize(
+    ("image_size", "size", "reason"),
+    [
+        (32, 36, "36 pixels are no multiple of its patches"),  # as many patches as before: the border would not be read
+        ([32, 48], 32, "Give another --model"),
+    ],
+)
+def test_images_that_the_patches_of_a_vit_do_not_cover_are_refused(tmp_path, image_size, size, reason):
+    config = transformers.ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=image_size,
+        patch_size=8,
+    )
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=reason):
+        load_model(str(tmp_path), ["A", "B"], np.array([0.1, 0.2]), size)
+
+
+@pytest.mark.parametrize("kind", ["Levit", "Cvt", "Pvt", "Hiera"])
+def test_other_families_are_loaded_or_refused_in_one_line(tmp_path, kind):
+    """Their configurations have no patch_size, a list of rates or sizes, or a rate that takes whole numbers alone."""
+    if not hasattr(transformers, f"{kind}ForImageClassification"):
+        pytest.skip(f"transformers {transformers.__version__} has no {kind}")
+    small = {
+        "Levit": {
+            "hidden_sizes": [16, 24, 32],
+            "num_attention_heads": [2, 2, 2],
+            "depths": [1, 1, 1],
+            "key_dim": [8, 8, 8],
+        },
+        "Cvt": {"embed_dim": [8, 8, 8], "num_heads": [1, 1, 1], "depth": [1, 2, 3]},
+        "Pvt": {
+            "hidden_sizes": [8, 16, 24, 32],
+            "depths": [1, 1, 1, 1],
+            "num_attention_heads": [1, 2, 2, 2],
+            "image_size": 64,
+        },
+        "Hiera": {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]},
+    }[kind]
+    config = getattr(transformers, f"{kind}Config")(**small)
+    getattr(transformers, f"{kind}ForImageClassification")(config).save_pretrained(tmp_path)
+    findings, rates = ["A", "B", "C"], np.array([0.1, 0.2, 0.3])
+    size = 96 if kind == "Pvt" else 256
+    skips_layers_by(read_config(str(tmp_path)))
+    if kind in ("Pvt", "Hiera"):
+        with pytest.raises(UserError, match="Prepare it again with --size"):
+            load_model(str(tmp_path), findings, rates, size, 0.1)
+    loaded = load_model(
+        str(tmp_path), findings, rates, None, 0.0 if skips_layers_by(read_config(str(tmp_path))) != "config" else 0.1
+    )
+    assert loaded.model.config.num_labels == 3

@@ -537,3 +537,58 @@ def test_no_program_of_a_data_set_is_run(tmp_path, monkeypatch):
             hugging_face._load(name)
     monkeypatch.setattr(datasets, "load_dataset", lambda path, trust_remote_code=None: None)
     assert hugging_face._without_scripts("some/films") == {"trust_remote_code": False}
+
+
+def small_folder(folder, text, count=4, name="metadata.csv"):
+    folder.mkdir()
+    for number in range(count):
+        Image.fromarray(np.full((20, 20), number, dtype=np.uint8)).save(folder / f"{number:08d}_000.png")
+    (folder / name).write_text(text)
+    return folder
+
+
+def test_a_column_without_a_name_is_no_patient(tmp_path):
+    rows = "".join(f"{number},{number:08d}_000.png,Edema\n" for number in range(4))
+    folder = small_folder(tmp_path / "films", ",file_name,labels\n" + rows)
+    labels = read_labels(None, folder, LabelChoices())
+    records = list(labels.records)
+    assert [record.patient_id for record in records] == ["0", "1", "2", "3"] and not any(r.error for r in records)
+
+
+def test_labels_that_would_be_lost_are_refused_by_name(tmp_path):
+    rows = "".join(f"{number:08d}_000.png,{name}\n" for number, name in enumerate(["Edema", "Cardiomegaly"] * 2))
+    folder = small_folder(tmp_path / "films", "file_name,labels\n" + rows)
+    with pytest.raises(UserError, match="Cardiomegly"):
+        list(read_labels(None, folder, LabelChoices(findings=("Edema", "Cardiomegly"))).records)
+    lines = [{"file_name": f"{number:08d}_000.png", "labels": [1.0] * 15 if number else []} for number in range(4)]
+    folder = small_folder(tmp_path / "numbers", "\n".join(map(json.dumps, lines)), name="metadata.jsonl")
+    assert "empty list" in next(iter(read_labels(None, folder, LabelChoices()).records)).error
+
+
+def test_prepare_writes_over_no_file_that_it_reads(tmp_path, capsys):
+    rows = "".join(
+        f'{{"file_name": "{number:08d}_000.png", "labels": ["Edema"], "note": "mine"}}\n' for number in range(4)
+    )
+    folder = small_folder(tmp_path / "films", rows, name="metadata.jsonl")
+    before = (folder / "metadata.jsonl").read_bytes()
+    assert main(["prepare", "chest-xray", "--images", str(folder), "--output", str(folder)]) == 1
+    assert "would be written over" in capsys.readouterr().err
+    table = [
+        "--csv",
+        str(folder / "metadata.jsonl"),
+        "--images",
+        str(folder),
+        "--output",
+        str(tmp_path / "out"),
+        "--in_place",
+    ]
+    assert main(["prepare", "chest-xray", *table]) == 1
+    assert "from which the labels are read" in capsys.readouterr().err
+    (tmp_path / "other" / "metadata").mkdir(parents=True)
+    (tmp_path / "other" / "metadata" / "mine.txt").write_text("mine")
+    assert main(["prepare", "chest-xray", "--images", str(folder), "--output", str(tmp_path / "other")]) == 1
+    assert (tmp_path / "other" / "metadata" / "mine.txt").exists() and (
+        folder / "metadata.jsonl"
+    ).read_bytes() == before
+    assert main(["prepare", "chest-xray", "--images", str(tmp_path / "typo"), "--output", str(tmp_path / "out")]) == 1
+    assert "typo is not a folder" in capsys.readouterr().err

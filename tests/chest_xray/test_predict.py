@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from ipu_trainer.cli import main
 from ipu_trainer.compat import transformers_versions as compat
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray import export, prediction_table
+from ipu_trainer.tasks.chest_xray.data.image_decoding import ValueRange
 from ipu_trainer.tasks.chest_xray.data.image_paths import find_images
 from ipu_trainer.tasks.chest_xray.model.predictor import Predictor
 from ipu_trainer.tasks.chest_xray.predict import RunPredictor
@@ -199,13 +201,14 @@ def test_a_prediction_that_was_interrupted_goes_on_where_it_was(run, images, tmp
 
 def test_other_settings_begin_again(run, images, tmp_path, monkeypatch):
     predictor, paths = RunPredictor(ipu_trainer.load_run(run)), find_images([str(images)])
-    stale = tmp_path / ".o.csv.0123.partial"
-    stale.write_bytes(b'["some", null, "", "0.5"]\n')
+    other = tmp_path / ".o.csv.0123.partial"
+    other.write_bytes(b'["some", null, "", "0.5"]\n')
     before = prediction_table._identity(predictor, paths)
     Image.fromarray(np.zeros((40, 40), dtype=np.uint8)).save(paths[0])
     assert prediction_table._identity(predictor, paths) != before
     predict_to_csv(predictor, paths, tmp_path / "o.csv", progress=False)
-    assert not stale.exists()
+    assert other.exists()  # of another command, which may go on later
+    assert len(rows_of(tmp_path / "o.csv")) == len(paths)
 
 
 def test_two_processes_do_not_write_one_file(run, images, tmp_path):
@@ -259,10 +262,14 @@ def test_few_images_are_in_memory_at_a_time(run):
 
 
 def test_what_is_no_prediction_is_not_overwritten(run, images, tmp_path, capsys):
-    mine = tmp_path / "mine.csv"
+    mine, table, blob = tmp_path / "mine.csv", tmp_path / "table.csv", tmp_path / "blob"
     mine.write_text("a,b\n1,2\n")
+    table.write_text("file_name,findings,patient_id\n")
+    blob.write_bytes(b"x" * 200_000)
     for output, reason in (
         (mine, "did not write it"),
+        (table, "did not write it"),
+        (blob, "did not write it"),
         (run / "predictions.csv", "did not write it"),
         (images, "is a folder"),
     ):
@@ -428,3 +435,29 @@ def test_an_evaluation_says_that_its_images_were_prepared_otherwise(run, prepare
     (other / "prepared.json").write_text(json.dumps(manifest))
     assert main([*command, str(other), "--precision", "fp32"]) == 0
     assert "trained on images prepared with --window auto" in capsys.readouterr().err
+
+
+def test_a_film_outside_of_the_scale_of_the_run_is_named_and_not_whitened(run, tmp_path):
+    predictor = RunPredictor(ipu_trainer.load_run(run))
+    predictor.decoding = replace(predictor.decoding, scale=ValueRange(whole=4000.0))
+    ramp = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
+    for name, values in (("12.png", ramp), ("16.png", ramp * 16)):
+        Image.fromarray(values).save(tmp_path / name)
+    found = predictor.predict([tmp_path / "12.png", tmp_path / "16.png"])
+    assert [name.rsplit("/", 1)[-1] for name in found.file_names] == ["12.png"]
+    assert "values up to 65,520, where 4,095 is white" in found.rejected[str(tmp_path / "16.png")]
+
+
+def test_one_odd_file_does_not_end_the_others(run, images, tmp_path):
+    Image.new("LAB", (40, 40)).save(images / "lab.tiff")
+    found = ipu_trainer.load_run(run).predict(find_images([str(images)]))
+    assert len(found) == 23 and "ValueError" in found.rejected[str(images / "lab.tiff")]
+
+
+def test_a_pillow_image_is_turned_as_its_file_is(run, images, tmp_path):
+    image = Image.open(sorted(images.iterdir())[0]).convert("L").resize((60, 40))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    found = ipu_trainer.load_run(run).predict([tmp_path / "turned.jpg", Image.open(tmp_path / "turned.jpg")])
+    assert (found.probability[0] == found.probability[1]).all()

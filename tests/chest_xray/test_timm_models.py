@@ -18,7 +18,7 @@ FOLDER = Path(sys.prefix) / "timm"
 REPOSITORY = Path(__file__).resolve().parents[2]
 needs_timm = pytest.mark.skipif(
     transformers.__version__.startswith("4.29") or not (FOLDER / "timm").is_dir(),
-    reason="Transformers' wrapper of timm is in 4.49 and later; the test environment has timm in a folder of its own",
+    reason="Transformers' wrapper of timm is in 4.53 and later; the test environment has timm in a folder of its own",
 )
 OPERATORS = """
 import torch
@@ -62,5 +62,5 @@ def test_an_old_transformers_names_the_release_that_has_the_wrapper(tmp_path):
     from ipu_trainer.tasks.chest_xray.model.architectures import read_config
 
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "densenet121", "pretrained_cfg": {}}))
-    with pytest.raises(ValueError, match=r"timm_wrapper \(densenet121\), which needs Transformers 4.49 or later; 4.29"):
+    with pytest.raises(ValueError, match=r"timm_wrapper \(densenet121\), which needs Transformers 4.53 or later; 4.29"):
         read_config(tmp_path)

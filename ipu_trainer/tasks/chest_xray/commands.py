@@ -34,9 +34,11 @@ def default_paths(
     from ipu_trainer.tasks.chest_xray.data.label_formats.recognition import label_files
 
     found: Dict[str, Path] = {}
+    if given["images"] is not None and not given["images"].is_dir():
+        raise UserError(f"--images {given['images']} is not a folder. Give the folder that holds the image files.")
     if given["csv"] is None:
         table = find_data(*TABLES)
-        if given["images"] is None or not given["images"].is_dir():
+        if given["images"] is None:
             found["csv"] = table or data_to_read("--csv", TABLES[0])
         else:
             try:

@@ -10,6 +10,7 @@ import numpy as np
 from ipu_trainer.atomic import remove_leftovers
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.dataset import PreparedChestXrays, load_prepared
+from ipu_trainer.tasks.chest_xray.data.labels import label_source
 from ipu_trainer.tasks.chest_xray.data.splits import SPLITS
 from ipu_trainer.tasks.chest_xray.evaluation import metrics as metric
 from ipu_trainer.tasks.chest_xray.evaluation.matched_findings import MatchedFindings
@@ -51,6 +52,7 @@ def evaluate(
         "run": str(Path(run_dir).resolve()),
         "data": str(Path(data_dir).resolve()),
         "data_fingerprint": data.fingerprint,
+        "label_source": label_source(data.manifest.get("labels", {}).get("format")),
         "findings_unknown_to_the_model": matched.unknown_to_the_model,
         "findings_unknown_to_the_data": matched.unknown_to_the_data,
         "findings_renamed": matched.renamed,
@@ -72,5 +74,5 @@ def _window_differs(record: Dict[str, Any], data: PreparedChestXrays) -> str:
         return ""
     return (
         f"the run was trained on images prepared with --window {trained}, and {data.folder} with --window "
-        f"{data.decoding.window}: the model sees other gray levels than it knows."
+        f"{data.decoding.window}: images of more than 8 bits have other gray levels than it knows."
     )

@@ -18,6 +18,7 @@ from torch import nn
 from ipu_trainer.atomic import atomic_path, write_json
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.dataset import load_prepared
+from ipu_trainer.tasks.chest_xray.data.pixels.image_limits import ImageError
 from ipu_trainer.tasks.chest_xray.predict import RunPredictor
 from ipu_trainer.tasks.run_record import Run
 
@@ -93,7 +94,13 @@ def _images_to_check(predictor: RunPredictor, images: Sequence[str]) -> np.ndarr
     """uint8 (images, size, size)"""
     if images:
         decode = predictor.decoding
-        return np.stack([decode(Path(path).read_bytes()) for path in images[:_CHECKED_IMAGES]])
+        pixels = []
+        for path in images[:_CHECKED_IMAGES]:
+            try:
+                pixels.append(decode(Path(path).read_bytes()))
+            except ImageError as error:
+                raise UserError(f"--images {path}: {error}") from error
+        return np.stack(pixels)
     record = predictor.run.record
     try:
         data = load_prepared(record["data"]["folder"])

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from ipu_trainer.tasks.chest_xray.data.image_decoding import Decoding
@@ -98,7 +98,7 @@ class _Reader:
     def __call__(self, image: ImageInput) -> np.ndarray:
         """uint8 (size, size). Raises ImageError or OSError."""
         if isinstance(image, Image.Image):
-            return self.decoding.pixels_of(image)
+            return self.decoding.pixels_of(ImageOps.exif_transpose(image))
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim != 2:
                 raise ImageError(

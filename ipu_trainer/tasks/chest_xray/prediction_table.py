@@ -69,18 +69,26 @@ def _text_file(path: Path) -> TextIO:
 
 @contextlib.contextmanager
 def _partial_file(output: Path, identity: str) -> Iterator[BinaryIO]:
-    """The file of predictions so far, which is removed once the block ends well. Those of other settings are removed before."""
+    """The file of predictions so far, which is removed once the block ends well. Those of other settings stay."""
     partial = output.with_name(f".{output.name}.{identity}.partial")
-    for stale in output.parent.glob(f".{output.name}.*.partial"):
-        if stale != partial:
-            stale.unlink()
+    for other in output.parent.glob(f".{output.name}.*.partial"):  # of an interrupted command, which may go on later
+        if other != partial:
+            with other.open("r+b") as file:
+                _lock(file, output)
     with partial.open("a+b") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # flock's would outlive a kill in the decoding processes
-        except (BlockingIOError, PermissionError) as error:
-            raise UserError(f"another process is writing {output}. Wait for it, or give another --output.") from error
+        _lock(file, output)
         yield file
     partial.unlink()
+
+
+def _lock(file: BinaryIO, output: Path) -> None:
+    """For this process alone: flock's lock would outlive a kill in the decoding processes."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        raise UserError(f"another process is writing {output}. Wait for it, or give another --output.") from error
+    except OSError:  # a file system without locks
+        return
 
 
 def _complete_lines(partial: BinaryIO) -> int:
@@ -101,8 +109,13 @@ def _refuse_foreign_file(output: Path, header: Sequence[str]) -> None:
         raise UserError(f"--output {output} is a folder. Give a file, such as {output / 'predictions.csv'}.")
     if output.exists():
         with output.open(encoding="utf-8", errors="replace", newline="") as file:
-            if next(csv.reader(file), [])[:2] != list(header[:2]):
-                raise UserError(f"--output {output} exists, and predict did not write it. Give another --output.")
+            try:
+                head = next(csv.reader(file), [])
+            except csv.Error:
+                head = []
+        names = [name for name in head[2:] if name.startswith("probability_")]
+        if head[:2] != list(header[:2]) or not names or len(names) < len(head) - 2:
+            raise UserError(f"--output {output} exists, and predict did not write it. Give another --output.")
 
 
 def _identity(predictor: RunPredictor, paths: Sequence[str]) -> str:

@@ -101,9 +101,10 @@ class _Decoder:
         results: _Result = []
         for row, path in task:
             try:
-                content = (self.images / path).read_bytes()
-                image = image_decoding.open_image(content)
-                pixels[row] = self.decoding.pixels_of(image)
+                with image_decoding.reading_file():
+                    content = (self.images / path).read_bytes()
+                    image = image_decoding.open_image(content)
+                    pixels[row] = self.decoding.pixels_of(image)
             except (ImageError, OSError) as error:
                 results.append((row, b"", str(error), None))
             else:

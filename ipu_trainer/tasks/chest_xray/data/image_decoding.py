@@ -20,7 +20,7 @@ import io
 import struct
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional, Tuple, Union
+from typing import Any, Dict, Iterator, Mapping, Optional, Tuple, Union
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -121,6 +121,17 @@ def open_image(content: bytes) -> OpenedImage:
     return image
 
 
+@contextlib.contextmanager
+def reading_file() -> Iterator[None]:
+    """What a library raises for one odd file, whatever its type, becomes an ImageError."""
+    try:
+        yield
+    except (ImageError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise ImageError(f"broken or unknown kind of image ({type(error).__name__})") from error
+
+
 @dataclass(frozen=True)
 class Decoding:
     """How image files become the model's pixels: what `prepare` does, and `predict` repeats for a new image.
@@ -139,6 +150,19 @@ class Decoding:
         return self.pixels_of(open_image(content))
 
     def pixels_of(self, image: OpenedImage) -> np.ndarray:
+        """Raises ImageError for values outside of the scale, which would all become white."""
+        own = None if self.scale is None or self.window != "auto" else value_range(image)
+        if self.scale is not None and own is not None:
+            for largest, known, white in zip(
+                (own.whole, own.floating), (self.scale.whole, self.scale.floating), self.scale.whites
+            ):
+                if largest > (white if known else 0):
+                    found = (
+                        f"values up to {largest:,g}, where {white:,} is white" if known else "another kind of numbers"
+                    )
+                    raise ImageError(
+                        f"{found}: the scale of the data set does not fit. Prepare and train with --window percentile"
+                    )
         return resize(to_grayscale(image, self.scale or value_range(image), self.window), self.size, self.resample)
 
     def range_for_scale(self, image: OpenedImage) -> Optional[ValueRange]:

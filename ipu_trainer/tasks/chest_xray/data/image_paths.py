@@ -40,12 +40,16 @@ def find_images(words: Sequence[str]) -> List[str]:
 
 
 def _below(folder: Path) -> Iterator[str]:
-    for place, below, names in os.walk(folder):
+    for place, below, names in os.walk(folder, onerror=_unreadable):
         below[:] = sorted(name for name in below if not is_hidden(name))
         for name in sorted(names):
             path = Path(place, name)
             if not is_hidden(name) and is_image(path):
                 yield str(path)
+
+
+def _unreadable(error: OSError) -> None:
+    raise UserError(f"{error.filename} cannot be read ({error.strerror}), so its images would be missing.") from error
 
 
 def _listed(table: Path) -> List[str]:

@@ -71,10 +71,9 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> PreparedSummary
     tables: Tuple[Path, ...] = ()
     if settings.csv is None and settings.images is not None:
         tables = label_files(settings.images, settings.format)
-        if settings.in_place and any(path.name == METADATA for path in tables):
-            raise UserError(f"--in_place would write over {tables[0]}, from which the labels are read. Leave it out.")
     labels, images = _labels(settings, dataset, tables)
     read = list(dict.fromkeys([*tables, *labels.also]))
+    _keep_files_of_others(settings, [*read, *([] if settings.csv is None else [settings.csv])])
     identity = identity_of(settings, read, None if dataset is None else dataset.identity())
     manifest_path = settings.output / MANIFEST
     if manifest_path.is_file():
@@ -182,6 +181,21 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> PreparedSummary
     writer.discard()
     shutil.rmtree(settings.output / DATASET_IMAGES, ignore_errors=True)
     return PreparedSummary(settings.output, True, False, len(rows), len(rejections), manifest)
+
+
+def _keep_files_of_others(settings: PrepareSettings, read: Sequence[Path]) -> None:
+    """Raise UserError where a file that labels are read from, or a folder of the user's, would be written over."""
+    target = settings.output / METADATA
+    for path in read:
+        if path.resolve() == target.resolve():
+            raise UserError(
+                f"--output {settings.output}: {path}, from which the labels are read, would be written over."
+            )
+        if settings.in_place and path.name == METADATA:
+            raise UserError(f"--in_place would write over {path}, from which the labels are read. Leave it out.")
+    rows = settings.output / "metadata"
+    if rows.is_dir() and any(rows.iterdir()) and not (rows / "state.json").is_file():
+        raise UserError(f"{rows} is there and no part of a prepared data set. Give another --output.")
 
 
 def _labels(settings: PrepareSettings, dataset: Optional[ImageDataset], tables: Sequence[Path]) -> Tuple[Labels, Path]:

@@ -6,6 +6,7 @@ interface are accepted too, and a trial forward pass at loading (checkpoint.py) 
 
 from __future__ import annotations
 
+import copy
 import inspect
 from pathlib import Path
 from typing import Any, Dict, Optional, Tuple, Union
@@ -26,14 +27,13 @@ TIMM = "timm_wrapper"
 _SINCE = {
     "dinov2": "4.31",
     "dinov2_with_registers": "4.48",
-    "hgnet_v2": "4.54",
     "hiera": "4.42",
     "ijepa": "4.48",
     "pvt": "4.33",
     "pvt_v2": "4.40",
     "swiftformer": "4.29",
     "textnet": "4.48",
-    TIMM: "4.49",
+    TIMM: "4.53",
 }
 # Types of which Transformers has the backbone alone.
 _WITHOUT_CLASSIFIER = {
@@ -59,7 +59,7 @@ def read_config(source: Union[str, Path], next_move: str = NEXT_MOVE) -> Any:
             f"{found}, of which Transformers {transformers.__version__} has no image classifier. timm has the same weights: "
             f"--model {_WITHOUT_CLASSIFIER[kind]} (needs ipu-trainer[timm] and Transformers {_SINCE[TIMM]} or later)."
         )
-    if kind not in CONFIG_MAPPING:
+    if kind not in CONFIG_MAPPING or (kind == TIMM and not hasattr(CONFIG_MAPPING[TIMM](), "model_args")):
         since = f"needs Transformers {_SINCE[kind]} or later" if kind in _SINCE else "is none that Transformers knows"
         raise UserError(f"{found}, which {since}; {transformers.__version__} is installed. {next_move}")
     if kind == TIMM:
@@ -137,19 +137,36 @@ def image_size(config: Any) -> Optional[Tuple[int, int]]:
 def skips_layers_by(config: Any) -> str:
     """How stochastic depth is possible: "config" (the model's own setting), "hooks" (ours), or "" (not at all)."""
     if config.model_type == TIMM:
-        import timm
-
+        return "config" if _timm_takes_drop_path(config) else ""
+    if own_drop_path(config) is not None:
         try:
-            with torch.device("meta"):
-                timm.create_model(config.architecture, **{**(config.model_args or {}), "drop_path_rate": 0.0})
-        except TypeError:  # timm's models are made of keyword arguments, and refuse those that they do not have
+            copy.deepcopy(config).drop_path_rate = 0.5
+        except Exception:  # a configuration that checks types, and takes whole numbers alone (LeViT's of 5.x)
             return ""
         return "config"
-    if own_drop_path(config) is not None:
-        return "config"
-    with torch.device("meta"):
+    try:
+        with torch.device("meta"):
+            model = classifier_class(config)(config)
+    except RuntimeError:  # a model that reads a tensor while it is made (CvT's of 4.29)
         model = classifier_class(config)(config)
     return "hooks" if can_skip_layers(model) else ""
+
+
+def _timm_takes_drop_path(config: Any) -> bool:
+    """timm's models are made of keyword arguments, and refuse those that they do not have. Raises UserError for unknown models."""
+    import timm
+
+    for device in ("meta", "cpu"):  # models of timm before 1.0.16 read a tensor while they are made
+        try:
+            with torch.device(device):
+                timm.create_model(config.architecture, **{**(config.model_args or {}), "drop_path_rate": 0.0})
+            break
+        except TypeError:
+            return False
+        except RuntimeError as error:
+            if device == "cpu" or "Unknown model" in str(error):
+                raise UserError(f"{config.architecture}: timm {timm.__version__} cannot make it ({error}).") from error
+    return True
 
 
 def drop_path_setting(config: Any, rate: float) -> Dict[str, Any]:

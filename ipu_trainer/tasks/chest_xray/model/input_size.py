@@ -21,7 +21,16 @@ def fit_to_size(model: Any, size: int, source: str) -> Tuple[Any, List[str]]:
     given = image_size(model.config)
     if given not in (None, (size, size)):
         before = f"{given[0]} x {given[1]}"
-        model, changed = (_fit_timm if model.config.model_type == TIMM else _fit)(model, size, source, given)
+        fit = _fit_timm if model.config.model_type == TIMM else _fit
+        try:
+            model, changed = fit(model, size, source, given)
+        except UserError:
+            raise
+        except Exception as error:  # whatever its library raises where it cannot change the size
+            reason = (str(error).strip().splitlines() or [""])[0][:120]
+            raise _refusal(
+                source, size, given, f"its library cannot change that ({type(error).__name__}: {reason})"
+            ) from error
     else:
         before, changed = "any", False
     if model.config.model_type == TIMM:
@@ -55,14 +64,15 @@ def _fit_timm(model: Any, size: int, source: str, given: Tuple[int, int]) -> Tup
 
 def _fit(model: Any, size: int, source: str, given: Tuple[int, int]) -> Tuple[Any, bool]:
     config = copy.deepcopy(model.config)
-    config.image_size = size
+    config.image_size = size if isinstance(config.image_size, int) else [size, size]
     fitted = type(model)(config)
     state, wanted = model.state_dict(), fitted.state_dict()
     tables = [name for name, value in wanted.items() if value.is_floating_point() and state[name].shape != value.shape]
     for name in tables:
         state[name] = _resampled(model, name, size, source, given)
     patch = getattr(config, "patch_size", None)
-    if tables and any(size % side for side in both_sides(patch)):
+    has_positions = any(name.rpartition(".")[2] == "position_embeddings" for name in wanted)
+    if has_positions and patch is not None and any(size % side for side in both_sides(patch)):
         raise _refusal(source, size, given, f"{size} pixels are no multiple of its patches of {patch}")
     # Tables of integers (indices of relative positions) follow from the size.
     fitted.load_state_dict(
@@ -113,5 +123,10 @@ def _check_forward(model: Any, size: int, source: str, before: str) -> None:
 def _refusal(source: str, size: int, given: Tuple[int, int], reason: str) -> UserError:
     return UserError(
         f"{source} reads images of {given[0]} x {given[1]} pixels (image_size in its config.json), the data is prepared at "
-        f"{size} x {size}: {reason}. Prepare it again with --size {given[0]}."
+        f"{size} x {size}: {reason}. "
+        + (
+            f"Prepare it again with --size {given[0]}."
+            if given[0] == given[1]
+            else "Give another --model: images are square."
+        )
     )

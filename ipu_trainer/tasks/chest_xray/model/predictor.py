@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ipu_trainer.errors import UserError
+from ipu_trainer.tasks.chest_xray.data.image_decoding import reading_file
 from ipu_trainer.tasks.chest_xray.data.pixels.image_limits import ImageError
 from ipu_trainer.tasks.chest_xray.model.inputs import Normalisation
 from ipu_trainer.tasks.chest_xray.model.shortcuts import ClassTokenLayer
@@ -170,7 +171,8 @@ class _Loaded(Dataset, Generic[Image]):  # type: ignore[type-arg]  # Dataset is 
         """numpy, which travels through a pipe: tensors would need shared memory, of which containers have little."""
         image: Any = self.images[position]
         try:
-            return np.asarray(image) if self.load is None else self.load(image)
+            with reading_file():
+                return np.asarray(image) if self.load is None else self.load(image)
         except ImageError as error:
             return error
         except OSError as error:

@@ -125,7 +125,11 @@ def notice(*evaluations: Evaluation) -> str:
     if all(record.get("synthetic_data") for record in records):
         sentences.append("Trained on synthetic phantoms: the numbers say nothing about patients.")
     else:
-        sentences += dict.fromkeys(record.get("label_source", MINED_LABELS) for record in records)
+        sources = [evaluation.metrics.get("label_source") for evaluation in evaluations]
+        found = [source or record.get("label_source", MINED_LABELS) for source, record in zip(sources, records)]
+        sentences += dict.fromkeys(found)
+    # A split says nothing about the images of another data set.
+    records = [e.run.record for e in evaluations if e.fingerprint == e.run.record["data"]["fingerprint"]]
     if any(record["split_method"] == "random-images" for record in records):
         sentences.append(
             "The split is by image: patients are in training and evaluation, so the numbers are too optimistic."

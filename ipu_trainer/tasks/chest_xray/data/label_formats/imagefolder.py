@@ -60,7 +60,7 @@ FIELDS: Dict[str, Tuple[str, ...]] = {
     "follow_up": ("followup",),
     "split": ("split",),
 }
-_NIH_NAME = re.compile(r"(?:^|/)(\d{8})_\d{3}\.[A-Za-z]+$")
+_NIH_NAME = re.compile(r"(?:^|/)(?:\d{7}-)?(\d{8})_\d{3}\.[A-Za-z]+$")
 
 Fields = Mapping[str, Any]
 
@@ -163,8 +163,8 @@ class _Form:
                         some_one.add(key)
             if "labels" in self.column:
                 written.see(line, row.get(self.column["labels"]))
-            some_patient = some_patient or row.get(self.column.get("patient_id", "")) not in (None, "")
-            nih_names = nih_names and bool(_NIH_NAME.search(str(row.get(self.column.get("file_name", ""), ""))))
+            some_patient = some_patient or self._value("patient_id", row) not in (None, "")
+            nih_names = nih_names and bool(_NIH_NAME.search(str(self._value("file_name", row) or "")))
         if not count:
             raise UserError(f"{labels.table} has no rows.")
         if "file_name" not in self.column:
@@ -193,6 +193,10 @@ class _Form:
         self._columns = FindingColumns(dict(enumerate(found)), kept, choices, (DEVICES,))
         self._adds_healthy = not any(map(is_no_finding, found))
         labels.columns = list(kept.values())
+
+    def _value(self, field: str, row: Fields) -> Any:
+        """None where the rows have no such column; one may have a column without a name."""
+        return row.get(self.column[field]) if field in self.column else None
 
     def describe(self) -> List[str]:
         read = self._written or self._columns

@@ -15,7 +15,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.label_formats.cells import FindingColumns, Verdict, is_no_finding
 from ipu_trainer.tasks.chest_xray.data.label_formats.chexpert import DEVICES
-from ipu_trainer.tasks.chest_xray.data.label_formats.label_record import LabelChoices
+from ipu_trainer.tasks.chest_xray.data.label_formats.label_record import LabelChoices, refuse_missing
 from ipu_trainer.tasks.chest_xray.data.labels import NIH_FINDINGS, NO_FINDING
 
 _TOKENS = re.compile(r"""'[^']*'|"[^"]*"|[\[\],]|[^\s\[\],'"]+""")
@@ -101,6 +101,7 @@ class WrittenLabels:
             self._kept = {
                 name: stored for name in self._names for stored in [self._choices.kept(name)] if stored is not None
             }
+            refuse_missing(self._choices.findings or (), list(self._kept.values()), sorted(self._names), self._table)
             return sorted(set(self._kept.values())), []
         if len(self._lengths) > 1:
             some = ", ".join(f"{length} in line {line}" for length, line in list(self._lengths.items())[:3])
@@ -149,6 +150,8 @@ class WrittenLabels:
         if items is None:
             return Verdict((), (), False)
         if self._columns is not None:
+            if not items:
+                return Verdict((), (), True, "an empty list of numbers: write one for each finding")
             return with_healthy(
                 self._columns.verdict(["" if item is None else str(item) for item in items]), self._adds_healthy
             )

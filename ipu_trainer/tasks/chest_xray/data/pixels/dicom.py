@@ -99,6 +99,8 @@ def open_dicom(content: bytes) -> Union[CodedImage, Image.Image]:
             ) from None
         try:
             kind = dataset.PhotometricInterpretation
+            if kind in MONOCHROME and pixels.ndim != 2:
+                raise ImageError(f"{pixels.shape[0]} frames: one film is read")
             return coded(dataset, pixels) if kind in MONOCHROME else colored(dataset, pixels)
         except (ImageError, MemoryError):
             raise
