@@ -61,8 +61,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     try:
         if len(words) > 1 and words[0] in _TASK_COMMANDS and not words[1].startswith("-"):
             return _run_task(words[0], words[1], words[2:])
-        if len(words) > 1 and words[0] in _RUN_COMMANDS and not words[1].startswith("-"):
-            return _run_task(words[0], _task_of(Path(words[1])), words[1:])
+        if len(words) > 1 and words[0] in _RUN_COMMANDS and words[1] not in ("-h", "--help"):
+            runs = [word for word in words[1:] if (Path(word) / "run.json").is_file()]  # flags may come before it
+            return _run_task(words[0], _task_of(Path((runs or words[1:])[0])), words[1:])
         namespace = _parser().parse_args(words)
         code: Optional[int] = namespace.run(namespace)
         return code or 0

@@ -83,7 +83,7 @@ def test_predict_prints_the_numbers_of_evaluate(run, prepared, phantoms, tmp_pat
     ]
     assert main([*command, "--output", str(tmp_path / "evaluation")]) == 0
     evaluated = {row["file_name"]: row for row in rows_of(tmp_path / "evaluation" / "predictions.csv")}
-    assert main(["predict", str(run), str(phantoms / "images"), "--output", str(tmp_path / "new.csv")]) == 0
+    assert main(["predict", "--output", str(tmp_path / "new.csv"), str(run), str(phantoms / "images")]) == 0
     assert "Not for clinical use" in capsys.readouterr().out
     predicted = rows_of(tmp_path / "new.csv")
     thresholds = json.loads((run / "run.json").read_text())["thresholds"]
