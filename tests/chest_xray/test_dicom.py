@@ -618,5 +618,5 @@ def test_another_window_is_another_data_set_and_auto_is_what_earlier_releases_pr
 def test_pixels_of_two_films_without_a_number_of_frames_are_refused():
     data = read(film(np.arange(64, dtype=np.uint8).reshape(8, 8)))
     data.PixelData = data.PixelData * 2
-    with pytest.raises(ImageError, match="frames|bytes|length"):
+    with pytest.raises(ImageError, match="one film is read"):
         open_image(written(data))

@@ -82,6 +82,8 @@ def refuse_other_lengths(dataset: Any) -> None:
         needed = -(-bits // 8) * 2 // 3 if dataset.PhotometricInterpretation == "YBR_FULL_422" else -(-bits // 8)
         if len(dataset.PixelData) < needed:
             raise ImageError(f"truncated: {len(dataset.PixelData):,} bytes of pixel data, {needed:,} are declared")
+        if len(dataset.PixelData) >= 2 * max(needed, 2):
+            raise ImageError(f"{len(dataset.PixelData):,} bytes of pixel data, {needed:,} a frame: one film is read")
         return
     frame = b"".join(list(_fragments(dataset.PixelData))[1:])  # the first item is the offset table
     found = _jpeg_size(frame) or _jpeg2000_size(frame)
