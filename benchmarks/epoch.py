@@ -17,8 +17,9 @@ import torch
 from ipu_trainer.atomic import write_json
 from ipu_trainer.tasks.chest_xray.data.dataset import load_prepared
 from ipu_trainer.tasks.chest_xray.data.known_labels import prevalence
+from ipu_trainer.tasks.chest_xray.model.checkpoint import load_model
 from ipu_trainer.tasks.chest_xray.model.chest_xray_trainer import ChestXrayTrainer
-from ipu_trainer.tasks.chest_xray.model.inputs import ChestXrayCollator, load_model, load_normalisation
+from ipu_trainer.tasks.chest_xray.model.inputs import ChestXrayCollator, load_normalisation
 from ipu_trainer.tasks.chest_xray.recipe_arguments import finding_loss, parse_arguments
 
 

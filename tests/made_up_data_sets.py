@@ -19,14 +19,14 @@ FINDINGS = [
 ]
 
 
-def picture(number):
+def film(number):
     return Image.fromarray(np.random.default_rng(number).integers(0, 255, (40, 40), dtype=np.uint8))
 
 
 def save_images(folder, names):
     for number, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        picture(number).save(folder / name)
+        film(number).save(folder / name)
 
 
 def write_table(path, header, rows):
@@ -166,7 +166,7 @@ def write_hugging_face(folder):
 
     def stored(number):
         out = io.BytesIO()
-        picture(number).save(out, "PNG")
+        film(number).save(out, "PNG")
         return {"bytes": out.getvalue(), "path": None}
 
     rows = {

@@ -415,15 +415,20 @@ def execute(command, flags, alone, folder):
     return cli.main([*words, *flags])
 
 
+def prepare_once(folder):
+    if not (folder / "prepared").exists():
+        first = f"{PREPARE} --images images --output prepared {LISTS}"
+        assert execute(first, ["--workers", "1", "--validation_fraction", "0.2"], False, folder) == 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=name_of)
 def test_the_commands_of_a_page_run(page, named_things, monkeypatch, capsys):
     monkeypatch.chdir(named_things)
     for name in ("PUBLIC_DATASETS_DIR", "DATASETS_DIR", "CHECKPOINT_DIR"):
         monkeypatch.delenv(name, raising=False)
-    if not (named_things / "prepared").exists() and re.search("prepared|load_run", page.read_text(encoding="utf-8")):
-        first = f"{PREPARE} --images images --output prepared {LISTS}"
-        assert execute(first, ["--workers", "1", "--validation_fraction", "0.2"], False, named_things) == 0
+    if re.search("prepared|load_run", page.read_text(encoding="utf-8")):
+        prepare_once(named_things)
     if name_of(page) in ("docs/tasks.md", "docs/search.md"):
         pytest.importorskip("optuna")
     if name_of(page) in ("docs/report.md", "docs/predict.md"):  # they speak of finished runs
@@ -458,6 +463,7 @@ def parse(words):
 @pytest.mark.parametrize("command", [command for command, (kind, *_) in COMMANDS.items() if kind == "parsed"])
 def test_flags_of_commands_that_are_not_run_exist(command, named_things, monkeypatch):
     monkeypatch.chdir(named_things)
+    prepare_once(named_things)
     words = words_of(command)
     if "--compile_only" in words:  # with auto it looks for poptorch already when the flags are read
         words += ["--backend", "simulated"]

@@ -29,14 +29,14 @@ NAMES = [f"film_{number:02d}.png" for number in range(12)]
 FINDINGS = [("Edema",), ("Effusion", "Mass"), (NO_FINDING,)] * 4
 
 
-def picture(number):
+def film(number):
     return Image.fromarray(np.random.default_rng(number).integers(0, 255, (20, 20), dtype=np.uint8))
 
 
 def images(folder, names=NAMES):
     for number, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        picture(number).save(folder / name)
+        film(number).save(folder / name)
     return folder
 
 
@@ -378,7 +378,7 @@ def dataset_of(features_of_labels, labels, names=NAMES, **columns):
 
     def stored(number, name):
         out = io.BytesIO()
-        picture(number).save(out, "PNG")
+        film(number).save(out, "PNG")
         return {"bytes": out.getvalue(), "path": name}
 
     rows = {"image": [stored(i, name) for i, name in enumerate(names)], "labels": labels, **columns}
@@ -416,7 +416,7 @@ def test_a_data_set_on_disk_is_prepared_with_its_images(tmp_path, form):
     read_back = [tuple(n for n, v in zip(data.findings, row) if v) for row in data.everything.labels]
     assert read_back == expected
     assert data.everything.patient_ids == people
-    assert np.array_equal(data.everything[3]["pixels"].numpy(), np.asarray(picture(3)))
+    assert np.array_equal(data.everything[3]["pixels"].numpy(), np.asarray(film(3)))
     assert "format: Hugging Face data set" in summary.describe()
     assert data.everything.table["file_name"][3] == "train/0000003-film_03.png"
     assert not (tmp_path / "out" / "images.partial").exists()

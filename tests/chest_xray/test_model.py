@@ -20,7 +20,8 @@ from transformers import (
 
 from ipu_trainer.cli import main
 from ipu_trainer.compat import transformers_versions as compat
-from ipu_trainer.tasks.chest_xray.model.inputs import load_finished, load_model, load_normalisation
+from ipu_trainer.tasks.chest_xray.model.checkpoint import load_finished, load_model
+from ipu_trainer.tasks.chest_xray.model.inputs import load_normalisation
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "patch_size": 8}
 FINDINGS = ["Edema", "Mass", "Nodule"]

@@ -399,6 +399,9 @@ def test_a_page_shows_images_with_their_findings(run, images, tmp_path, capsys):
     assert all(finding in found.text for finding in first["findings"].split("|"))
     assert page.read_text().count("data:image/") == 2 * 3  # an image and a map for each of three
     assert main([*command, "--html_images", "0"]) == 1
+    capsys.readouterr()
+    assert main(["predict", str(run), str(images), "--html_images", "4"]) == 1  # it would be ignored
+    assert "--html FILE" in capsys.readouterr().err
 
 
 def test_dicom_films_are_predicted_as_their_pixels(run, images, tmp_path):

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, Optional, Sequence, Tuple
 
-from ipu_trainer.errors import UserError
+from ipu_trainer.errors import MissingFileError, UserError
 from ipu_trainer.tasks import folders
 from ipu_trainer.tasks.folders import data_to_read, find_data
 from ipu_trainer.tasks.task import Task
@@ -19,6 +19,7 @@ FOLDER = "chest-xray-nihcc"
 # The exit code of a command that left out files it could not read; the others have their results.
 SOME_SKIPPED = 3
 _MOST_NAMED = 20
+_IMAGES_ON_PAGE = 24
 TABLES = tuple(f"{FOLDER}/Data_Entry_2017{version}.csv{packed}" for version in ("_v2020", "") for packed in ("", ".gz"))
 LISTS = {"train_val_list": f"{FOLDER}/train_val_list.txt", "test_list": f"{FOLDER}/test_list.txt"}
 
@@ -43,7 +44,7 @@ def default_paths(
         else:
             try:
                 label_files(given["images"], label_format)
-            except UserError:
+            except MissingFileError:
                 if table is None:
                     raise
                 found["csv"] = table
@@ -186,9 +187,11 @@ def _predict(flags: Sequence[str]) -> int:
     parser.add_argument("--output", type=Path, default=Path("predictions.csv"), help="default: predictions.csv")
     parser.add_argument("--precision", help="auto, fp32 or bf16 (default: as evaluate takes)")
     parser.add_argument("--html", type=Path, help="also write a page with images, findings and saliency maps")
-    parser.add_argument("--html_images", type=int, default=24, help="images on that page (default 24)")
+    parser.add_argument("--html_images", type=int, help=f"images on that page (default {_IMAGES_ON_PAGE})")
     namespace = parser.parse_args(flags)
-    if namespace.html_images < 1:
+    if namespace.html_images is not None and namespace.html is None:
+        raise UserError(f"--html_images {namespace.html_images} is of the page that --html FILE writes. Give both.")
+    if namespace.html_images is not None and namespace.html_images < 1:
         raise UserError(f"--html_images {namespace.html_images} must be at least 1.")
     paths = find_images(namespace.images)
     predictor = RunPredictor(load_run(namespace.run), namespace.precision)
@@ -198,7 +201,8 @@ def _predict(flags: Sequence[str]) -> int:
         print(f"no threshold, so never among the findings: {names}", file=sys.stderr)
     rejected = predict_to_csv(predictor, paths, namespace.output)
     if namespace.html is not None:
-        _module("report.prediction_page").write_prediction_page(namespace.html, predictor, paths, namespace.html_images)
+        shown = paths[: namespace.html_images or _IMAGES_ON_PAGE]
+        _module("report.prediction_page").write_prediction_page(namespace.html, predictor, shown, len(paths))
         print(namespace.html)
     for number, (path, reason) in enumerate(rejected.items()):
         if number == _MOST_NAMED:

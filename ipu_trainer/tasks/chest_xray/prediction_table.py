@@ -122,7 +122,12 @@ def _identity(predictor: RunPredictor, paths: Sequence[str]) -> str:
     """A hash of what decides the rows: the run, how images are read, and the files with their sizes and times."""
     digest = hashlib.blake2b(digest_size=8)
     run = predictor.run.folder
-    settings: Any = [str(run.resolve()), predictor.predictor.precision, predictor.decoding.to_dict()]
+    settings: Any = [
+        str(run.resolve()),
+        predictor.predictor.precision,
+        predictor.decoding.to_dict(),
+        predictor.thresholds,
+    ]
     digest.update(json.dumps(settings, sort_keys=True).encode())
     for path in itertools.chain(sorted(str(file) for file in run.glob("*.safetensors")), paths):
         try:

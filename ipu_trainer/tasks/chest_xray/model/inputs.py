@@ -11,13 +11,10 @@ import torch
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.augmentation import NO_AUGMENTATION, Augmentation, augment
 from ipu_trainer.tasks.chest_xray.model.architectures import (
-    TRAIN_AGAIN,
-    both_sides,
     image_size,
     num_channels,
     read_config,
 )
-from ipu_trainer.tasks.chest_xray.model.checkpoint import load_finished, load_model
 from ipu_trainer.tasks.chest_xray.model.image_processor import (
     crops,
     input_size,
@@ -26,21 +23,6 @@ from ipu_trainer.tasks.chest_xray.model.image_processor import (
     resample_name,
 )
 from ipu_trainer.training.acceleration.input_pipeline import constant
-
-__all__ = [
-    "TRAIN_AGAIN",
-    "ChestXrayCollator",
-    "Normalisation",
-    "both_sides",
-    "collate_stored",
-    "load_finished",
-    "load_model",
-    "load_normalisation",
-    "load_processor",
-    "read_config",
-    "starting_normalisation",
-]
-
 
 Samples = Union[Mapping[str, torch.Tensor], Sequence[Mapping[str, torch.Tensor]]]
 

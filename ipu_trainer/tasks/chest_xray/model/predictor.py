@@ -122,7 +122,7 @@ class Predictor:
     def _one_thread_each(self) -> Iterator[Callable[[], None]]:
         """The threads' initializer. torch keeps the number for threads that start later, so it is restored."""
         try:
-            yield lambda: torch.set_num_threads(1) if self._on_cpu else None
+            yield lambda: torch.set_num_threads(1)
         finally:
             torch.set_num_threads(self.num_threads)
 

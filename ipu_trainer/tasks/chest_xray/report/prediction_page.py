@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, List, Sequence, Tuple
 
 import numpy as np
 import torch
 
 from ipu_trainer.tasks.chest_xray.data.labels import NO_FINDING
-from ipu_trainer.tasks.chest_xray.data.pixels.image_limits import ImageError
 from ipu_trainer.tasks.chest_xray.data.text_files import base_name
 from ipu_trainer.tasks.chest_xray.explain.saliency import load_for_saliency, saliency
 from ipu_trainer.tasks.chest_xray.predict import RunPredictor, above_threshold
@@ -31,27 +30,22 @@ from ipu_trainer.tasks.reporting.html_document import (
 _MOST_LINES = 5
 
 
-def write_prediction_page(file: Path, predictor: RunPredictor, paths: Sequence[str], num_images: int) -> Dict[str, str]:
-    """Write the page with the first num_images of paths; returns reasons by file that could not be read."""
-    shown, rejected = [], {}
-    for path, outcome in predictor.stream(paths[:num_images]):
-        if isinstance(outcome, ImageError):
-            rejected[path] = str(outcome)
-        else:
-            shown.append((path, outcome))
+def write_prediction_page(file: Path, predictor: RunPredictor, paths: Sequence[str], num_predicted: int) -> None:
+    """Write the page with the images at paths, the first of num_predicted."""
+    found = predictor.predict(paths)
     blocks: List[Block] = []
-    left_out = len(paths) - num_images
-    if left_out > 0:
-        blocks.append(Text(f"The first {num_images:,} of {len(paths):,} images; --html_images shows more.", "note"))
+    if len(paths) < num_predicted:
+        blocks.append(Text(f"The first {len(paths):,} of {num_predicted:,} images; --html_images shows more.", "note"))
     try:
         model, why_no_maps = load_for_saliency(predictor.run.folder, predictor.findings), ""
     except (ValueError, OSError) as error:
         model, why_no_maps = None, f"No saliency maps: {error}"
     if why_no_maps:
         blocks.append(Text(why_no_maps, "warning"))
-    blocks.append(Cases([_case(predictor, model, path, row) for path, row in shown]))
-    if rejected:
-        blocks.append(Table(["not read", "reason"], [[path, reason] for path, reason in rejected.items()]))
+    rows = zip(found.file_names, found.probability)
+    blocks.append(Cases([_case(predictor, model, path, probability) for path, probability in rows]))
+    if found.rejected:
+        blocks.append(Table(["not read", "reason"], [[path, reason] for path, reason in found.rejected.items()]))
     about = (
         "Saliency maps show what the model used for the finding in the caption, not that it is there. Thresholds were chosen on "
         "the run's validation split; findings below theirs are not named."
@@ -62,12 +56,11 @@ def write_prediction_page(file: Path, predictor: RunPredictor, paths: Sequence[s
         notice += " Trained on synthetic phantoms: the numbers say nothing about patients."
     page = Page(
         f"Predictions of {predictor.run.name}",
-        f"{len(shown):,} images, model {record['model']}, precision {predictor.predictor.precision}",
+        f"{len(found):,} images, model {record['model']}, precision {predictor.predictor.precision}",
         notice,
         [Section("Images", [*blocks, Text(about, "note")])],
     )
     write_page(file, page)
-    return rejected
 
 
 def _case(predictor: RunPredictor, model: Any, path: str, probability: np.ndarray) -> Case:

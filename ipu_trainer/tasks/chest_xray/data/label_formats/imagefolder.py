@@ -139,7 +139,7 @@ def records_of_rows(
 class _Form:
     """What a first look at all rows says: the columns of each field, the form of the labels, and where patients are named.
 
-    Raises UserError if there are no file names, no labels, or labels that cannot be told apart.
+    Raises UserError if there are no file names, no labels, or labels of several forms.
     """
 
     def __init__(self, rows: Any, choices: LabelChoices, labels: Labels, names: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
-from ipu_trainer.errors import UserError
+from ipu_trainer.errors import MissingFileError, UserError
 from ipu_trainer.tasks.chest_xray.data.label_formats import chexpert, imagefolder, mimic, nih, padchest, rsna, vindr
 from ipu_trainer.tasks.chest_xray.data.label_formats.label_record import LabelChoices, Labels
 from ipu_trainer.tasks.chest_xray.data.label_formats.table_file import TableFile, is_table
@@ -81,7 +81,7 @@ def format_of(table: TableFile) -> Optional[str]:
 def label_files(images: Path, wanted: str = "auto") -> Tuple[Path, ...]:
     """The files in (or below) a folder of images that hold its labels: metadata files, or the table of one known format.
 
-    Raises UserError if there is none, or if there are tables of several formats.
+    Raises MissingFileError if there is none, UserError if there are tables of several formats.
     """
     check_format(wanted)
     if wanted in ("auto", IMAGEFOLDER):
@@ -95,7 +95,7 @@ def label_files(images: Path, wanted: str = "auto") -> Tuple[Path, ...]:
             if key is not None and wanted in ("auto", key):
                 found.setdefault(key, []).append(path)
     if not found:
-        raise UserError(
+        raise MissingFileError(
             f"{images} has neither metadata.jsonl or metadata.csv nor a label table that is known. Give the table: --csv FILE."
         )
     if len(found) > 1:

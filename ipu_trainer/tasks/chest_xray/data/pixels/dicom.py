@@ -63,6 +63,8 @@ def is_dicom_file(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             return is_dicom(file.read(_MAGIC_AT + 4))
+    except PermissionError:
+        return True  # decoding names it, where leaving it out would say nothing
     except OSError:
         return False
 
