@@ -592,3 +592,30 @@ def test_prepare_writes_over_no_file_that_it_reads(tmp_path, capsys):
     ).read_bytes() == before
     assert main(["prepare", "chest-xray", "--images", str(tmp_path / "typo"), "--output", str(tmp_path / "out")]) == 1
     assert "typo is not a folder" in capsys.readouterr().err
+
+
+def test_a_table_counts_before_the_metadata_that_prepare_made_of_it(tmp_path, capsys):
+    rows = "".join(f"{number:08d}_000.png,{name},{number}\n" for number, name in enumerate(["Edema", "Mass"] * 4))
+    folder = small_folder(
+        tmp_path / "films", "Image Index,Finding Labels,Patient ID\n" + rows, 8, "Data_Entry_2017.csv"
+    )
+    command = [
+        "prepare",
+        "chest-xray",
+        "--images",
+        str(folder),
+        "--output",
+        str(tmp_path / "out"),
+        "--size",
+        "16",
+        "--workers",
+        "1",
+    ]
+    assert main([*command, "--in_place"]) == 0
+    assert (folder / "metadata.jsonl").exists()
+    capsys.readouterr()
+    assert main([*command, "--in_place"]) == 0  # the same command again, as after a kill
+    assert "already prepared" in capsys.readouterr().out
+    assert main([*command[:4], "--output", str(tmp_path / "again"), "--size", "16", "--workers", "1"]) == 0
+    assert "NIH ChestX-ray14" in capsys.readouterr().out
+    assert load_prepared(tmp_path / "again").findings == ["Edema", "Mass"]

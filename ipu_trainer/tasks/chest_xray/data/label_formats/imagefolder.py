@@ -77,6 +77,14 @@ def find_metadata(images: Path) -> List[Path]:
     return found
 
 
+def is_written_in_place(metadata: Path) -> bool:
+    """Whether `prepare --in_place` may have written a metadata file: by the columns of its first row (imagefolder_metadata.py)."""
+    if not metadata.name.endswith(".jsonl"):
+        return False
+    _, row = next(_json_rows(metadata), (0, {}))
+    return set(row) - {"study_id"} == {"file_name", "labels", "patient_id", "age", "sex", "view", "follow_up"}
+
+
 def read_imagefolder(tables: Sequence[Path], images: Path, choices: LabelChoices) -> Labels:
     """tables: metadata files, or one table in the form of one. File names are relative to the folder of a metadata file."""
     labels = Labels("imagefolder", tables[0], iter(()))

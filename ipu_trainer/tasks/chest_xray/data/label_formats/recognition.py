@@ -81,19 +81,20 @@ def format_of(table: TableFile) -> Optional[str]:
 def label_files(images: Path, wanted: str = "auto") -> Tuple[Path, ...]:
     """The files in (or below) a folder of images that hold its labels: metadata files, or the table of one known format.
 
+    A table counts before the metadata that `prepare --in_place` made of it, which do not name their findings.
+
     Raises MissingFileError if there is none, UserError if there are tables of several formats.
     """
     check_format(wanted)
-    if wanted in ("auto", IMAGEFOLDER):
-        metadata = imagefolder.find_metadata(images)
-        if metadata:
-            return tuple(metadata)
+    metadata = imagefolder.find_metadata(images) if wanted in ("auto", IMAGEFOLDER) else []
     found: Dict[str, List[Path]] = {}
     for path in sorted(images.iterdir()):
         if is_table(path):
             key = _format_of_file(path)
             if key is not None and wanted in ("auto", key):
                 found.setdefault(key, []).append(path)
+    if metadata and not (found and all(map(imagefolder.is_written_in_place, metadata))):
+        return tuple(metadata)
     if not found:
         raise MissingFileError(
             f"{images} has neither metadata.jsonl or metadata.csv nor a label table that is known. Give the table: --csv FILE."
