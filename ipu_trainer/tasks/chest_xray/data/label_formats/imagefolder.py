@@ -31,35 +31,15 @@ from ipu_trainer.tasks.chest_xray.data.label_formats.cells import (
 from ipu_trainer.tasks.chest_xray.data.label_formats.chexpert import DEVICES
 from ipu_trainer.tasks.chest_xray.data.label_formats.label_record import LabelChoices, LabelRecord, Labels
 from ipu_trainer.tasks.chest_xray.data.label_formats.split_names import part_named, part_of_path
-from ipu_trainer.tasks.chest_xray.data.label_formats.table_file import TableFile
+from ipu_trainer.tasks.chest_xray.data.label_formats.table_file import COLUMN_NAMES, TableFile
 from ipu_trainer.tasks.chest_xray.data.label_formats.written_labels import WrittenLabels, with_healthy
 from ipu_trainer.tasks.chest_xray.data.labels import plain
 from ipu_trainer.tasks.chest_xray.data.text_files import open_text
 from ipu_trainer.tasks.folders import is_hidden
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
-# What each value of a LabelRecord may be called, without case, spaces and punctuation.
-FIELDS: Dict[str, Tuple[str, ...]] = {
-    "file_name": (
-        "filename",
-        "imageindex",
-        "image",
-        "imagename",
-        "imagefile",
-        "imageid",
-        "imagepath",
-        "path",
-        "filepath",
-    ),
-    "labels": ("labels", "label", "findings", "findinglabels", "findinglabel"),
-    "patient_id": ("patientid", "patient", "subjectid"),
-    "study_id": ("studyid", "study"),
-    "age": ("age", "patientage", "ageyears"),
-    "sex": ("sex", "gender", "patientsex", "patientgender"),
-    "view": ("view", "viewposition"),
-    "follow_up": ("followup",),
-    "split": ("split",),
-}
+# Without case, spaces and punctuation.
+FIELDS = {name: tuple(map(plain, spellings)) for name, spellings in COLUMN_NAMES.items()}
 _NIH_NAME = re.compile(r"(?:^|/)(?:\d{7}-)?(\d{8})_\d{3}\.[A-Za-z]+$")
 
 Fields = Mapping[str, Any]

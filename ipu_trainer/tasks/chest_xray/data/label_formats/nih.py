@@ -19,7 +19,7 @@ from typing import Collection, Dict, Iterator, List, Optional, Sequence, Set, Tu
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.label_formats.cells import age_of, patient_of, whole_number
 from ipu_trainer.tasks.chest_xray.data.label_formats.label_record import LabelChoices, LabelRecord, Labels
-from ipu_trainer.tasks.chest_xray.data.label_formats.table_file import TableFile
+from ipu_trainer.tasks.chest_xray.data.label_formats.table_file import COLUMN_NAMES, TableFile
 from ipu_trainer.tasks.chest_xray.data.labels import (
     NIH_FINDINGS,
     NO_FINDING,
@@ -30,14 +30,8 @@ from ipu_trainer.tasks.chest_xray.data.labels import (
 )
 from ipu_trainer.tasks.chest_xray.data.text_files import open_text, table_rows
 
-_COLUMNS: Dict[str, Tuple[str, ...]] = {
-    "file_name": ("Image Index", "file_name", "Image", "Image Name", "Image File", "Image ID", "Image Path", "Path"),
-    "labels": ("Finding Labels", "labels", "Finding Label", "label", "findings"),
-    "patient_id": ("Patient ID", "patient_id", "Patient", "Subject ID"),
-    "age": ("Patient Age", "age", "Age Years"),
-    "sex": ("Patient Sex", "Patient Gender", "sex", "gender"),
-    "view": ("View Position", "view"),
-    "follow_up": ("Follow-up #", "follow_up"),
+_COLUMNS = {
+    name: COLUMN_NAMES[name] for name in ("file_name", "labels", "patient_id", "age", "sex", "view", "follow_up")
 }
 _REQUIRED = ("file_name", "patient_id")
 

@@ -12,6 +12,20 @@ from ipu_trainer.tasks.folders import is_hidden
 
 # A table, plain or packed, by what its name ends with.
 ENDINGS = (".csv", ".csv.gz", ".csv.zip")
+# What a column may be called, in any case, with spaces or underscores; the first name that is there counts.
+COLUMN_NAMES: Dict[str, Tuple[str, ...]] = {
+    "file_name": (
+        "Image Index", "file_name", "Image", "Image Name", "Image File", "Image ID", "Image Path", "Path", "File Path",
+    ),
+    "labels": ("Finding Labels", "labels", "Finding Label", "label", "findings"),
+    "patient_id": ("Patient ID", "Patient", "Subject ID"),
+    "study_id": ("Study ID", "Study"),
+    "age": ("Patient Age", "age", "Age Years"),
+    "sex": ("Patient Sex", "Patient Gender", "sex", "gender"),
+    "view": ("View Position", "view"),
+    "follow_up": ("Follow-up #", "follow_up"),
+    "split": ("split",),
+}  # fmt: skip
 
 
 def is_table(path: Path) -> bool:
