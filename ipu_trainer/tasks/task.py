@@ -43,9 +43,9 @@ class SearchTask:
 class Task:
     """What `ipu-trainer COMMAND NAME` runs: functions of the flags behind the name, as words.
 
-    commands: evaluate, predict, export, prepare or phantoms where the task has them, which return the exit code. write_report(folder,
-    output or None, **inputs) and write_comparison(folders, output) return the path of an HTML page; report_inputs names the inputs.
-    predictor(run) returns the function behind Run.predict.
+    commands: evaluate, predict, export, prepare or phantoms where the task has them, which return the exit code.
+    write_report(folder, output or None, **inputs) and write_comparison(folders, output) return the path of an HTML page;
+    report_inputs names the inputs. predictor(run) returns the function behind Run.predict.
     """
 
     train: Callable[[Sequence[str]], Any]
