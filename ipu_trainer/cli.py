@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import List, Optional, Sequence
 
 import ipu_trainer
+from ipu_trainer import process_group
 from ipu_trainer.atomic import read_json
 from ipu_trainer.command_line import hint, snake_case
 from ipu_trainer.config import profiles
@@ -60,7 +61,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         words = snake_case(words)
     try:
         if len(words) > 1 and words[0] in _TASK_COMMANDS and not words[1].startswith("-"):
-            return _run_task(words[0], words[1], words[2:])
+            with process_group.closed_at_the_end():
+                return _run_task(words[0], words[1], words[2:])
         if len(words) > 1 and words[0] in _RUN_COMMANDS and words[1] not in ("-h", "--help"):
             runs = [word for word in words[1:] if (Path(word) / "run.json").is_file()]  # flags may come before it
             return _run_task(words[0], _task_of(Path((runs or words[1:])[0])), words[1:])

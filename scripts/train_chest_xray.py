@@ -10,6 +10,6 @@ The same as `ipu-trainer train chest-xray`: every TrainingArguments flag works. 
 
 import sys
 
-from ipu_trainer.tasks.chest_xray.commands import TASK
+from ipu_trainer.cli import main
 
-TASK.train(sys.argv[1:])
+sys.exit(main(["train", "chest-xray", *sys.argv[1:]]))

@@ -9,6 +9,6 @@ that were not trained on, beside that of word frequencies alone.
 
 import sys
 
-from ipu_trainer.tasks.language_modeling.train import TASK
+from ipu_trainer.cli import main
 
-TASK.train(sys.argv[1:])
+sys.exit(main(["train", "language-modeling", *sys.argv[1:]]))

@@ -8,6 +8,6 @@ The same as `ipu-trainer train seq2seq`: every Seq2SeqTrainingArguments flag wor
 
 import sys
 
-from ipu_trainer.tasks.seq2seq.train import TASK
+from ipu_trainer.cli import main
 
-TASK.train(sys.argv[1:])
+sys.exit(main(["train", "seq2seq", *sys.argv[1:]]))
