@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from typing import Any, Dict, Optional
+from typing import Any, ContextManager, Dict, Optional
 from weakref import WeakKeyDictionary
 
 import torch
@@ -34,6 +34,7 @@ from ipu_trainer.training.host.coalescing_measurement import (
     least_of_processes,
     obstacles,
 )
+from ipu_trainer.training.host.thread_count import ThreadCount
 from ipu_trainer.training.state.generators import generator_states, restore_generators
 
 logger = logging.get_logger(__name__)
@@ -46,6 +47,7 @@ class HostExecution(Execution):
         super().__init__(trainer)
         self.coalescing: Optional[Coalescing] = None  # while a loop runs
         self.chunk = 0  # micro-batches that memory was found to hold at a time
+        self._thread_count = ThreadCount()
         self.forget_model()
 
     def forget_model(self) -> None:
@@ -58,6 +60,7 @@ class HostExecution(Execution):
 
     def __setstate__(self, state: Dict[str, Any]) -> None:
         vars(self).update(state)
+        self._thread_count = ThreadCount()
         self.forget_model()
 
     # One training -----------------------------------------------------------------------------------------------
@@ -68,7 +71,8 @@ class HostExecution(Execution):
         states, given = generator_states(), (trainer.optimizer, trainer.lr_scheduler)
         while True:
             try:
-                with self._coalesced(geometry, coalescing), accelerated(trainer.model, trainer.args):
+                threads = self._thread_count.training() if self._computes_on_cpu else contextlib.nullcontext()
+                with threads, self._coalesced(geometry, coalescing), accelerated(trainer.model, trainer.args):
                     trainer.restart_update()
                     return stock(loop)
             except torch.cuda.OutOfMemoryError:
@@ -86,6 +90,16 @@ class HostExecution(Execution):
             torch.cuda.empty_cache()
             restore_generators(states)
             coalescing = Coalescing(smaller, "larger passes were out of memory")
+
+    @property
+    def _computes_on_cpu(self) -> bool:
+        """With PyTorch's own operators, which share their work among threads; compiled ones are made for a number of them."""
+        args = self.trainer.args
+        compiled = args.torch_compile or getattr(args, "compile", "off") in ("layers", "model")
+        return args.device.type == "cpu" and not compiled
+
+    def evaluation(self) -> ContextManager[None]:
+        return self._thread_count.evaluation()
 
     @contextlib.contextmanager
     def _coalesced(self, geometry: BatchGeometry, coalescing: Coalescing) -> Any:
@@ -110,7 +124,9 @@ class HostExecution(Execution):
                 loss: torch.Tensor = stock(chunk)
             return loss
 
-        with contiguous_gelu_gradients(model), loss_only_step(trainer, model, inputs):
+        with self._thread_count.of_step(trainer.model), contiguous_gelu_gradients(model), loss_only_step(
+            trainer, model, inputs
+        ):
             if self._factor == 1:
                 loss = step(inputs)
             else:
