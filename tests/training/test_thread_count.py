@@ -1,5 +1,7 @@
 """One CPU thread for small models: which are small, what is left alone, and that nothing else of a training changes."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, ViTConfig, ViTForImageClas
 
 from ipu_trainer.training.host import thread_count
 from ipu_trainer.training.host.thread_count import SMALL_PRODUCT, ThreadCount, largest_product
+
+
+ARGS = SimpleNamespace(device=torch.device("cpu"), torch_compile=False, compile="auto")
 
 
 @pytest.fixture(autouse=True)
@@ -35,14 +40,14 @@ class Noted(nn.Module):
 
 def threads_of_a_step(model, x):
     count = ThreadCount()
-    with count.training(), count.of_step(model):
+    with count.training(ARGS), count.of_step(model):
         model(x)
     return model.threads
 
 
 def test_small_steps_have_one_thread_and_what_comes_after_the_training_has_two():
     model, count = Noted(8), ThreadCount()
-    with count.training():
+    with count.training(ARGS):
         for _ in range(2):
             with count.of_step(model):
                 model(torch.ones(4, 8)).sum().backward()
@@ -63,7 +68,7 @@ def test_outside_of_a_training_nothing_is_chosen():
 
 def test_each_shape_of_batch_is_decided_for_itself():
     model, count = Noted(8), ThreadCount()
-    with count.training():
+    with count.training(ARGS):
         for rows in (4, SMALL_PRODUCT // 128 + 1, 4):
             with count.of_step(model):
                 model(torch.ones(rows, 8))
@@ -106,3 +111,11 @@ def test_the_largest_product_of_gpt2_is_its_tied_head():
 def test_where_nothing_tells_the_rows_a_model_keeps_its_threads():
     assert largest_product(nn.Conv1d(1, 8, 10, stride=5), [torch.ones(4, 1000)]) == 2 * 4 * 1000 * 80  # raw audio
     assert largest_product(nn.Identity(), [torch.ones(4)]) == largest_product(nn.Linear(8, 8), []) == SMALL_PRODUCT
+
+
+@pytest.mark.parametrize("args", [{"device": torch.device("cuda")}, {"torch_compile": True}, {"compile": "layers"}])
+def test_gpus_and_compiled_layers_keep_their_threads(args):
+    model, count = Noted(8), ThreadCount()
+    with count.training(SimpleNamespace(**{**vars(ARGS), **args})), count.of_step(model):
+        model(torch.ones(4, 8))
+    assert model.threads == [2]

@@ -71,8 +71,9 @@ class HostExecution(Execution):
         states, given = generator_states(), (trainer.optimizer, trainer.lr_scheduler)
         while True:
             try:
-                threads = self._thread_count.training() if self._computes_on_cpu else contextlib.nullcontext()
-                with threads, self._coalesced(geometry, coalescing), accelerated(trainer.model, trainer.args):
+                with self._thread_count.training(trainer.args), self._coalesced(geometry, coalescing), accelerated(
+                    trainer.model, trainer.args
+                ):
                     trainer.restart_update()
                     return stock(loop)
             except torch.cuda.OutOfMemoryError:
@@ -90,13 +91,6 @@ class HostExecution(Execution):
             torch.cuda.empty_cache()
             restore_generators(states)
             coalescing = Coalescing(smaller, "larger passes were out of memory")
-
-    @property
-    def _computes_on_cpu(self) -> bool:
-        """With PyTorch's own operators, which share their work among threads; compiled ones are made for a number of them."""
-        args = self.trainer.args
-        compiled = args.torch_compile or getattr(args, "compile", "off") in ("layers", "model")
-        return args.device.type == "cpu" and not compiled
 
     def evaluation(self) -> ContextManager[None]:
         return self._thread_count.evaluation()

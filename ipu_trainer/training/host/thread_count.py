@@ -37,9 +37,14 @@ class ThreadCount:
         self._products: WeakKeyDictionary[nn.Module, Dict[Any, int]] = WeakKeyDictionary()
 
     @contextlib.contextmanager
-    def training(self) -> Iterator[None]:
-        """Around a training, inside which of_step() chooses: optimizer and loader then have the threads of the last step."""
-        self._given = 0 if is_decided_by_user() else torch.get_num_threads()
+    def training(self, args: Any) -> Iterator[None]:
+        """Around a training, inside which of_step() chooses: optimizer and loader then have the threads of the last step.
+
+        args: TrainingArguments. Nothing is chosen on a GPU, or for compiled layers, which are made for a number of threads.
+        """
+        compiled = args.torch_compile or getattr(args, "compile", "off") in ("layers", "model")
+        chooses = args.device.type == "cpu" and not compiled and not is_decided_by_user()
+        self._given = torch.get_num_threads() if chooses else 0
         try:
             yield
         finally:
