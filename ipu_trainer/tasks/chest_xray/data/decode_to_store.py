@@ -122,5 +122,5 @@ class _Decoder:
                 results.append(_DecodedRow(row, str(error) or type(error).__name__))
             else:
                 values = self.decoding.range_for_scale(image)
-                results.append(_DecodedRow(row, "", file_digest(content), pixel_digest(pixels[row]), values))
+                results.append(_DecodedRow(row, "", file_digest(content), pixel_digest(pixels[row].data), values))
         return results

@@ -22,7 +22,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, Iterable, Iterator, Optional, Tuple
 
 import numpy as np
 
@@ -99,6 +99,20 @@ def open_pixels(path: Path) -> np.ndarray:
     if not header.num_rows:
         return np.zeros(shape, dtype=np.uint8)
     return np.memmap(path, dtype=np.uint8, mode="r", offset=_HEADER_BYTES, shape=shape)
+
+
+def stored_rows(path: Path, rows: Iterable[int]) -> Iterator[memoryview]:
+    """The pixels of rows, each until the next one is asked for.
+
+    They are read and not mapped, because a whole store that is mapped counts as memory of the process.
+    """
+    header = read_header(path)
+    row_bytes = header.size * header.size
+    buffer = memoryview(bytearray(row_bytes))
+    with path.open("rb", buffering=0) as file:
+        for row in rows:
+            file.seek(_HEADER_BYTES + int(row) * row_bytes)
+            yield buffer[: file.readinto(buffer)]
 
 
 class StoreWriter:

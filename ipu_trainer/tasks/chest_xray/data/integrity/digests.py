@@ -12,17 +12,16 @@ from __future__ import annotations
 import json
 import threading
 from pathlib import Path
-from typing import Any, Dict, Iterable, Mapping, Optional
+from typing import Any, Dict, Iterable, Mapping, Optional, Union
 
-import numpy as np
 import xxhash
 
 _AT_ONCE = 1 << 22  # bytes
 
 
-def pixel_digest(pixels: np.ndarray) -> bytes:
+def pixel_digest(pixels: Union[bytes, memoryview]) -> bytes:
     """16 bytes of the pixels of one image."""
-    return bytes(xxhash.xxh3_128(np.ascontiguousarray(pixels).data).digest())
+    return bytes(xxhash.xxh3_128(pixels).digest())
 
 
 def combined(digests: Iterable[bytes]) -> str:
@@ -56,27 +55,31 @@ def with_digest(manifest: Dict[str, Any]) -> Dict[str, Any]:
 
 
 class PixelCheck:
-    """Compares the pixels of a store with their digest, in a thread beside the work that uses them.
+    """Compares the pixels of images with their digest, in a thread beside the work that uses them.
 
-    failed: whether damage was found so far; wait() waits for the end and raises error for damage.
+    images: the bytes of each; expected: None begins nothing. error: what is raised once damage is found.
     """
 
-    def __init__(self, pixels: np.ndarray, rows: np.ndarray, expected: Optional[str], error: Exception) -> None:
-        self._pixels, self._rows, self._expected, self._error = pixels, rows, expected, error
-        self.failed = False
+    def __init__(self, images: Iterable[memoryview], expected: Optional[str], error: Exception) -> None:
+        self._images, self._expected, self._error = images, expected, error
+        self._failed = False
         self._thread = threading.Thread(target=self._run, name="pixel-check", daemon=True)
         if expected is not None:
             self._thread.start()
 
     def _run(self) -> None:
-        found = combined(pixel_digest(self._pixels[row]) for row in self._rows.tolist())
-        self.failed = found != self._expected
+        try:
+            self._failed = combined(map(pixel_digest, self._images)) != self._expected
+        except OSError:  # the file went away, or its disk fails
+            self._failed = True
 
     def raise_if_failed(self) -> None:
-        if self.failed:
+        """Raises error if damage was found so far."""
+        if self._failed:
             raise self._error
 
     def wait(self) -> None:
+        """Until all pixels are compared. Raises error for damage."""
         if self._thread.ident is not None:
             self._thread.join()
         self.raise_if_failed()

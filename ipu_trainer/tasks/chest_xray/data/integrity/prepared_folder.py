@@ -15,8 +15,8 @@ from ipu_trainer.tasks.chest_xray.data.pixel_store import (
     STORE_FILE,
     StoreHeader,
     is_being_filled,
-    open_pixels,
     read_header,
+    stored_rows,
 )
 
 MANIFEST = "prepared.json"
@@ -113,7 +113,7 @@ def pixel_check(folder: Path, manifest: Dict[str, Any], pixel_rows: Any) -> Pixe
     """Begins to compare all pixels with their digest; nothing is compared in a folder of an earlier release."""
     path = folder / STORE_FILE
     error = PreparedError(f"{path} is damaged: its pixels are not those that were written. {_AGAIN}")
-    return PixelCheck(open_pixels(path), pixel_rows, manifest.get("digests", {}).get("pixels"), error)
+    return PixelCheck(stored_rows(path, pixel_rows), manifest.get("digests", {}).get("pixels"), error)
 
 
 def keep_foreign_files(output: Path) -> Tuple[Path, ...]:
