@@ -21,6 +21,7 @@ from ipu_trainer.tasks.chest_xray.data.label_formats.cells import whole_number
 from ipu_trainer.tasks.chest_xray.data.label_formats.identifiers import patient_of, plain_name, study_of
 from ipu_trainer.tasks.chest_xray.data.label_formats.table_file import TableFile
 from ipu_trainer.tasks.chest_xray.data.pixel_store import StoreWriter
+from ipu_trainer.tasks.chest_xray.data.pixels.image_limits import read_image_file
 from ipu_trainer.tasks.chest_xray.data.prepare import PrepareSettings, prepare
 from ipu_trainer.tasks.chest_xray.data.splits import read_split_list
 from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import predictions_csv, read_predictions
@@ -89,7 +90,7 @@ def test_pipes_loops_and_names_that_are_no_utf_8_are_named_and_not_waited_for(tm
     assert found.files == {"loop.png"}  # which decoding rejects
     assert set(found.unusable) == {"pipe.png", "\\xff.png", "null.png"}
     with pytest.raises(images.ImageError, match="no regular file"):
-        images.read_image_file(tmp_path / "pipe.png")
+        read_image_file(tmp_path / "pipe.png")
 
 
 @pytest.mark.parametrize("fast", [True, False])
