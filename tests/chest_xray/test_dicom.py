@@ -487,7 +487,7 @@ def test_a_value_of_a_broken_file_does_not_get_into_the_message():
 def test_a_file_without_preamble_is_read_if_it_has_what_an_image_has(syntax):
     pixels = upright(12).astype(np.uint16)
     assert np.array_equal(decoded(film(pixels, 12, syntax, meta=False)), decoded(film(pixels, 12)))
-    assert reason(film(pixels, 12, syntax, meta=False, BitsAllocated=None)) == "not an image"
+    assert reason(film(pixels, 12, syntax, meta=False, BitsAllocated=None)).startswith("not an image")
 
 
 def test_decoding_in_threads_gives_the_same_pixels_and_leaves_warnings_as_they_were():

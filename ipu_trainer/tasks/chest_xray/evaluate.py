@@ -45,7 +45,9 @@ def evaluate(
             f"Evaluate another of {', '.join(SPLITS)}, all."
         )
     predictor = load_predictor(run_dir, record, data.decoding, precision)
+    check = data.pixel_check
     probability = predictor.of_pixels(subject.pixels(), len(findings))
+    check.wait()
     thresholds = {name: number_or_nan(value) for name, value in record["thresholds"].items()}
     result = {
         "split": split,

@@ -18,7 +18,7 @@ from torch import nn
 from ipu_trainer.atomic import atomic_path, write_json
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.dataset import load_prepared
-from ipu_trainer.tasks.chest_xray.data.pixels.image_limits import ImageError
+from ipu_trainer.tasks.chest_xray.data.pixels.image_limits import ImageError, read_image_file
 from ipu_trainer.tasks.chest_xray.predict import RunPredictor
 from ipu_trainer.tasks.run_record import Run
 
@@ -97,7 +97,7 @@ def _images_to_check(predictor: RunPredictor, images: Sequence[str]) -> np.ndarr
         pixels = []
         for path in images[:_CHECKED_IMAGES]:
             try:
-                pixels.append(decode(Path(path).read_bytes()))
+                pixels.append(decode(read_image_file(Path(path))))
             except ImageError as error:
                 raise UserError(f"--images {path}: {error}") from error
         return np.stack(pixels)

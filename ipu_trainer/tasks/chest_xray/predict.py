@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ipu_trainer.tasks.chest_xray.data.image_decoding import Decoding
 from ipu_trainer.tasks.chest_xray.data.labels import NO_FINDING
-from ipu_trainer.tasks.chest_xray.data.pixels.image_limits import ImageError
+from ipu_trainer.tasks.chest_xray.data.pixels.image_limits import ImageError, read_image_file
 from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import number_or_nan
 from ipu_trainer.tasks.chest_xray.model.checkpoint import load_finished
 from ipu_trainer.tasks.chest_xray.model.image_processor import load_processor, resample_name
@@ -105,7 +105,7 @@ class _Reader:
                     f"an array of {image.dtype} {image.shape}: give uint8 grayscale (height, width), or a Pillow image"
                 )
             return self.decoding.pixels_of(Image.fromarray(image))
-        return self.decoding(Path(image).read_bytes())
+        return self.decoding(read_image_file(Path(image)))
 
 
 def run_decoding(run: Run) -> Decoding:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
+from transformers import TrainerCallback
 
 from ipu_trainer.config.ipu_config import IPUConfig
 from ipu_trainer.config.profiles import load_profile
@@ -91,7 +92,7 @@ class ChestXrayRun:
 
     def trainer(self, **model: Any) -> ChestXrayTrainer:
         recipe = self.recipe
-        return ChestXrayTrainer(
+        trainer = ChestXrayTrainer(
             **model,
             args=self.args,
             ipu_config=self.ipu_config,
@@ -103,9 +104,12 @@ class ChestXrayRun:
             balance=recipe.balance,
             tail=recipe.tail,
         )
+        trainer.add_callback(_PixelsChecked(self.data))
+        return trainer
 
     def predict(self, trainer: ChestXrayTrainer) -> Tuple[np.ndarray, Optional[np.ndarray]]:
         """Probabilities of validation and, where there is one, of the test split, shape (images, findings)."""
+        self.data.pixel_check.wait()
         test_set = self.data.split("test")
         validation = trainer.probabilities(self.validation_set)
         return validation, trainer.probabilities(test_set) if len(test_set) else None
@@ -148,6 +152,22 @@ class ChestXrayRun:
     def _mean_auroc(self, prediction: Any) -> Dict[str, float]:
         probability = sigmoid(np.asarray(prediction.predictions, dtype=np.float64))
         return {"mean_auroc_14": metric.mean_auroc(prediction.label_ids, probability, self.data.findings)}
+
+
+class _PixelsChecked(TrainerCallback):
+    """Ends a training whose stored pixels are damaged, as soon as that is found; all of them are compared once a process."""
+
+    def __init__(self, data: PreparedChestXrays) -> None:
+        self._data = data
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self._data.pixel_check.raise_if_failed()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self._data.pixel_check.raise_if_failed()
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        self._data.pixel_check.wait()
 
 
 def prepare(flags: Sequence[str]) -> ChestXrayRun:

@@ -7,30 +7,33 @@ collators do not augment it.
 
 from __future__ import annotations
 
-import json
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
-import pyarrow
-import pyarrow.ipc
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.image_decoding import Decoding
+from ipu_trainer.tasks.chest_xray.data.integrity.digests import PixelCheck
+from ipu_trainer.tasks.chest_xray.data.integrity.prepared_folder import (
+    MANIFEST,
+    PreparedError,
+    check_rows,
+    check_store,
+    pixel_check,
+    read_manifest,
+    read_rows,
+)
 from ipu_trainer.tasks.chest_xray.data.labels import pathologies
-from ipu_trainer.tasks.chest_xray.data.pixel_store import STORE_FILE, open_pixels, read_header
-from ipu_trainer.tasks.chest_xray.data.prepare import FORMAT_VERSION, MANIFEST
+from ipu_trainer.tasks.chest_xray.data.pixel_store import STORE_FILE, open_pixels
 from ipu_trainer.tasks.chest_xray.data.splits import SPLITS
 
 Key = Union[int, Tuple[int, int]]
 Batch = Dict[str, torch.Tensor]
-
-
-class PreparedError(UserError):
-    """A folder that is not a finished output of `ipu-trainer prepare chest-xray`."""
 
 
 class ChestXrayDataset(Dataset):  # type: ignore[type-arg]  # Dataset is not generic at run time on torch 2.0
@@ -50,6 +53,11 @@ class ChestXrayDataset(Dataset):  # type: ignore[type-arg]  # Dataset is not gen
         self._store = store
         self._pixel_rows = pixel_rows
         self._pixels: Optional[np.ndarray] = None
+
+    @property
+    def pixel_rows(self) -> np.ndarray:
+        """int64 (num_samples,): where each image lies in the store."""
+        return self._pixel_rows
 
     @property
     def patient_ids(self) -> List[str]:
@@ -126,6 +134,11 @@ class PreparedChestXrays:
     def fingerprint(self) -> str:
         return str(self.manifest["fingerprint"])
 
+    @functools.cached_property
+    def pixel_check(self) -> PixelCheck:
+        """The comparison of all pixels with their digest, which begins here, beside the work that uses them."""
+        return pixel_check(self.folder, self.manifest, self.everything.pixel_rows)
+
     def split(self, name: str) -> ChestXrayDataset:
         """ "train", "validation", "test", or "all"."""
         if name == "all":
@@ -137,7 +150,10 @@ class PreparedChestXrays:
 
 
 def load_prepared(folder: Union[str, Path]) -> PreparedChestXrays:
-    """Open a folder that `ipu-trainer prepare chest-xray` wrote. Raises PreparedError or StoreError if it is damaged."""
+    """Open a folder that `ipu-trainer prepare chest-xray` wrote. Raises PreparedError or StoreError if it is damaged.
+
+    Everything but the pixels is compared with its digest here, the pixels by pixel_check.
+    """
     folder = Path(folder)
     path = folder / MANIFEST
     if not path.is_file():
@@ -145,18 +161,9 @@ def load_prepared(folder: Union[str, Path]) -> PreparedChestXrays:
             f"{folder} holds no finished data set ({MANIFEST} is missing). "
             f"Make it: ipu-trainer prepare chest-xray --csv CSV --images DIR --output {folder}"
         )
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    if manifest.get("format_version") != FORMAT_VERSION:
-        raise PreparedError(
-            f"{path} has format_version {manifest.get('format_version')}, this release reads {FORMAT_VERSION}. "
-            "Prepare the data again into a new folder."
-        )
-    header = read_header(folder / STORE_FILE)
-    if header.source_hash != manifest["fingerprint"]:
-        raise PreparedError(
-            f"{folder}: {STORE_FILE} and {MANIFEST} are of different preparations. Prepare the data again."
-        )
-    rows = _read_arrow(folder / "metadata")
+    manifest = read_manifest(folder)
+    header = check_store(folder, manifest)
+    rows = read_rows(check_rows(folder, manifest))
     columns: Dict[str, List[Any]] = {
         name: rows.column(name).to_pylist() for name in rows.column_names if name not in ("labels", "pixel_row")
     }
@@ -167,19 +174,3 @@ def load_prepared(folder: Union[str, Path]) -> PreparedChestXrays:
         raise PreparedError(f"{folder}: metadata and pixel store disagree on the number of images. Prepare it again.")
     everything = ChestXrayDataset(folder / STORE_FILE, pixel_rows, labels, columns, list(manifest["findings"]))
     return PreparedChestXrays(folder, manifest, everything)
-
-
-def _read_arrow(folder: Path) -> pyarrow.Table:
-    """The rows of a folder that `datasets` wrote.
-
-    Read with pyarrow, because datasets 2 cannot read the column types that datasets 4 and later write, and both stacks have to
-    read the same prepared folder.
-    """
-    try:
-        names = [
-            item["filename"] for item in json.loads((folder / "state.json").read_text(encoding="utf-8"))["_data_files"]
-        ]
-        tables = [pyarrow.ipc.open_stream(pyarrow.memory_map(str(folder / name))).read_all() for name in names]
-    except (OSError, KeyError, json.JSONDecodeError, pyarrow.ArrowInvalid) as error:
-        raise PreparedError(f"{folder} is damaged ({error}). Prepare the data again into a new folder.") from error
-    return pyarrow.concat_tables(tables)

@@ -7,15 +7,16 @@ import os
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Deque, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 from tqdm import tqdm
 
 from ipu_trainer.tasks.chest_xray.data import image_decoding
 from ipu_trainer.tasks.chest_xray.data.image_decoding import Decoding, ValueRange
+from ipu_trainer.tasks.chest_xray.data.integrity.digests import pixel_digest
 from ipu_trainer.tasks.chest_xray.data.pixel_store import StoreWriter, file_digest, writable_rows
-from ipu_trainer.tasks.chest_xray.data.pixels.image_limits import ImageError
+from ipu_trainer.tasks.chest_xray.data.pixels.image_limits import ImageError, read_image_file
 
 _CHUNK = 16  # images of a task
 _TASKS_AHEAD = 8  # for each worker
@@ -35,31 +36,43 @@ def decode_to_store(
     with tqdm(
         total=len(paths), initial=len(paths) - len(missing), unit="image", desc="decoding", disable=not progress
     ) as bar:
-        for row, digest, reason, image_range in _decoded(missing, writer, folder, paths, decoding, workers):
-            if reason is not None:
-                failures[row] = reason
+        for found in _decoded(missing, writer, folder, paths, decoding, workers):
+            if found.reason:
+                failures[found.row] = found.reason
             else:
-                writer.commit(
-                    row, digest, (0.0, 0.0) if image_range is None else (image_range.whole, image_range.floating)
-                )
+                values = found.values or ValueRange()
+                writer.commit(found.row, found.source, found.pixels, (values.whole, values.floating))
             bar.update()
     whole = ValueRange(*writer.ranges.max(axis=0).tolist())
     wide = np.flatnonzero(writer.ranges.max(axis=1)).tolist()
     again = [row for row in wide if not whole.gives_scale_of(ValueRange(*writer.ranges[row].tolist()))]
-    rescaled = _decoded(again, writer, folder, paths, replace(decoding, scale=whole), workers)
-    failures.update((row, reason) for row, _, reason, _ in rescaled if reason)
+    for found in _decoded(again, writer, folder, paths, replace(decoding, scale=whole), workers):
+        if found.reason:
+            failures[found.row] = found.reason
+        else:
+            writer.set_pixel_digest(found.row, found.pixels)
     white = max((white for white, value in zip(whole.whites, (whole.whole, whole.floating)) if value), default=0)
     about = {"count": len(wide), "white": white, "darker": len(again), **asdict(whole)} if wide else {}
     return failures, whole if wide else None, about
 
 
-_Result = List[Tuple[int, bytes, Optional[str], Optional[ValueRange]]]
+class _DecodedRow(NamedTuple):
+    """reason: why there are no pixels. source, pixels: digests of the file and of what was stored. values: the image's range."""
+
+    row: int
+    reason: str = ""
+    source: bytes = b""
+    pixels: bytes = b""
+    values: Optional[ValueRange] = None
+
+
+_Result = List[_DecodedRow]
 
 
 def _decoded(
     wanted: Sequence[int], writer: StoreWriter, folder: Path, paths: Sequence[str], decoding: Decoding, workers: int
-) -> Iterator[Tuple[int, bytes, Optional[str], Optional[ValueRange]]]:
-    """(row, digest, reason, range of the image) of the wanted rows; reason is None once the pixels are in the store."""
+) -> Iterator[_DecodedRow]:
+    """Of the wanted rows; without a reason, the pixels are in the store."""
     num_tasks = -(-len(wanted) // _CHUNK)
     if not num_tasks:
         return
@@ -102,11 +115,12 @@ class _Decoder:
         for row, path in task:
             try:
                 with image_decoding.reading_file():
-                    content = (self.images / path).read_bytes()
+                    content = read_image_file(self.images / path)
                     image = image_decoding.open_image(content)
                     pixels[row] = self.decoding.pixels_of(image)
             except (ImageError, OSError) as error:
-                results.append((row, b"", str(error), None))
+                results.append(_DecodedRow(row, str(error) or type(error).__name__))
             else:
-                results.append((row, file_digest(content), None, self.decoding.range_for_scale(image)))
+                values = self.decoding.range_for_scale(image)
+                results.append(_DecodedRow(row, "", file_digest(content), pixel_digest(pixels[row].data), values))
         return results

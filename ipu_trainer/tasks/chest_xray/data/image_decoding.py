@@ -15,6 +15,7 @@ image would not keep.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import io
 import struct
@@ -27,6 +28,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ipu_trainer.tasks.chest_xray.data.pixels import dicom
 from ipu_trainer.tasks.chest_xray.data.pixels.image_limits import ImageError, refuse_bomb
+from ipu_trainer.tasks.chest_xray.data.pixels.png_checksums import check_png
 from ipu_trainer.tasks.chest_xray.data.pixels.quiet_warnings import quiet
 from ipu_trainer.tasks.chest_xray.data.pixels.window import CodedImage, between, percentile_range
 
@@ -42,6 +44,9 @@ RESAMPLES = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 _BITS = (8, 10, 12, 14, 16)
+# Pillow knows dozens of formats by their content; EPS starts a program. MPO is a camera's JPEG.
+_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "TIFF")
+_READ_MODES = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"})
 OpenedImage = Union[Image.Image, CodedImage]
 
 
@@ -74,7 +79,7 @@ def value_range(image: OpenedImage) -> Optional[ValueRange]:
     """
     if isinstance(image, CodedImage) or not _is_wide(image):
         return None
-    largest = float(np.nan_to_num(np.asarray(image)).max(initial=0.0))
+    largest = float(_wide_values(image).max(initial=0.0))
     if largest >= 2**16:
         raise ImageError(f"values up to {largest:,.0f}: at most 16 bits are read")
     return ValueRange(floating=largest) if image.mode == "F" else ValueRange(whole=largest)
@@ -104,8 +109,9 @@ def open_image(content: bytes) -> OpenedImage:
             return Image.fromarray(pixels.reshape(size[1], size[0]))
     try:
         with quiet():
-            image = Image.open(io.BytesIO(content))
+            image = Image.open(io.BytesIO(content), formats=_formats())
             refuse_bomb(image.size)
+            check_png(content)
             image.load()
             image = ImageOps.exif_transpose(image)
     except Image.DecompressionBombError as error:
@@ -113,7 +119,8 @@ def open_image(content: bytes) -> OpenedImage:
     except UnidentifiedImageError as error:
         if dicom.may_be_dicom(content):
             return dicom.open_dicom(content)
-        raise ImageError("not an image" if content else "empty file") from error
+        read = "PNG, JPEG, WebP, BMP, TIFF and DICOM"
+        raise ImageError(f"not an image of a format that is read ({read})" if content else "empty file") from error
     except (OSError, SyntaxError, ValueError, struct.error) as error:
         if isinstance(error, ImageError):
             raise
@@ -204,12 +211,14 @@ def to_grayscale(image: OpenedImage, scale: Optional[ValueRange], window: str = 
     if _is_wide(image) and window == "voi":
         raise ImageError("no DICOM file, so it has no window: --window auto, percentile or full reads it")
     if _is_wide(image) and window == "percentile":
-        wide = np.nan_to_num(np.asarray(image))
+        wide = _wide_values(image)
         brightness = between(wide, *percentile_range(*np.unique(wide, return_counts=True)))
         return Image.fromarray(np.rint(brightness * 255.0).astype(np.uint8))
     if scale is not None and _is_wide(image):  # Pillow's own conversion clips at 255
-        values = scale.scaled(np.nan_to_num(np.asarray(image).astype(np.float64)), image.mode == "F")
+        values = scale.scaled(_wide_values(image).astype(np.float64), image.mode == "F")
         return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+    if image.mode not in _READ_MODES and not _is_wide(image):
+        raise ImageError(f"colours of the kind {image.mode}: save the image in gray or RGB")
     if image.mode == "P":
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
     # Alpha is dropped, as by convert("RGB") does: NIH's RGBA files have R = G = B and alpha 255.
@@ -218,6 +227,21 @@ def to_grayscale(image: OpenedImage, scale: Optional[ValueRange], window: str = 
 
 def _is_wide(image: Image.Image) -> bool:
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
+
+
+def _wide_values(image: Image.Image) -> np.ndarray:
+    """The values of an image of more than 8 bits. Raises ImageError for values that are no numbers."""
+    values = np.asarray(image)
+    if image.mode == "F" and not np.isfinite(values).all():
+        raise ImageError("some pixels are NaN or infinite, which is no brightness. Correct the file")
+    return values
+
+
+@functools.lru_cache(maxsize=1)
+def _formats() -> Tuple[str, ...]:
+    """Those of _FORMATS that this Pillow was built with."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def _white(largest: float) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 from typing import Dict, Iterator, List, Optional, Set
 
 from ipu_trainer.errors import UserError
+from ipu_trainer.tasks.chest_xray.data.label_formats.identifiers import plain_name
 from ipu_trainer.tasks.chest_xray.data.pixels import dicom
 from ipu_trainer.tasks.folders import is_hidden
 
@@ -22,14 +24,16 @@ def is_image(path: Path) -> bool:
 class ImageFolder:
     """Image files below a folder, without hidden ones (.ipynb_checkpoints, __MACOSX, ._name); links to folders are not followed.
 
-    files: their paths relative to the folder.
+    files: their paths relative to the folder. unusable: reasons by path, as it can be printed, of those that are never opened:
+    pipes, devices, and names that are no UTF-8, which neither tables nor manifests can hold.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._root = folder.resolve()
         self._links: Set[str] = set()
-        self.files: Set[str] = set(self._walk(str(folder), ""))
+        self.unusable: Dict[str, str] = {}
+        self.files: Set[str] = set(self._walk(str(folder)))
         self._by_name: Dict[str, List[str]] = {}  # of files in subfolders
         for path in sorted(self.files):
             if "/" in path:
@@ -44,6 +48,7 @@ class ImageFolder:
         """
         if name in self.files and name not in self._links:
             return name
+        name = name if "\0" in name else plain_name(name)
         parts = name.replace("\\", "/").split("/")
         if (
             not name
@@ -87,21 +92,47 @@ class ImageFolder:
                 return matches[0]
         return None
 
-    def _walk(self, folder: str, prefix: str) -> Iterator[str]:
-        try:
-            with os.scandir(folder) as entries:
-                visible = [entry for entry in entries if not is_hidden(entry.name)]
-        except OSError as error:
-            raise UserError(
-                f"{folder} cannot be read ({error.strerror}). Give yourself access, or move it away."
-            ) from error
-        for entry in visible:
-            if entry.is_dir(follow_symlinks=False):
-                yield from self._walk(entry.path, f"{prefix}{entry.name}/")
-            elif is_image(Path(entry.path)):
-                if entry.is_symlink():
-                    self._links.add(prefix + entry.name)
-                yield prefix + entry.name
+    def _walk(self, root: str) -> Iterator[str]:
+        remaining = [(root, "")]
+        while remaining:
+            folder, prefix = remaining.pop()
+            try:
+                with os.scandir(folder) as entries:
+                    visible = [entry for entry in entries if not is_hidden(entry.name)]
+            except OSError as error:
+                raise UserError(
+                    f"{folder} cannot be read ({error.strerror}). Give yourself access, or move it away."
+                ) from error
+            for entry in visible:
+                path = prefix + entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    remaining.append((entry.path, f"{path}/"))
+                elif _is_pipe_or_device(entry):
+                    if os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
+                        self.unusable[printable(path)] = "no regular file, but a pipe, a socket or a device"
+                elif is_image(Path(entry.path)):
+                    if printable(path) != path:
+                        self.unusable[printable(path)] = "the name is no UTF-8: rename the file"
+                        continue
+                    if entry.is_symlink():
+                        self._links.add(path)
+                    yield path
+
+
+def printable(path: str) -> str:
+    """A path with what is no UTF-8 in it written as \\xNN."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _is_pipe_or_device(entry: os.DirEntry[str]) -> bool:
+    """False for a link to nothing or to itself, which is an image that cannot be read."""
+    if entry.is_file(follow_symlinks=False):
+        return False
+    try:
+        mode = entry.stat().st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 def _ends(parts: List[str]) -> Iterator[str]:

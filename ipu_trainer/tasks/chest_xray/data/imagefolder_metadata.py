@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, Sequence
 
 from ipu_trainer.atomic import atomic_path, remove_leftovers
+from ipu_trainer.tasks.chest_xray.data.integrity.prepared_folder import METADATA
 from ipu_trainer.tasks.chest_xray.data.label_formats.split_names import split_folder
 from ipu_trainer.tasks.chest_xray.data.label_table import Row
 from ipu_trainer.tasks.chest_xray.data.labels import n_hot
-
-METADATA = "metadata.jsonl"
 
 
 def records(rows: Sequence[Row], findings: Sequence[str]) -> Iterator[Dict[str, Any]]:

@@ -127,6 +127,7 @@ def match_images(labels: Labels, images: ImageFolder, only_present: bool = False
             continue
         unknown_ages += record.age is None
         rows.append(_row(record, located))
+    rejections += [Rejection(path, 0, reason) for path, reason in sorted(images.unusable.items())]
     without_label = sum(1 for name in labels.no_label if _claim(name, labels, images, first))
     rejections += [
         Rejection(path, 0, f"image without row in {labels.table.name}")

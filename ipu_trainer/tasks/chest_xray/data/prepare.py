@@ -12,14 +12,15 @@ One pass finds everything wrong with the input. Without skip_bad, only rejected.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
-import json
 import math
 import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -30,12 +31,28 @@ from ipu_trainer.tasks.chest_xray.data.decode_to_store import decode_to_store
 from ipu_trainer.tasks.chest_xray.data.image_decoding import Decoding
 from ipu_trainer.tasks.chest_xray.data.image_folder import ImageFolder
 from ipu_trainer.tasks.chest_xray.data.imagefolder_metadata import (
-    METADATA,
     read_records,
     records,
     write_beside_images,
     write_records,
 )
+from ipu_trainer.tasks.chest_xray.data.integrity.digests import combined, digest_of_files, with_digest
+from ipu_trainer.tasks.chest_xray.data.integrity.prepared_folder import (
+    FORMAT_VERSION,
+    MANIFEST,
+    METADATA,
+    REJECTED,
+    REJECTED_HEADER,
+    ROWS,
+    arrow_files,
+    check_rows,
+    check_store,
+    keep_foreign_files,
+    pixel_check,
+    read_manifest,
+    read_rows,
+)
+from ipu_trainer.tasks.chest_xray.data.integrity.sources import sources_changed, sources_of
 from ipu_trainer.tasks.chest_xray.data.label_formats.hugging_face import ImageDataset, read_dataset
 from ipu_trainer.tasks.chest_xray.data.label_formats.label_record import Labels
 from ipu_trainer.tasks.chest_xray.data.label_formats.recognition import label_files, read_labels
@@ -59,14 +76,17 @@ from ipu_trainer.tasks.chest_xray.data.splits import (
 
 __all__ = ["FORMAT_VERSION", "MANIFEST", "PrepareSettings", "PreparedSummary", "prepare"]
 
-FORMAT_VERSION = 1
-MANIFEST = "prepared.json"
 DATASET_IMAGES = "images.partial"  # of a Hugging Face data set, until they are decoded
 _ROWS_AT_ONCE = 1000  # of the metadata: a table of all rows takes 0.2 GB for the whole of ChestX-ray14
 
 
 def prepare(settings: PrepareSettings, progress: bool = True) -> PreparedSummary:
     """Prepare a data set. Raises UserError for settings or tables that cannot work; bad rows and files are listed."""
+    with _naming_a_full_disk(settings.output):
+        return _prepare(settings, progress)
+
+
+def _prepare(settings: PrepareSettings, progress: bool) -> PreparedSummary:
     dataset = None if settings.dataset is None else ImageDataset(settings.dataset)
     tables: Tuple[Path, ...] = ()
     if settings.csv is None and settings.images is not None:
@@ -77,16 +97,19 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> PreparedSummary
     identity = identity_of(settings, read, None if dataset is None else dataset.identity())
     manifest_path = settings.output / MANIFEST
     if manifest_path.is_file():
-        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+        manifest = read_manifest(settings.output)
         if manifest.get("identity") != identity:
             raise UserError(
                 f"{settings.output} was prepared with other settings or another CSV. Give another --output, or remove it."
             )
+        _check_whole(settings, manifest)
         discard_journal(settings.output / STORE_FILE)  # of a run that ended between its manifest and here
         if settings.in_place and settings.images is not None:
             write_beside_images(settings.images, read_records(settings.output / METADATA))
         return PreparedSummary(settings.output, True, True, manifest["num_images"], manifest["rejected"], manifest)
 
+    for stale in keep_foreign_files(settings.output):
+        _remove(stale)
     remove_leftovers(settings.output)
     if dataset is not None:
         dataset.write_images(images)
@@ -111,7 +134,7 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> PreparedSummary
     plan = hashlib.blake2b(digest_size=16)
     window = () if settings.window == "auto" else (settings.window,)  # a plan of an earlier release is resumed
     for part in (settings.size, settings.resample, *window, images.resolve(), *(row.path for row in rows)):
-        plan.update(f"{part}\0".encode())
+        plan.update(os.fsencode(f"{part}\0"))
     writer = StoreWriter(
         settings.output / STORE_FILE, len(rows), settings.size, settings.resample, image_files.DECODER, plan.hexdigest()
     )
@@ -143,11 +166,16 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> PreparedSummary
     source_hash = fingerprint.hexdigest()
 
     _write_rejections(settings.output, rejections)
-    _write_arrow(settings.output / "metadata", rows, pixel_rows, splits, findings)
+    _write_arrow(settings.output / ROWS, rows, pixel_rows, splits, findings)
     write_records(settings.output / METADATA, records(rows, findings))
+    digests = {
+        "pixels": combined(map(writer.pixel_digest, pixel_rows.tolist())),
+        ROWS: digest_of_files(arrow_files(settings.output)),
+        METADATA: digest_of_files([settings.output / METADATA]),
+    }
     if settings.in_place:
         write_beside_images(images, records(rows, findings))
-    writer.finish(source_hash)
+    writer.finish(source_hash, digests["pixels"])
     manifest = {
         "format_version": FORMAT_VERSION,
         "identity": identity,
@@ -176,7 +204,12 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> PreparedSummary
         "labels": about_labels(found, findings, choice.notes),
         "wide_images": wide,
         "source": {"csv": str(found.labels.table), "images": str(settings.images), "dataset": settings.dataset},
+        "digests": digests,
     }
+    if dataset is None:
+        sources = sources_of(images, [row.path for row in rows], map(writer.digest, pixel_rows.tolist()))
+        manifest["sources"] = sources
+    manifest = with_digest(manifest)
     write_json(manifest_path, manifest)
     writer.discard()
     shutil.rmtree(settings.output / DATASET_IMAGES, ignore_errors=True)
@@ -193,9 +226,44 @@ def _keep_files_of_others(settings: PrepareSettings, read: Sequence[Path]) -> No
             )
         if settings.in_place and path.name == METADATA:
             raise UserError(f"--in_place would write over {path}, from which the labels are read. Leave it out.")
-    rows = settings.output / "metadata"
-    if rows.is_dir() and any(rows.iterdir()) and not (rows / "state.json").is_file():
-        raise UserError(f"{rows} is there and no part of a prepared data set. Give another --output.")
+
+
+def _check_whole(settings: PrepareSettings, manifest: Dict[str, Any]) -> None:
+    """Raises UserError where a finished folder is damaged, or its images are others now."""
+    output = settings.output
+    check_store(output, manifest)
+    rows = read_rows(check_rows(output, manifest))
+    known = manifest.get("digests", {}).get(METADATA)
+    if not (output / METADATA).is_file() or (known and digest_of_files([output / METADATA]) != known):
+        raise UserError(f"{output / METADATA} is missing or damaged. Remove {output}, and prepare the data again.")
+    pixel_check(output, manifest, rows.column("pixel_row").to_numpy()).wait()
+    names = rows.column("file_name").to_pylist()
+    sources = manifest.get("sources")
+    if settings.images is not None and sources and sources_changed(settings.images, names, sources):
+        raise UserError(
+            f"{output} was prepared from other contents of {settings.images}: images changed or are missing since. Remove "
+            f"{output}, and prepare the data again, or give another --output."
+        )
+
+
+@contextlib.contextmanager
+def _naming_a_full_disk(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{output}: no space left to write ({os.strerror(error.errno)}). Free some, and give the same command "
+            "again: it goes on."
+        ) from error
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _labels(settings: PrepareSettings, dataset: Optional[ImageDataset], tables: Sequence[Path]) -> Tuple[Labels, Path]:
@@ -235,9 +303,8 @@ def _write_arrow(
         }
     )
     temporary, table = (folder.with_name(folder.name + ending) for ending in (".partial", ".rows.partial"))
-    for stale in (temporary, folder):
-        if stale.exists():
-            shutil.rmtree(stale)
+    if temporary.exists():
+        shutil.rmtree(temporary)
     with ArrowWriter(path=str(table), features=features) as arrow:
         for begin in range(0, len(rows), _ROWS_AT_ONCE):
             some = slice(begin, begin + _ROWS_AT_ONCE)
@@ -263,4 +330,4 @@ def _write_arrow(
 def _write_rejections(folder: Path, rejections: Sequence[Rejection]) -> None:
     found = sorted(rejections, key=lambda item: (item.line, item.file))
     rows = ([item.file, item.line or "", item.reason] for item in found)
-    write_csv(folder / "rejected.csv", [["file", "line", "reason"], *rows])
+    write_csv(folder / REJECTED, [REJECTED_HEADER, *rows])

@@ -11,6 +11,7 @@ from typing import Any, Optional, Sequence, Tuple
 
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data import image_decoding as image_files
+from ipu_trainer.tasks.chest_xray.data.image_folder import printable
 from ipu_trainer.tasks.chest_xray.data.label_formats.label_record import LabelChoices
 from ipu_trainer.tasks.chest_xray.data.label_formats.recognition import check_format
 from ipu_trainer.tasks.chest_xray.data.labels import NIH_FINDINGS
@@ -64,8 +65,12 @@ class PrepareSettings:
                 raise UserError(f"--dataset brings its own images and labels. Leave {more} out.")
         elif self.images is None or not self.images.is_dir():
             raise UserError(f"--images {self.images} is not a folder. Give the folder that holds the image files.")
-        if self.output.exists() and not self.output.is_dir():
-            raise UserError(f"--output {self.output} is a file. Give a folder.")
+        if os.path.lexists(self.output) and not self.output.is_dir():
+            raise UserError(f"--output {self.output} is a file, or a link to nothing. Give a folder.")
+        if printable(str(self.output)) != str(self.output):
+            raise UserError(
+                f"--output {printable(str(self.output))} is no UTF-8, and libraries write there. Give another."
+            )
         if not 16 <= self.size <= 1024:
             raise UserError(f"--size {self.size} is outside 16 to 1024 pixels. ViT takes 224.")
         if self.resample not in image_files.RESAMPLES:

@@ -78,6 +78,11 @@ class PreparedSummary:
         lines = [
             f"{wide['count']:,} images of more than 8 bits: the largest value is {largest:,g}, so {wide['white']:,} is white"
         ]
+        if largest < wide["white"] / 4:
+            lines.append(
+                "All of these are dark, because their largest value is below a quarter of white. If that is only their scale, "
+                "--window percentile scales each image by itself."
+            )
         if wide["darker"]:
             lines.append(
                 f"{wide['darker']:,} of these have much smaller values. That is right if they are dark; if their scale is "

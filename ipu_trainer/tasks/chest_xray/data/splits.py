@@ -13,6 +13,7 @@ from typing import Container, Dict, List, Mapping, Optional, Sequence, Set, Tupl
 
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.image_folder import IMAGE_SUFFIXES
+from ipu_trainer.tasks.chest_xray.data.label_formats.identifiers import plain_name, without_invisible
 from ipu_trainer.tasks.chest_xray.data.label_table import Rejection, Row
 from ipu_trainer.tasks.chest_xray.data.text_files import open_text
 
@@ -150,7 +151,7 @@ def read_split_list(path: Path) -> SplitList:
     """Raises UserError if no line begins with an image file name."""
     with open_text(path, "a list of image files") as text:
         lines = [line for line in text.read().splitlines() if line.strip()]
-    found = [match.group("name") for match in map(_NAME.match, lines) if match]
+    found = [match.group("name") for match in map(_NAME.match, map(without_invisible, lines)) if match]
     if not found:
         first = f"begins with {lines[0].strip()[:60]!r}" if lines else "is empty"
         raise UserError(
@@ -181,7 +182,7 @@ def listed_rows(rows: Sequence[Row], train_val: SplitList, test: SplitList) -> T
 
 
 def _plain(name: str) -> str:
-    parts = name.strip().replace("\\", "/").split("/")
+    parts = plain_name(name).replace("\\", "/").split("/")
     return "/".join(part for part in parts if part not in ("", "."))
 
 

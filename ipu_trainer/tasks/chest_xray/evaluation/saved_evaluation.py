@@ -67,10 +67,17 @@ def read_predictions(path: Path) -> Predictions:
                 raise UserError(f"{len(cells)} cells, the head has {len(head)}")
             truth[number - 2] = [float(cell or "nan") for cell in cells[2 : 2 + len(findings)]]
             probability[number - 2] = [float(cell) for cell in cells[2 + len(findings) :]]
+            if not (_are_between(truth[number - 2]) and _are_between(probability[number - 2])):
+                raise UserError("a label or a probability is not between 0 and 1")
         except ValueError as error:
             raise UserError(f"{path}, line {number}: {error}. Evaluate the run again.") from error
     names, patients = tuple(line[0] for line in lines[1:]), tuple(line[1] for line in lines[1:])
     return Predictions(names, patients, tuple(findings), truth, probability)
+
+
+def _are_between(values: np.ndarray) -> bool:
+    """Whether all of them are NaN, or at least 0 and at most 1."""
+    return bool((np.isnan(values) | ((values >= 0) & (values <= 1))).all())
 
 
 def _header(findings: Sequence[str]) -> List[str]:
@@ -133,6 +140,13 @@ def load_evaluation(folder: Path) -> Evaluation:
         split, data, fingerprint = str(metrics["split"]), metrics["data"], metrics["data_fingerprint"]
     predictions = read_predictions(folder / "predictions.csv")
     thresholds = {name: number_or_nan(value) for name, value in run.record.get("thresholds", {}).items()}
+    undefined = np.isnan(predictions.probability).any(axis=0)
+    for name, is_nan in zip(predictions.findings, undefined.tolist()):
+        if is_nan and metrics.get("per_finding", {}).get(name, {}).get("auroc") is not None:
+            raise UserError(
+                f"{folder / 'predictions.csv'}: a probability of {name} is NaN, and {METRICS_FILE} has its AUROC: one of them is "
+                "damaged. Evaluate the run again."
+            )
     return Evaluation(run, folder, metrics, predictions, split, Path(data), str(fingerprint), thresholds)
 
 

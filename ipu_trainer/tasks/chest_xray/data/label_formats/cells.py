@@ -1,8 +1,7 @@
-"""Cells of label tables as values: ages, sexes, ids of patients, and the verdict of one image's 1, 0, -1 and blank."""
+"""Cells of label tables as values: ages, sexes, and the verdict of one image's 1, 0, -1 and blank."""
 
 from __future__ import annotations
 
-import re
 from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from ipu_trainer.tasks.chest_xray.data.finding_names import same_finding
@@ -123,20 +122,15 @@ def age_of(text: str) -> Optional[int]:
 
 
 def whole_number(text: str) -> Optional[int]:
+    """Rounded toward 0; None if malformed, or larger than the 32 bits in which it is stored."""
     try:
-        return int(float(text))
+        value = int(float(text))
     except (ValueError, OverflowError):
         return None
+    return value if -(2**31) <= value < 2**31 else None
 
 
 def sex_of(text: str) -> str:
     """ "F" or "M"; "" for anything else."""
     letter = text.strip().upper()[:1]
     return letter if letter in ("F", "M") else ""
-
-
-def patient_of(text: str) -> str:
-    """ "00000013", "13" and "13.0" (written by pandas) are the same patient."""
-    text = text.strip()
-    number = re.fullmatch(r"([0-9]+)(\.0*)?", text)
-    return (number.group(1).lstrip("0") or "0") if number else text

@@ -24,9 +24,9 @@ from ipu_trainer.tasks.chest_xray.data.label_formats.cells import (
     FindingColumns,
     Verdict,
     age_of,
-    patient_of,
     sex_of,
 )
+from ipu_trainer.tasks.chest_xray.data.label_formats.identifiers import patient_of
 from ipu_trainer.tasks.chest_xray.data.label_formats.label_record import LabelChoices, LabelRecord, Labels
 from ipu_trainer.tasks.chest_xray.data.label_formats.table_file import TableFile, beside, cell
 from ipu_trainer.tasks.chest_xray.data.labels import NO_FINDING
@@ -107,7 +107,7 @@ def _records(
                 labels.no_label.append(path)
                 continue
             ids = _ID.search(path.replace("\\", "/"))
-            patient = cell(cells, patient_at) or (ids.group("patient") if ids else "")
+            patient = patient_of(cell(cells, patient_at)) or (ids.group("patient") if ids else "")
             study = cell(cells, study_at) or (ids.group("study") if ids else "")
             folders = path.replace("\\", "/").split("/")[:-1]
             part = cell(cells, part_at).lower() or next((name for name in folders if name in _PARTS), "")
@@ -117,7 +117,7 @@ def _records(
                 path,
                 present,
                 unknown,
-                patient_of(patient),
+                patient,
                 f"{patient}/{study}" if study else "",
                 age_of(cell(cells, age_at)) or None,  # 0 stands for unknown: all patients are adults
                 sex_of(cell(cells, sex_at)),

@@ -24,11 +24,11 @@ from ipu_trainer.tasks.chest_xray.data.label_formats.cells import (
     Verdict,
     age_of,
     is_no_finding,
-    patient_of,
     sex_of,
     whole_number,
 )
 from ipu_trainer.tasks.chest_xray.data.label_formats.chexpert import DEVICES
+from ipu_trainer.tasks.chest_xray.data.label_formats.identifiers import patient_of, study_of
 from ipu_trainer.tasks.chest_xray.data.label_formats.label_record import LabelChoices, LabelRecord, Labels
 from ipu_trainer.tasks.chest_xray.data.label_formats.split_names import part_named, part_of_path
 from ipu_trainer.tasks.chest_xray.data.label_formats.table_file import COLUMN_NAMES, TableFile
@@ -54,7 +54,7 @@ def find_metadata(images: Path) -> List[Path]:
             below[:] = []
             continue
         found += [Path(folder) / name for name in METADATA_NAMES if name in names]
-    return found
+    return [path for path in found if path.is_file()]  # a pipe would be waited for
 
 
 def is_written_in_place(metadata: Path) -> bool:
@@ -113,7 +113,7 @@ def records_of_rows(
             verdict.present,
             verdict.unknown,
             patient_of(patient),
-            values.get("study_id", ""),
+            study_of(values.get("study_id", "")),
             age_of(values.get("age", "")),
             sex_of(values.get("sex", "")),
             values.get("view", "").upper(),
@@ -151,7 +151,8 @@ class _Form:
                         some_one.add(key)
             if "labels" in self.column:
                 written.see(line, row.get(self.column["labels"]))
-            some_patient = some_patient or self._value("patient_id", row) not in (None, "")
+            patient = self._value("patient_id", row)
+            some_patient = some_patient or (patient is not None and patient_of(str(patient)) != "")
             nih_names = nih_names and bool(_NIH_NAME.search(str(self._value("file_name", row) or "")))
         if not count:
             raise UserError(f"{labels.table} has no rows.")
@@ -221,12 +222,22 @@ def _json_rows(path: Path) -> Iterator[Tuple[int, Dict[str, Any]]]:
         for number, text in enumerate(lines, start=1):
             if text.strip():
                 try:
-                    row = json.loads(text)
+                    row = json.loads(text, object_pairs_hook=_columns_once)
                 except (ValueError, RecursionError) as error:
                     raise UserError(f"{path}, line {number} is no JSON ({error}).") from error
                 if not isinstance(row, dict):
                     raise UserError(f"{path}, line {number}: {text.strip()[:60]!r} is no JSON object of columns.")
                 yield number, row
+
+
+def _columns_once(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
+    """The object of a JSON line. Raises ValueError where one name has two values."""
+    columns = dict(pairs)
+    if len(columns) < len(pairs):
+        for name, value in pairs:
+            if columns[name] != value:
+                raise ValueError(f"two values of {name!r}: {value!r} and {columns[name]!r}")
+    return columns
 
 
 def _csv_rows(path: Path) -> Iterator[Tuple[int, Dict[str, Any]]]:

@@ -15,8 +15,9 @@ import re
 from typing import Dict, Iterator, Optional, Tuple
 
 from ipu_trainer.errors import UserError
-from ipu_trainer.tasks.chest_xray.data.label_formats.cells import FindingColumns, Verdict, patient_of
+from ipu_trainer.tasks.chest_xray.data.label_formats.cells import FindingColumns, Verdict
 from ipu_trainer.tasks.chest_xray.data.label_formats.chexpert import CHEXPERT_FINDINGS, DEVICES, ENOUGH
+from ipu_trainer.tasks.chest_xray.data.label_formats.identifiers import patient_of
 from ipu_trainer.tasks.chest_xray.data.label_formats.label_record import LabelChoices, LabelRecord, Labels
 from ipu_trainer.tasks.chest_xray.data.label_formats.table_file import TableFile, beside, cell
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Collection, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
 from ipu_trainer.errors import UserError
-from ipu_trainer.tasks.chest_xray.data.label_formats.cells import age_of, patient_of, whole_number
+from ipu_trainer.tasks.chest_xray.data.label_formats.cells import age_of, whole_number
+from ipu_trainer.tasks.chest_xray.data.label_formats.identifiers import patient_of
 from ipu_trainer.tasks.chest_xray.data.label_formats.label_record import LabelChoices, LabelRecord, Labels
 from ipu_trainer.tasks.chest_xray.data.label_formats.table_file import COLUMN_NAMES, TableFile
 from ipu_trainer.tasks.chest_xray.data.labels import (
@@ -107,7 +108,7 @@ def _records(
 
 
 def _match_columns(table: TableFile) -> Dict[str, int]:
-    """Positions of the columns by the names in _COLUMNS; the first of two columns of one name counts."""
+    """Positions of the columns by the names in _COLUMNS."""
     found = {name: table.position(*spellings) for name, spellings in _COLUMNS.items()}
     columns = {name: position for name, position in found.items() if position is not None}
     missing = [f"{name} ({' / '.join(_COLUMNS[name][:2])})" for name in _REQUIRED if name not in columns]

@@ -15,10 +15,10 @@ from typing import Dict, Iterator, List, Optional, Set, Tuple
 from ipu_trainer.tasks.chest_xray.data.label_formats.cells import (
     age_of,
     is_no_finding,
-    patient_of,
     sex_of,
     whole_number,
 )
+from ipu_trainer.tasks.chest_xray.data.label_formats.identifiers import patient_of
 from ipu_trainer.tasks.chest_xray.data.label_formats.label_record import (
     LabelChoices,
     LabelRecord,

@@ -33,7 +33,10 @@ def is_table(path: Path) -> bool:
 
 
 class TableFile:
-    """header, and columns: positions by name without case, spaces and punctuation; the first of two of one name counts."""
+    """header, and columns: positions by name without case, spaces and punctuation.
+
+    Two columns of one name are read as one while they agree; rows() raises UserError for the first row where they do not.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -42,6 +45,8 @@ class TableFile:
         if not self.header:
             raise UserError(f"{path} is empty. Give NIH's Data_Entry_2017_v2020.csv or a table like it.")
         self.columns: Dict[str, int] = {plain(name): at for at, name in reversed(list(enumerate(self.header)))}
+        first = ((self.columns[plain(name)], at) for at, name in enumerate(self.header) if plain(name))
+        self._repeated = [(one, other) for one, other in first if one != other]
 
     def has(self, *names: str) -> bool:
         return all(plain(name) in self.columns for name in names)
@@ -69,7 +74,14 @@ class TableFile:
             next(reader, None)
             for cells in reader:
                 if any(cells) and any(cell.strip() for cell in cells):
-                    yield reader.line_num, cells if len(cells) >= width else cells + [""] * (width - len(cells))
+                    cells = cells if len(cells) >= width else cells + [""] * (width - len(cells))
+                    for one, other in self._repeated:
+                        if cells[one].strip() != cells[other].strip():
+                            raise UserError(
+                                f"{self.path}, line {reader.line_num}: two columns are called {self.header[one]!r}, and one says "
+                                f"{cells[one]!r}, the other {cells[other]!r}. Remove or rename one."
+                            )
+                    yield reader.line_num, cells
 
 
 def cell(cells: Sequence[str], position: Optional[int]) -> str:

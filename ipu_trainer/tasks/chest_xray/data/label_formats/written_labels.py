@@ -178,6 +178,8 @@ def with_healthy(verdict: Verdict, adds: bool) -> Verdict:
 
 def _of_prepared(table: Path) -> List[str]:
     """The findings of the prepared.json beside a metadata.jsonl that `prepare` wrote; [] without one."""
+    if not table.with_name("prepared.json").is_file():
+        return []
     try:
         manifest: Mapping[str, Any] = json.loads(table.with_name("prepared.json").read_text(encoding="utf-8"))
         return [str(name) for name in manifest["findings"]]

@@ -61,6 +61,8 @@ def is_dicom_file(path: Path) -> bool:
     if path.name.upper() == "DICOMDIR":
         return False
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return False
         with path.open("rb") as file:
             return is_dicom(file.read(_MAGIC_AT + 4))
     except PermissionError:
