@@ -18,6 +18,7 @@ from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import number_or_n
 from ipu_trainer.tasks.chest_xray.predict import load_predictor
 from ipu_trainer.tasks.chest_xray.report import artifacts as report
 from ipu_trainer.tasks.chest_xray.report.html_report import write_report
+from ipu_trainer.tasks.output_guard import EVALUATION, check_output, claim
 from ipu_trainer.tasks.reporting.run_report import report_or_reason
 from ipu_trainer.tasks.run_record import read_run
 
@@ -31,6 +32,7 @@ def evaluate(
     undefined. Raises UserError where no finding is common, or none of the split's images has a known label of one.
     """
     metric.check_replicates(num_bootstrap)
+    check_output(output, EVALUATION)
     record = read_run(run_dir)
     data = load_prepared(data_dir)
     subject = data.split(split)
@@ -61,6 +63,7 @@ def evaluate(
             truth, probability, findings, subject.table, thresholds, num_bootstrap, record["seed"]
         ),
     }
+    claim(output, EVALUATION)
     remove_leftovers(output)
     report.write_evaluation(output, result, truth, probability, findings, subject.table)
     report_or_reason(write_report, output)

@@ -33,6 +33,7 @@ from ipu_trainer.tasks.chest_xray.data.imagefolder_metadata import (
     METADATA,
     read_records,
     records,
+    refuse_foreign_metadata,
     write_beside_images,
     write_records,
 )
@@ -56,6 +57,7 @@ from ipu_trainer.tasks.chest_xray.data.splits import (
     refuse_empty_training,
     shared_patients,
 )
+from ipu_trainer.tasks.output_guard import PREPARED, check_output, claim
 
 __all__ = ["FORMAT_VERSION", "MANIFEST", "PrepareSettings", "PreparedSummary", "prepare"]
 
@@ -67,6 +69,7 @@ _ROWS_AT_ONCE = 1000  # of the metadata: a table of all rows takes 0.2 GB for th
 
 def prepare(settings: PrepareSettings, progress: bool = True) -> PreparedSummary:
     """Prepare a data set. Raises UserError for settings or tables that cannot work; bad rows and files are listed."""
+    check_output(settings.output, PREPARED)
     dataset = None if settings.dataset is None else ImageDataset(settings.dataset)
     tables: Tuple[Path, ...] = ()
     if settings.csv is None and settings.images is not None:
@@ -87,6 +90,7 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> PreparedSummary
             write_beside_images(settings.images, read_records(settings.output / METADATA))
         return PreparedSummary(settings.output, True, True, manifest["num_images"], manifest["rejected"], manifest)
 
+    claim(settings.output, PREPARED)
     remove_leftovers(settings.output)
     if dataset is not None:
         dataset.write_images(images)
@@ -107,6 +111,8 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> PreparedSummary
     splits = choice.splits
 
     dicom.check_paths((row.path for row in rows), settings.in_place)
+    if settings.in_place:
+        refuse_foreign_metadata(images, (row.path for row in rows))
     decoding = Decoding(settings.size, settings.resample, window=settings.window)
     plan = hashlib.blake2b(digest_size=16)
     window = () if settings.window == "auto" else (settings.window,)  # a plan of an earlier release is resumed

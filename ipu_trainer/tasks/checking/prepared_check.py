@@ -1,0 +1,128 @@
+"""A prepared chest X-ray data set: manifest, pixel store, rows, and the digests that the manifest has."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Dict, List
+
+import numpy as np
+
+from ipu_trainer.errors import UserError
+from ipu_trainer.tasks.checking.file_checks import MISSING, FileGroup, digest_problems, json_problem
+from ipu_trainer.tasks.chest_xray.data.dataset import PreparedChestXrays, load_prepared
+from ipu_trainer.tasks.chest_xray.data.imagefolder_metadata import METADATA
+from ipu_trainer.tasks.chest_xray.data.pixel_store import STORE_FILE, read_header
+from ipu_trainer.tasks.chest_xray.data.prepare import FORMAT_VERSION, MANIFEST
+from ipu_trainer.tasks.chest_xray.data.splits import SPLITS
+
+_NEEDED = {
+    "format_version": int, "identity": str, "fingerprint": str, "findings": list, "num_images": int, "size": int,
+    "resample": str, "split": dict, "counts": dict, "rejected": int, "source": dict,
+}  # fmt: skip
+
+
+def check_prepared(folder: Path) -> List[FileGroup]:
+    manifest, problem = json_problem(folder / MANIFEST, _NEEDED)
+    if not problem and manifest["format_version"] != FORMAT_VERSION:
+        problem = f"format_version {manifest['format_version']}, and this release reads {FORMAT_VERSION}"
+    if not problem and not all(isinstance(name, str) for name in manifest["findings"]):
+        problem = "findings holds a value that is no text"
+    about = "" if problem else f"{manifest['num_images']:,} images, {len(manifest['findings'])} findings"
+    groups = [FileGroup(MANIFEST, about, problem)]
+    store = _store(folder, manifest)
+    groups.append(store)
+    if problem or store.problem:
+        return groups
+    groups += [_rows(folder, manifest), _records(folder, manifest), _rejected(folder, manifest)]
+    if "digests" in manifest:
+        found = digest_problems(folder, manifest["digests"])
+        groups.append(FileGroup("digests", f"of {len(manifest['digests'])} files are right", "; ".join(found)))
+    return groups
+
+
+def _store(folder: Path, manifest: Dict[str, Any]) -> FileGroup:
+    if not (folder / STORE_FILE).is_file():
+        return FileGroup(STORE_FILE, problem=MISSING)
+    try:
+        header = read_header(folder / STORE_FILE)
+    except UserError as error:
+        return FileGroup(STORE_FILE, problem=str(error))
+    problem = ""
+    if header.source_hash != manifest.get("fingerprint", header.source_hash):
+        problem = f"it is of another preparation than {MANIFEST}"
+    elif header.size != manifest.get("size", header.size):
+        problem = f"its images have {header.size} pixels a side, and {MANIFEST} says {manifest['size']}"
+    return FileGroup(STORE_FILE, f"{header.num_rows:,} images of {header.size} x {header.size}", problem)
+
+
+def _rows(folder: Path, manifest: Dict[str, Any]) -> FileGroup:
+    for name in ("state.json", "dataset_info.json"):
+        problem = json_problem(folder / "metadata" / name, {})[1]
+        if problem:
+            return FileGroup("metadata/", problem=f"{name}: {problem}")
+    try:
+        data = load_prepared(folder)
+    except UserError as error:
+        return FileGroup("metadata/", problem=str(error))
+    except (ValueError, KeyError, TypeError, OSError) as error:  # columns that are not there, of other types or lengths
+        return FileGroup("metadata/", problem=f"its rows cannot be read ({type(error).__name__}: {error})")
+    table, labels = data.everything.table, data.everything.labels
+    counts = {split: sum(where == split for where in table.get("split", [])) for split in SPLITS}
+    wanted = {split: manifest["counts"].get(split, {}).get("images") for split in SPLITS}
+    problem = ""
+    if counts != wanted:
+        problem = f"its splits have {counts} images, and {MANIFEST} says {wanted}"
+    elif not np.isin(labels[~np.isnan(labels)], (0, 1)).all():
+        problem = "it holds a label that is neither 0, 1 nor unknown"
+    elif _positives(data) != _promised(manifest):
+        problem = f"its labels are not those that {MANIFEST} counts"
+    return FileGroup("metadata/", f"{len(labels):,} rows", problem)
+
+
+def _positives(data: PreparedChestXrays) -> Dict[str, Dict[str, int]]:
+    where = np.array(data.everything.table["split"])
+    labels = data.everything.labels
+    return {
+        split: {name: int((labels[where == split, column] == 1).sum()) for column, name in enumerate(data.findings)}
+        for split in SPLITS
+    }
+
+
+def _promised(manifest: Dict[str, Any]) -> Dict[str, Any]:
+    return {split: manifest["counts"][split].get("findings") for split in SPLITS}
+
+
+def _records(folder: Path, manifest: Dict[str, Any]) -> FileGroup:
+    path = folder / METADATA
+    if not path.is_file():
+        return FileGroup(METADATA, problem=MISSING)
+    number = 0
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for line in lines:
+                number += 1
+                record = json.loads(line)
+                if not isinstance(record, dict) or len(record["labels"]) != len(manifest["findings"]):
+                    raise ValueError(f"it has not {len(manifest['findings'])} labels")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        return FileGroup(METADATA, problem=f"line {number}: {error}")
+    wrong = number != manifest["num_images"]
+    problem = f"it has {number:,} lines, and {MANIFEST} says {manifest['num_images']:,}" if wrong else ""
+    return FileGroup(METADATA, f"{number:,} lines", problem)
+
+
+def _rejected(folder: Path, manifest: Dict[str, Any]) -> FileGroup:
+    from ipu_trainer.tasks.chest_xray.data.text_files import read_table
+
+    path = folder / "rejected.csv"
+    if not path.is_file():
+        return FileGroup(path.name, problem=MISSING)
+    try:
+        count = len(read_table(path)) - 1
+    except UserError as error:
+        return FileGroup(path.name, problem=str(error))
+    problem = (
+        f"it has {count} lines, and {MANIFEST} says {manifest['rejected']}" if count != manifest["rejected"] else ""
+    )
+    return FileGroup(path.name, f"{count} lines", problem)
