@@ -22,7 +22,7 @@ def write_checkpoint(folder, model, step):
     sum(parameter.sum() for parameter in model.parameters()).backward()
     optimizer.step()
     scheduler.step()
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, safe_serialization=True)
     torch.save(optimizer.state_dict(), folder / "optimizer.pt")
     torch.save(scheduler.state_dict(), folder / "scheduler.pt")
     states = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state()}  # noqa: NPY002, as Trainer saves it
@@ -42,13 +42,13 @@ def whole(prepared, tmp_path_factory):
     torch.manual_seed(0)
     model = ViTForImageClassification(config)
     run = write_run(folder / "run", *predictions(12))
-    model.save_pretrained(run)
+    model.save_pretrained(run, safe_serialization=True)
     write_json(run / "preprocessor_config.json", {"size": 32})
     (run / "plots").mkdir()
     Image.new("L", (8, 8)).save(run / "plots" / "roc.png")
     (run / "report.html").write_text("<html></html>\n")
     write_checkpoint(run / "checkpoint-2", model, 2)
-    model.save_pretrained(folder / "model")
+    model.save_pretrained(folder / "model", safe_serialization=True)
     return folder
 
 
