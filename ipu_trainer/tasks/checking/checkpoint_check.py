@@ -18,7 +18,7 @@ from ipu_trainer.tasks.checking.file_checks import (
 )
 from ipu_trainer.tasks.checking.weight_checks import check_weights, load_state
 
-DIGESTS = "digests.json"  # {file name: sha256}, of the files beside it
+DIGESTS = "digests.json"  # {"files": {name: digest}} of the files beside it, or the inner object alone
 _STATE = "trainer_state.json"
 _ELEMENTS_AT_ONCE = 1 << 22
 
@@ -47,8 +47,9 @@ def digest_group(folder: Path) -> List[FileGroup]:
     if not (folder / DIGESTS).exists():
         return []
     values, problem = json_problem(folder / DIGESTS, {})
-    problem = problem or "; ".join(digest_problems(folder, values))
-    return [FileGroup(DIGESTS, f"{len(values)} files have their digests", problem)]
+    files = values.get("files", values)
+    problem = problem or "; ".join(digest_problems(folder, files))
+    return [FileGroup(DIGESTS, f"{len(files) if isinstance(files, dict) else 0} files have their digests", problem)]
 
 
 def _progress(folder: Path) -> FileGroup:

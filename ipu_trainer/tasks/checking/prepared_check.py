@@ -15,6 +15,7 @@ from ipu_trainer.tasks.chest_xray.data.imagefolder_metadata import METADATA
 from ipu_trainer.tasks.chest_xray.data.pixel_store import STORE_FILE, read_header
 from ipu_trainer.tasks.chest_xray.data.prepare import FORMAT_VERSION, MANIFEST
 from ipu_trainer.tasks.chest_xray.data.splits import SPLITS
+from ipu_trainer.tasks.output_guard import MARKER, PREPARED
 
 _NEEDED = {
     "format_version": int, "identity": str, "fingerprint": str, "findings": list, "num_images": int, "size": int,
@@ -34,10 +35,16 @@ def check_prepared(folder: Path) -> List[FileGroup]:
     groups.append(store)
     if problem or store.problem:
         return groups
+    if (folder / MARKER).exists():
+        marker, problem = json_problem(folder / MARKER, {"holds": str})
+        wrong = (
+            "" if problem or marker["holds"] == PREPARED.name else f"it says that the folder holds {marker['holds']}"
+        )
+        groups.append(FileGroup(MARKER, "of `prepare`", problem or wrong))
     groups += [_rows(folder, manifest), _records(folder, manifest), _rejected(folder, manifest)]
     if "digests" in manifest:
         found = digest_problems(folder, manifest["digests"])
-        groups.append(FileGroup("digests", f"of {len(manifest['digests'])} files are right", "; ".join(found)))
+        groups.append(FileGroup("digests", "are right", "; ".join(found)))
     return groups
 
 

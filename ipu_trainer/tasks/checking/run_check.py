@@ -13,6 +13,7 @@ from ipu_trainer.tasks.checking.file_checks import (
     MISSING,
     FileGroup,
     archive_problem,
+    digest_problems,
     image_problem,
     json_problem,
     unreadable_json,
@@ -103,7 +104,10 @@ def _predictions(folder: Path, metrics: Dict[str, Any]) -> FileGroup:
     except UserError as error:
         return FileGroup(path.name, problem=str(error))
     problem, wanted = "", metrics.get("num_images")
-    if wanted is not None and wanted != len(predictions):
+    digests = {name: digest for name, digest in dict(metrics.get("digests") or {}).items() if name == path.name}
+    if digest_problems(folder, digests):
+        problem = f"it is not the file of {METRICS_FILE}: its digest is another one"
+    elif wanted is not None and wanted != len(predictions):
         problem = f"it has {len(predictions):,} images, and {METRICS_FILE} says {wanted:,}"
     elif not np.isfinite(predictions.probability).all():
         problem = "it holds a probability that is no number"
