@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +13,7 @@ from ipu_trainer.tasks import output_guard as guard
 from ipu_trainer.tasks.chest_xray.data.imagefolder_metadata import refuse_foreign_metadata
 from ipu_trainer.tasks.chest_xray.data.prepare import MANIFEST
 from ipu_trainer.tasks.chest_xray.export import _refuse_foreign_files
+from ipu_trainer.tasks.recipe import recipe
 from ipu_trainer.tasks.reporting.html_document import Page, write_page
 from ipu_trainer.tasks.run_record import METRICS_FILE, RUN_FILE
 from ipu_trainer.tasks.search.search_command import SEARCH_FILE
@@ -33,8 +35,9 @@ HELD = {
         None,
     ),
 }
+# Each with the kind that it is not refused for here: its own, and for `train` a search's, which flags alone do not tell from it.
 COMMANDS = {
-    "train": ("train chest-xray --data {there} --model {there} --output {output}", guard.RUN),
+    "train": ("train chest-xray --data {there} --model {there} --output {output}", guard.SEARCH),
     "train language-modeling": ("train language-modeling --corpus {there} --output {output}", guard.RUN),
     "train seq2seq": ("train seq2seq --pairs {there} --output {output}", guard.RUN),
     "search": ("search chest-xray --data {there} --model {there} --output {output}", guard.SEARCH),
@@ -65,7 +68,7 @@ def test_a_folder_of_somebody_else_is_refused_before_work_and_stays_as_it_was(co
     for number, (name, (files, kind)) in enumerate(HELD.items()):
         folder = fill(tmp_path / str(number), files)
         assert guard.kind_of(folder) == kind, name
-        if kind == own:
+        if kind == own or (kind == guard.RUN and own == guard.SEARCH and command == "train"):
             continue
         (tmp_path / f"link{number}").symlink_to(folder)
         before = state(folder)
@@ -83,6 +86,9 @@ def test_a_run_of_another_task_and_a_finished_search_are_no_output_of_a_training
     assert "is of chest-xray, and this command is of seq2seq" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"holds a search, and this command writes a run"):
         guard.check_output(fill(tmp_path / "search", HELD["a search"][0]), guard.RUN)
+    job = SimpleNamespace(args=SimpleNamespace(output_dir=str(tmp_path / "search")))
+    with pytest.raises(UserError, match=r"holds a search, and this command writes a run"):
+        recipe.train(job)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is no folder"):
         guard.check_output(tmp_path / "file", guard.RUN)
