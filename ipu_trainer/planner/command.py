@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ipu_trainer.atomic import read_json, write_json
+from ipu_trainer.atomic import write_json
 from ipu_trainer.errors import UserError, user_input
+from ipu_trainer.json_files import read_json
 from ipu_trainer.planner.constants import STATE_BYTES, TASKS, load_calibration
 
 _GLOBAL_BATCH = 128

@@ -12,8 +12,8 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Sequence, Tuple
 
 from PIL import Image
 
-from ipu_trainer.atomic import read_json
 from ipu_trainer.errors import UserError
+from ipu_trainer.json_files import read_json
 
 MISSING = "missing"
 _LARGEST_JSON_BYTES = 1 << 28
@@ -43,7 +43,7 @@ def json_problem(path: Path, needs: Mapping[str, Kinds]) -> Tuple[Dict[str, Any]
     if path.stat().st_size > _LARGEST_JSON_BYTES:
         return {}, f"{path.stat().st_size:,} bytes are too many for this file"
     try:
-        value = read_json(path)
+        value = read_json(path, not_finite=True)
     except (UserError, RecursionError) as error:
         return {}, _one_line(error) or "nested too deeply"
     if not isinstance(value, dict):
@@ -63,7 +63,7 @@ def unreadable_json(folder: Path, known: Sequence[str] = ()) -> List[str]:
         if path.name in known or path.name.startswith("."):
             continue
         try:
-            read_json(path)
+            read_json(path, not_finite=True)
         except (UserError, OSError, RecursionError) as error:
             found.append(f"{path.name}: {_one_line(error)}")
     return found
@@ -114,18 +114,19 @@ def _digest_like(wanted: Any, path: Path) -> Any:
     """The file's digest in the form of wanted; None where that is none."""
     if isinstance(wanted, dict):
         crc = 0
-        for part in _parts(path):
+        for part in parts_of(path):
             crc = zlib.crc32(part, crc)
         return {"bytes": path.stat().st_size, "crc32": f"{crc:08x}"}
     if not isinstance(wanted, str) or len(wanted) not in _DIGESTS:
         return None
     digest = _DIGESTS[len(wanted)]()
-    for part in _parts(path):
+    for part in parts_of(path):
         digest.update(part)
     return digest.hexdigest()
 
 
-def _parts(path: Path) -> Iterator[bytes]:
+def parts_of(path: Path) -> Iterator[bytes]:
+    """The content of a file, a megabyte at a time."""
     with path.open("rb") as file:
         yield from iter(lambda: file.read(_READ_BYTES), b"")
 

@@ -8,6 +8,7 @@ from typing import Any, Dict, List, NamedTuple
 import numpy as np
 
 from ipu_trainer.errors import UserError
+from ipu_trainer.json_files import read_json
 from ipu_trainer.tasks.checking.checkpoint_check import check_checkpoint, checkpoints, digest_group
 from ipu_trainer.tasks.checking.file_checks import (
     MISSING,
@@ -79,12 +80,10 @@ def _results(folder: Path, record: Dict[str, Any]) -> List[FileGroup]:
 
 def _history(path: Path) -> FileGroup:
     """The log history, a list of JSON objects."""
-    from ipu_trainer.atomic import read_json
-
     if not path.is_file():
         return FileGroup(path.name, problem=MISSING)
     try:
-        entries = read_json(path)
+        entries = read_json(path, not_finite=True)
     except (UserError, RecursionError) as error:
         return FileGroup(path.name, problem=str(error)[:200])
     right = isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)

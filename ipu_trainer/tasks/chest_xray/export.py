@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from ipu_trainer.atomic import atomic_path, read_json, write_json
+from ipu_trainer.atomic import atomic_path, write_json
 from ipu_trainer.errors import UserError
+from ipu_trainer.json_files import read_json
 from ipu_trainer.tasks.chest_xray.data.dataset import load_prepared
 from ipu_trainer.tasks.chest_xray.data.pixels.image_limits import ImageError
 from ipu_trainer.tasks.chest_xray.predict import RunPredictor
