@@ -7,6 +7,7 @@ ipu-trainer evaluate chest-xray   run and prepared data set -> metrics
 ipu-trainer predict  RUN IMAGES...   what a finished run says of new images, as CSV
 ipu-trainer export   RUN --to onnx   a finished run's model for other programs
 ipu-trainer report   RUN...       a run as one HTML page, or several side by side
+ipu-trainer check    PATH         whether a prepared folder, a run, a model or a checkpoint is whole, and what to do
 ipu-trainer phantoms chest-xray   synthetic chests to try all of this with
 ipu-trainer simulate [--trace DIR] [--coalesce] SCRIPT | -m MODULE [ARGS...]   a program written for IPUs, on the simulator
 ipu-trainer doctor                                what is there to compute with, and which backend `auto` takes
@@ -32,6 +33,7 @@ from ipu_trainer.atomic import read_json
 from ipu_trainer.command_line import hint, snake_case
 from ipu_trainer.config import profiles
 from ipu_trainer.errors import MissingFileError, UserError, is_user_error
+from ipu_trainer.tasks.output_guard import TRACES, check_output_file, claim, is_page
 from ipu_trainer.tasks.task import load_task, task_names
 
 # Commands that begin with the name of a task, and what --help says of them.
@@ -109,6 +111,12 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--radiologist_labels", type=Path, help="labels by radiologists: Google's for ChestX-ray14")
     report.set_defaults(run=_report)
 
+    whole = commands.add_parser(
+        "check", help="whether a prepared folder, a run, a model folder or a checkpoint is whole"
+    )
+    whole.add_argument("path", type=Path, metavar="PATH", help="folder; nothing in it is changed")
+    whole.set_defaults(run=_check)
+
     simulate = commands.add_parser(
         "simulate",
         help="run a program that imports poptorch, on the simulator: ipu-trainer simulate train.py --epochs 1",
@@ -183,11 +191,14 @@ def _report(namespace: argparse.Namespace) -> None:
         raise UserError(f"{flags} goes with one chest X-ray run. Leave it out, or give one such run.")
     if len(folders) > 1:
         check_runs(names)
+    output = namespace.output or (Path("comparison.html") if len(folders) > 1 else None)
+    if output is not None:
+        check_output_file(output, is_page)
     try:
-        if len(folders) > 1 and task.write_comparison is not None:
-            print(task.write_comparison(folders, namespace.output or Path("comparison.html")))
+        if len(folders) > 1 and task.write_comparison is not None and output is not None:
+            print(task.write_comparison(folders, output))
         elif len(folders) == 1 and task.write_report is not None:
-            print(task.write_report(folders[0], namespace.output, **given))
+            print(task.write_report(folders[0], output, **given))
         else:
             raise UserError(f"task {names[0]} makes no report of {len(folders)} runs.")
     except KeyError as error:
@@ -197,12 +208,20 @@ def _report(namespace: argparse.Namespace) -> None:
         ) from error
 
 
+def _check(namespace: argparse.Namespace) -> int:
+    from ipu_trainer.tasks.checking import check_command
+
+    return check_command.run(namespace.path)
+
+
 def _simulate(namespace: argparse.Namespace) -> int:
     import contextlib
 
     from ipu_trainer import simulator
     from ipu_trainer.simulator.analysis import trace
 
+    if namespace.trace:
+        claim(Path(namespace.trace), TRACES, "--trace")
     simulator.use_torch_device(namespace.device)
     if namespace.fold:
         hint("--fold", "--coalesce")

@@ -180,6 +180,8 @@ COMMANDS = {
     # docs/predict.md
     "ipu-trainer predict run films --output predictions.csv": run(),
     "ipu-trainer export run --to onnx": run(),
+    # docs/reliability.md
+    "ipu-trainer check run": run(),
     # docs/report.md
     "ipu-trainer report run": run(),
     "ipu-trainer report run --boxes BBox_List_2017.csv --radiologist_labels google2019_nih-chest-xray-labels.csv.gz": run(),

@@ -9,6 +9,7 @@ from typing import Any
 
 from ipu_trainer.atomic import write_json
 from ipu_trainer.errors import UserError, user_input
+from ipu_trainer.json_files import read_json
 from ipu_trainer.planner.constants import STATE_BYTES, TASKS, load_calibration
 
 _GLOBAL_BATCH = 128
@@ -74,6 +75,13 @@ def run(namespace: argparse.Namespace) -> int:
     return 0
 
 
+def _is_profile(file: Path) -> bool:
+    try:
+        return file.is_file() and {"about", "config"} <= set(read_json(file))
+    except (UserError, TypeError):
+        return False
+
+
 def _refuse(namespace: argparse.Namespace) -> None:
     """Raises UserError for counts under 1 and for flags that would be ignored."""
     values = vars(namespace)
@@ -81,6 +89,8 @@ def _refuse(namespace: argparse.Namespace) -> None:
     for name in (*counts, "sequence_length", "target_length"):
         if values[name] is not None and values[name] < 1:
             raise UserError(f"--{name} {values[name]} must be at least 1. Give a whole number from 1 on.")
+    if namespace.save is not None and namespace.save.exists() and not _is_profile(namespace.save):
+        raise UserError(f"--save {namespace.save} exists, and is no profile that a plan saved. Give another file.")
     if namespace.epochs is not None and namespace.dataset_size is None:
         raise UserError(f"--epochs {namespace.epochs} needs --dataset_size: the samples of an epoch. Give it too.")
     if not namespace.config:

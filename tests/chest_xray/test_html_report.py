@@ -165,7 +165,7 @@ def test_what_is_no_finished_run_is_refused_with_the_next_move(tmp_path, capsys)
     assert "metrics.json cannot be read" in capsys.readouterr().err
     (folder / "metrics.json").write_text("{}")
     assert main(["report", str(folder)]) == 1
-    assert "another release wrote it" in capsys.readouterr().err
+    assert "num_images is missing. Evaluate the run again." in capsys.readouterr().err
     write_run(folder, *predictions(20), status="running")
     assert main(["report", str(folder)]) == 1
     assert "is not finished" in capsys.readouterr().err

@@ -24,6 +24,7 @@ from ipu_trainer.tasks.chest_xray.data.labels import NIH_FINDINGS, NO_FINDING
 from ipu_trainer.tasks.chest_xray.data.prepare import prepare
 from ipu_trainer.tasks.chest_xray.data.prepare_settings import PrepareSettings
 from ipu_trainer.tasks.chest_xray.data.split_choice import choose_split
+from ipu_trainer.tasks.output_guard import MARKER
 
 NAMES = [f"film_{number:02d}.png" for number in range(12)]
 FINDINGS = [("Edema",), ("Effusion", "Mass"), (NO_FINDING,)] * 4
@@ -477,7 +478,7 @@ def test_a_broken_image_of_a_data_set_is_rejected_by_name(tmp_path):
     summary = prepare(settings, progress=False)
     assert not summary.finished and "Format: Hugging Face data set" in summary.describe()
     assert "train/0000000-bad.png" in (tmp_path / "out" / "rejected.csv").read_text()
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["rejected.csv"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [MARKER, "rejected.csv"]
 
 
 def test_a_saved_data_set_does_not_read_files_outside_of_it(tmp_path, monkeypatch):
@@ -572,7 +573,7 @@ def test_prepare_writes_over_no_file_that_it_reads(tmp_path, capsys):
     folder = small_folder(tmp_path / "films", rows, name="metadata.jsonl")
     before = (folder / "metadata.jsonl").read_bytes()
     assert main(["prepare", "chest-xray", "--images", str(folder), "--output", str(folder)]) == 1
-    assert "would be written over" in capsys.readouterr().err
+    assert "holds files that this command did not make" in capsys.readouterr().err
     table = [
         "--csv",
         str(folder / "metadata.jsonl"),

@@ -20,6 +20,7 @@ from ipu_trainer.tasks.chest_xray.data.dataset import PreparedError, load_prepar
 from ipu_trainer.tasks.chest_xray.data.pixel_store import StoreError, open_pixels, read_header
 from ipu_trainer.tasks.chest_xray.data.pixels import image_limits
 from ipu_trainer.tasks.chest_xray.data.prepare import PrepareSettings, prepare
+from ipu_trainer.tasks.output_guard import MARKER
 
 
 @pytest.fixture
@@ -144,7 +145,7 @@ def test_bad_files_stop_everything_unless_skipped(settings, phantoms, tmp_path):
         summary = prepare(replace(bad, only_present=only_present), progress=False)
         assert (summary.finished, summary.rejected) == (False, len(rejected))
         assert ("not decoded yet" in summary.describe()) is not only_present
-        assert [path.name for path in settings.output.iterdir()] == ["rejected.csv"]
+        assert sorted(path.name for path in settings.output.iterdir()) == [MARKER, "rejected.csv"]
         with (settings.output / "rejected.csv").open() as file:
             assert sorted(row["file"] for row in csv.DictReader(file)) == rejected
     summary = prepare(replace(bad, skip_bad=True), progress=False)
@@ -166,7 +167,7 @@ def test_a_table_of_nothing_but_bad_rows_is_listed_too(settings, tmp_path):
         prepare(replace(settings, csv=table, images=empty, only_present=True), progress=False)
     with pytest.raises(ValueError, match="leaves no training image"):
         prepare(replace(settings, csv=table, images=empty, skip_bad=True), progress=False)
-    assert [path.name for path in settings.output.iterdir()] == ["rejected.csv"]
+    assert sorted(path.name for path in settings.output.iterdir()) == [MARKER, "rejected.csv"]
 
 
 def test_tasks_are_made_when_they_are_needed_and_results_keep_their_order(monkeypatch):

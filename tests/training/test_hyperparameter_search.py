@@ -13,6 +13,8 @@ from transformers.trainer_utils import HPSearchBackend
 import ipu_trainer
 from ipu_trainer import IPUConfig, IPUTrainer, IPUTrainingArguments
 from ipu_trainer.compat import transformers_versions as compat
+from ipu_trainer.errors import UserError
+from ipu_trainer.training.hyperparameter_search.optuna_search import open_storage
 
 optuna = pytest.importorskip("optuna")
 PIXELS = torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -306,3 +308,18 @@ def test_a_search_needs_model_init(tmp_path):
 def test_sigopt_is_called_what_it_is(tmp_path):
     with pytest.raises(ValueError, match="dead service.*optuna"):
         searcher(tmp_path).hyperparameter_search(rates, backend="sigopt")
+
+
+def test_a_damaged_study_is_named(tmp_path):
+    database = tmp_path / "study.db"
+    optuna.create_study(study_name="s", storage=f"sqlite:///{database}")
+    assert open_storage(database) == f"sqlite:///{database}"
+    content = database.read_bytes()
+    for damage in (b"null", content[: len(content) // 2], content[:4096] + bytes(4096) + content[8192:]):
+        database.write_bytes(damage)
+        with pytest.raises(UserError, match=r"the study in .*study.db is damaged \("):
+            open_storage(database)
+    journal = tmp_path / "study.journal"
+    journal.write_text('{"op_code": 0, "worker_id": "w"}\n{"op_code": null\n{}\n')
+    with pytest.raises(UserError, match=r"study.journal is damaged"):
+        open_storage(journal)

@@ -12,6 +12,7 @@ from typing import Any, Dict, Optional, Sequence, Tuple
 from ipu_trainer.errors import MissingFileError, UserError
 from ipu_trainer.tasks import folders
 from ipu_trainer.tasks.folders import data_to_read, find_data
+from ipu_trainer.tasks.output_guard import check_output_file, is_page, is_prediction_table
 from ipu_trainer.tasks.task import Task
 
 # NIH's data in the folder of Graphcore's tutorial: the table, the lists and images/.
@@ -193,6 +194,16 @@ def _predict(flags: Sequence[str]) -> int:
         raise UserError(f"--html_images {namespace.html_images} is of the page that --html FILE writes. Give both.")
     if namespace.html_images is not None and namespace.html_images < 1:
         raise UserError(f"--html_images {namespace.html_images} must be at least 1.")
+    check_output_file(namespace.output, is_prediction_table)
+    if any(
+        Path(word).exists() and namespace.output.exists() and namespace.output.samefile(word)
+        for word in namespace.images
+    ):
+        raise UserError(
+            f"--output {namespace.output} is among the IMAGES, and would be written over. Give another file."
+        )
+    if namespace.html is not None:
+        check_output_file(namespace.html, is_page, "--html")
     paths = find_images(namespace.images)
     predictor = RunPredictor(load_run(namespace.run), namespace.precision)
     without_threshold = [name for name, value in predictor.thresholds.items() if math.isnan(value)]

@@ -14,10 +14,11 @@ from ipu_trainer.tasks.chest_xray.data.labels import label_source
 from ipu_trainer.tasks.chest_xray.data.splits import SPLITS
 from ipu_trainer.tasks.chest_xray.evaluation import metrics as metric
 from ipu_trainer.tasks.chest_xray.evaluation.matched_findings import MatchedFindings
-from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import number_or_nan
+from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import check_record, number_or_nan
 from ipu_trainer.tasks.chest_xray.predict import load_predictor
 from ipu_trainer.tasks.chest_xray.report import artifacts as report
 from ipu_trainer.tasks.chest_xray.report.html_report import write_report
+from ipu_trainer.tasks.output_guard import EVALUATION, check_output, claim
 from ipu_trainer.tasks.reporting.run_report import report_or_reason
 from ipu_trainer.tasks.run_record import read_run
 
@@ -31,7 +32,9 @@ def evaluate(
     undefined. Raises UserError where no finding is common, or none of the split's images has a known label of one.
     """
     metric.check_replicates(num_bootstrap)
+    check_output(output, EVALUATION)
     record = read_run(run_dir)
+    check_record(record, run_dir)
     data = load_prepared(data_dir)
     subject = data.split(split)
     if not len(subject):
@@ -63,6 +66,7 @@ def evaluate(
             truth, probability, findings, subject.table, thresholds, num_bootstrap, record["seed"]
         ),
     }
+    claim(output, EVALUATION)
     remove_leftovers(output)
     report.write_evaluation(output, result, truth, probability, findings, subject.table)
     report_or_reason(write_report, output)

@@ -17,9 +17,11 @@ from torch import nn
 
 from ipu_trainer.atomic import atomic_path, write_json
 from ipu_trainer.errors import UserError
+from ipu_trainer.json_files import read_json
 from ipu_trainer.tasks.chest_xray.data.dataset import load_prepared
 from ipu_trainer.tasks.chest_xray.data.pixels.image_limits import ImageError, read_image_file
 from ipu_trainer.tasks.chest_xray.predict import RunPredictor
+from ipu_trainer.tasks.output_guard import check_output_file
 from ipu_trainer.tasks.run_record import Run
 
 PREPROCESSING = "preprocessing.json"
@@ -45,6 +47,7 @@ def export_onnx(run: Run, output: Path, images: Sequence[str] = ()) -> Dict[str,
     images: files to check with; default, images of the prepared data that the run was evaluated on. Raises UserError without
     any, where a package is missing, and where the probabilities differ by more than 1e-4.
     """
+    _refuse_foreign_files(output)
     onnxruntime = _import_onnxruntime()
     predictor = RunPredictor(run, "fp32")
     pixels = _images_to_check(predictor, images)
@@ -65,9 +68,18 @@ def export_onnx(run: Run, output: Path, images: Sequence[str] = ()) -> Dict[str,
                 f"the ONNX model's probabilities differ from PyTorch's by {difference:.2g}, at most {LARGEST_DIFFERENCE:g} is "
                 f"accepted; {output} was not written. Try another release of torch or onnxruntime, and please report it."
             )
-    decoding = predictor.decoding
-    description = {
-        "model": output.name,
+        checked = {"images": len(pixels), "largest_difference": difference, "onnxruntime": onnxruntime.__version__}
+        description = _description(predictor, output.name, checked)
+        # Before the model has its name: a kill between the two leaves what the same command completes.
+        write_json(output.with_name(PREPROCESSING), description)
+    return description
+
+
+def _description(predictor: RunPredictor, name: str, checked: Dict[str, Any]) -> Dict[str, Any]:
+    """What preprocessing.json says of the model file of this name."""
+    decoding, normalise = predictor.decoding, predictor.predictor.normalisation
+    return {
+        "model": name,
         "input": {
             "name": "pixel_values",
             "type": "float32",
@@ -84,10 +96,19 @@ def export_onnx(run: Run, output: Path, images: Sequence[str] = ()) -> Dict[str,
         "decoding": decoding.to_dict(),
         "mean": list(normalise.mean),
         "std": list(normalise.std),
-        "checked": {"images": len(pixels), "largest_difference": difference, "onnxruntime": onnxruntime.__version__},
+        "checked": checked,
     }
-    write_json(output.with_name(PREPROCESSING), description)
-    return description
+
+
+def _refuse_foreign_files(output: Path) -> None:
+    """Raise UserError where output or the file beside it would be written over, and is no earlier export of this name."""
+    about = output.with_name(PREPROCESSING)
+    described = read_json(about) if about.is_file() else {}
+    own = isinstance(described, dict) and {"model", "preprocessing"} <= set(described)
+    if own and described["model"] != output.name:
+        raise UserError(f"--output {output}: {about} describes {described['model']}. Give a file in another folder.")
+    for file in (about, output):
+        check_output_file(file, lambda _: own)
 
 
 def _images_to_check(predictor: RunPredictor, images: Sequence[str]) -> np.ndarray:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ipu_trainer.tasks.chest_xray.data.image_decoding import Decoding
 from ipu_trainer.tasks.chest_xray.data.labels import NO_FINDING
 from ipu_trainer.tasks.chest_xray.data.pixels.image_limits import ImageError, read_image_file
-from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import number_or_nan
+from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import check_record, number_or_nan
 from ipu_trainer.tasks.chest_xray.model.checkpoint import load_finished
 from ipu_trainer.tasks.chest_xray.model.image_processor import load_processor, resample_name
 from ipu_trainer.tasks.chest_xray.model.inputs import load_normalisation
@@ -60,6 +60,7 @@ class RunPredictor:
 
     def __init__(self, run: Run, precision: Optional[str] = None) -> None:
         record = run.record
+        check_record(record, run.folder)
         self.run = run
         self.findings: Tuple[str, ...] = tuple(record["findings"])
         self.thresholds = {name: number_or_nan(record["thresholds"].get(name)) for name in self.findings}

@@ -20,6 +20,7 @@ from ipu_trainer.atomic import atomic_path
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.pixels.image_limits import ImageError
 from ipu_trainer.tasks.chest_xray.predict import RunPredictor, above_threshold
+from ipu_trainer.tasks.output_guard import check_output_file, is_prediction_table
 
 _LINES_BETWEEN_FLUSHES = 64
 
@@ -33,7 +34,7 @@ def predict_to_csv(
     is no such file, or while another process writes it.
     """
     header = ["file_name", "findings", *(f"probability_{name}" for name in predictor.findings)]
-    _refuse_foreign_file(output, header)
+    check_output_file(output, is_prediction_table)
     output.parent.mkdir(parents=True, exist_ok=True)
     rejected: Dict[str, str] = {}
     with _partial_file(output, _identity(predictor, paths)) as partial:
@@ -102,20 +103,6 @@ def _complete_lines(partial: BinaryIO) -> int:
     partial.truncate(end)
     partial.seek(end)
     return complete
-
-
-def _refuse_foreign_file(output: Path, header: Sequence[str]) -> None:
-    if output.is_dir():
-        raise UserError(f"--output {output} is a folder. Give a file, such as {output / 'predictions.csv'}.")
-    if output.exists():
-        with output.open(encoding="utf-8", errors="replace", newline="") as file:
-            try:
-                head = next(csv.reader(file), [])
-            except csv.Error:
-                head = []
-        names = [name for name in head[2:] if name.startswith("probability_")]
-        if head[:2] != list(header[:2]) or not names or len(names) < len(head) - 2:
-            raise UserError(f"--output {output} exists, and predict did not write it. Give another --output.")
 
 
 def _identity(predictor: RunPredictor, paths: Sequence[str]) -> str:

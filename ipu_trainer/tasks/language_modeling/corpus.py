@@ -14,6 +14,7 @@ from transformers import DataCollatorForLanguageModeling
 from ipu_trainer.atomic import atomic_path, read_json, write_json
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.language_modeling.recipe_arguments import LanguageModelingArguments
+from ipu_trainer.tasks.output_guard import CORPUS, claim, kind_of
 from ipu_trainer.tasks.text.documents import (
     Document,
     fingerprint,
@@ -192,6 +193,10 @@ def prepare_corpus(
         about = read_json(about_file)
         if about["settings"] == settings:
             return _read(folder, about)
+        if kind_of(folder.parent) is not None:  # a run or a search that learned from it
+            changed = ", ".join(name for name in settings if about["settings"].get(name) != settings[name])
+            raise UserError(f"{folder} holds the corpus of other settings ({changed}). Give another --output.")
+    claim(folder, CORPUS)
     train, validation = read_documents(recipe, seed)
     if tokenizer_source:
         tokenizer = load_tokenizer(tokenizer_source)

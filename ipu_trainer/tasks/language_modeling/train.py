@@ -55,6 +55,8 @@ from ipu_trainer.training.trainer import IPUTrainer
 
 METRIC = ValidationMetric("eval_perplexity", "validation perplexity", logarithmic=True)
 _SCORES = ("perplexity", "unigram_perplexity", "nats_per_token", "bits_per_byte")
+_METRICS = {"num_tokens": float, "samples?": [str], **{f"{name}?": (float, None) for name in _SCORES}}
+_RECORD = {"masked": bool, "sequence_length": int}
 
 
 def headline(run: Run) -> Headline:
@@ -75,7 +77,7 @@ def workload(run: Run) -> Tuple[str, int]:
     return "masked-lm" if run.record["masked"] else "causal-lm", int(run.record["sequence_length"])
 
 
-_REPORT = TaskReport("Language model", METRIC, headline, tiles, samples, workload)
+_REPORT = TaskReport("Language model", METRIC, headline, tiles, samples, workload, _METRICS, _RECORD)
 write_report, write_comparison = _REPORT.write, _REPORT.write_comparison
 
 

@@ -17,6 +17,7 @@ from ipu_trainer.compat import transformers_versions as compat
 from ipu_trainer.config.profiles import load_profile
 from ipu_trainer.errors import UserError, user_input
 from ipu_trainer.tasks.folders import results
+from ipu_trainer.tasks.output_guard import check_task_output
 from ipu_trainer.tasks.recipe.flag_table import check_flags
 from ipu_trainer.training.arguments import IPUTrainingArguments
 from ipu_trainer.training.monitor import check_reporters, default_reporters
@@ -77,6 +78,7 @@ def parse_flags(
     if unknown:
         raise UserError(f"unknown flags {' '.join(unknown)}. `ipu-trainer train {task} --help` lists them.")
     values, given = {**vars(namespace), **kept}, flags_given(words)
+    check_task_output(values["output_dir"], task)
     check_reporters(values["report_to"])
     check_flags(task, values, {name: parser.get_default(name) for name in values}, given)
     for name in sorted(given):

@@ -17,6 +17,7 @@ import transformers
 
 from ipu_trainer.atomic import write_text
 from ipu_trainer.errors import user_input
+from ipu_trainer.tasks.output_guard import RUN, check_output
 from ipu_trainer.tasks.recipe.early_checks import check_metric, check_optimizer, feasibility_check, fit_warning, warn
 from ipu_trainer.tasks.reporting.drawing import plot_training
 from ipu_trainer.tasks.reporting.run_report import REPORT_FILE, report_or_reason
@@ -107,6 +108,7 @@ def train(job: TaskRun) -> Dict[str, Any]:
     Raises UserError, before training, for input that cannot work.
     """
     args, run_dir = job.args, Path(job.args.output_dir)
+    check_output(run_dir, RUN)
     checkpoint = resumable_checkpoint(run_dir, args, job.settings)
     trained = trained_record(run_dir, args)
     model = seeded_model(job) if trained is None else job.trained_model(run_dir)

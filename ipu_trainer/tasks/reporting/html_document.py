@@ -17,6 +17,7 @@ import jinja2
 from markupsafe import Markup
 
 from ipu_trainer.atomic import PathLike, write_text
+from ipu_trainer.tasks.output_guard import check_output_file, is_page
 
 _LONGEST_CELL = 400
 _ID = re.compile(r'(\bid="|href="#|url\(#)')
@@ -153,6 +154,8 @@ def render(page: Page) -> str:
 
 
 def write_page(file: PathLike, page: Page) -> None:
+    """Raises UserError if file is there and no page that this function wrote."""
+    check_output_file(Path(file), is_page)
     write_text(file, render(page))
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from ipu_trainer.errors import UserError
+from ipu_trainer.json_files import check_shape
 from ipu_trainer.tasks.reporting.html_document import (
     Block,
     Page,
@@ -19,11 +20,12 @@ from ipu_trainer.tasks.reporting.html_document import (
     write_page,
 )
 from ipu_trainer.tasks.reporting.run_report import REPORT_FILE, ValidationMetric, run_page, training_blocks
-from ipu_trainer.tasks.run_record import Run, flat, load_run
+from ipu_trainer.tasks.run_record import METRICS_FILE, RUN_FILE, Run, flat, load_run
 
 Headline = Sequence[Tuple[str, Any, Any]]  # (metric, value, interval or None)
 _NAMES_OF_THE_RUN = ("training.output_dir", "training.run_name", "training.logging_dir")
 MOST_RUNS = 8
+_AGAIN = "Take the file from a copy, or train the run again into another folder."
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class TaskReport:
     """The parts of a report that a task adds.
 
     headline: the numbers by which runs are compared. samples: what the model wrote. workload: what planner.measure takes
-    besides the model.
+    besides the model. metrics, record: what metrics.json and run.json must hold, as json_files.check_shape takes it.
     """
 
     title: str
@@ -124,10 +126,19 @@ class TaskReport:
     tiles: Callable[[Run], Tiles]
     samples: Callable[[Run], List[Block]]
     workload: Callable[[Run], Sequence[Any]]
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    def load(self, folder: Path) -> Run:
+        """The run, whose files hold what the report reads. Raises UserError for any other."""
+        run = load_run(folder)
+        check_shape(run.metrics, self.metrics, run.folder / METRICS_FILE, _AGAIN)
+        check_shape(run.record, self.record, run.folder / RUN_FILE, _AGAIN)
+        return run
 
     def write(self, folder: Path, output: Optional[Path] = None) -> Path:
         """Write report.html of a finished run, into its folder or to output; returns the path."""
-        run, file = load_run(folder), Path(output) if output else Path(folder) / REPORT_FILE
+        run, file = self.load(folder), Path(output) if output else Path(folder) / REPORT_FILE
         results = [Section("Samples", self.samples(run))]
         title, workload = f"{self.title}: {run.name}", self.workload(run)
         write_page(file, run_page(run, title, "", self.tiles(run), results, self.metric, workload))
@@ -135,7 +146,7 @@ class TaskReport:
 
     def write_comparison(self, folders: Sequence[Path], output: Path) -> Path:
         """Write one page that compares several runs; returns the path."""
-        runs = [load_run(folder) for folder in folders]
+        runs = [self.load(folder) for folder in folders]
         check_runs([run.task for run in runs])
         columns = [
             ComparedRun(run, name, self.headline(run), str(run.record["data"].get("fingerprint", "")))

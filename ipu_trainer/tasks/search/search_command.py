@@ -21,6 +21,7 @@ from ipu_trainer.atomic import read_json, remove_leftovers, write_json
 from ipu_trainer.command_line import plain_value, snake_case
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.folders import results
+from ipu_trainer.tasks.output_guard import SEARCH, check_output
 from ipu_trainer.tasks.recipe.early_checks import check_metric
 from ipu_trainer.tasks.recipe.flags import flags_given, with_config
 from ipu_trainer.tasks.search.search_results import header, row, write_results
@@ -99,6 +100,7 @@ def run(task: str, prepare: Callable[[Sequence[str]], SearchTask], words: Sequen
         raise UserError(f"--space names one value twice: {', '.join(names)}.")
     pruner = _pruner(options.pruner)
     folder = Path(options.output or results("--output", f"{task}-search"))
+    check_output(folder, SEARCH)
     rest = with_config(task, rest)
     # Trials leave neither checkpoints nor logs unless they are asked for: the study has the results.
     quiet = [("--save_strategy", "no"), ("--report_to", "none")]

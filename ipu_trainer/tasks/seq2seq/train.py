@@ -49,6 +49,9 @@ from ipu_trainer.training.seq2seq import IPUSeq2SeqTrainer, IPUSeq2SeqTrainingAr
 METRIC = ValidationMetric("eval_chrf", "validation chrF")
 _SCORES = (("BLEU", "bleu"), ("chrF", "chrf"), ("exactly right", "exact_match"), ("loss", "loss"))
 _MOST_EXAMPLES = 24
+_NUMBER = (float, None)
+_METRICS = {"num_pairs": int, "baseline": {str: _NUMBER}, **{f"{key}?": _NUMBER for _, key in _SCORES}}
+_RECORD = {"settings": {"recipe": {"source_length": int, "target_length": int}}}
 
 
 def headline(run: Run) -> Headline:
@@ -84,7 +87,7 @@ def workload(run: Run) -> Tuple[str, int, int]:
     return "seq2seq-lm", int(recipe["source_length"]), int(recipe["target_length"])
 
 
-_REPORT = TaskReport("Seq2seq", METRIC, headline, tiles, example_predictions, workload)
+_REPORT = TaskReport("Seq2seq", METRIC, headline, tiles, example_predictions, workload, _METRICS, _RECORD)
 write_report, write_comparison = _REPORT.write, _REPORT.write_comparison
 
 

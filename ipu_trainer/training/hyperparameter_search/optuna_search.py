@@ -7,12 +7,14 @@ transformers' own search (searching.py).
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import gc
 import inspect
 import os
 import platform
 import random
+import sqlite3
 import time
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -144,7 +146,10 @@ def set_geometry(
 
 
 def open_storage(storage: Any) -> Any:
-    """A storage for optuna. A URL or object is returned as it is; PATH.db or .sqlite3 is SQLite, PATH.journal or .log a journal."""
+    """A storage for optuna. A URL or object is returned as it is; PATH.db or .sqlite3 is SQLite, PATH.journal or .log a journal.
+
+    Raises UserError for a file of another suffix, and for one that is there and damaged.
+    """
     if not isinstance(storage, (str, os.PathLike)) or "://" in str(storage):
         return storage
     path = Path(storage)
@@ -154,12 +159,38 @@ def open_storage(storage: Any) -> Any:
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix not in (".journal", ".log"):
+        _check_sqlite(path)
         return f"sqlite:///{path}"
     from optuna import storages
 
     journal = getattr(storages, "journal", None)
     file_backend = getattr(journal, "JournalFileBackend", None) or storages.JournalFileStorage
-    return storages.JournalStorage(file_backend(str(path)))
+    try:
+        return storages.JournalStorage(file_backend(str(path)))
+    except (ValueError, KeyError, TypeError, AssertionError) as error:  # of what its lines hold
+        raise UserError(_damaged(path, error)) from error
+
+
+def _check_sqlite(path: Path) -> None:
+    """Raise UserError for a file that SQLite finds damaged. It is only read; one that is locked is in use, so it opens."""
+    if not path.exists():
+        return
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
+            found = str(database.execute("PRAGMA quick_check(1)").fetchone()[0])
+    except sqlite3.OperationalError as error:
+        if "locked" in str(error) or "busy" in str(error):
+            return
+        raise UserError(_damaged(path, error)) from error
+    except sqlite3.DatabaseError as error:
+        raise UserError(_damaged(path, error)) from error
+    if found != "ok":
+        raise UserError(_damaged(path, found))
+
+
+def _damaged(path: Path, reason: Any) -> str:
+    text = " ".join(str(reason).split())[:200]
+    return f"the study in {path} is damaged ({text}). Take the file from a copy, or give another --output or --storage."
 
 
 def _open_database(url: str) -> Any:

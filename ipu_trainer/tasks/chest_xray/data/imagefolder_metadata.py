@@ -13,10 +13,14 @@ from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, Sequence
 
 from ipu_trainer.atomic import atomic_path, remove_leftovers
+from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.integrity.prepared_folder import METADATA
 from ipu_trainer.tasks.chest_xray.data.label_formats.split_names import split_folder
 from ipu_trainer.tasks.chest_xray.data.label_table import Row
 from ipu_trainer.tasks.chest_xray.data.labels import n_hot
+
+# Of every record, whatever the data set: by them a file that --in_place made is known from a user's own.
+_KEYS = {"file_name", "labels", "patient_id", "age", "sex", "view", "follow_up"}
 
 
 def records(rows: Sequence[Row], findings: Sequence[str]) -> Iterator[Dict[str, Any]]:
@@ -47,6 +51,22 @@ def read_records(target: Path) -> Iterator[Dict[str, Any]]:
         for line in lines:
             record = json.loads(line)
             yield {**record, "labels": [None if value is None else float(value) for value in record["labels"]]}
+
+
+def refuse_foreign_metadata(images: Path, paths: Iterable[str]) -> None:
+    """Raise UserError where write_beside_images() would write over a metadata.jsonl that --in_place did not make."""
+    for folder in dict.fromkeys(map(split_folder, paths)):
+        target = images / folder / METADATA
+        if target.exists() and not _is_own(target):
+            raise UserError(f"--in_place would write over {target}, which it did not make. Leave it out.")
+
+
+def _is_own(target: Path) -> bool:
+    try:
+        with target.open(encoding="utf-8") as lines:
+            return set(json.loads(next(lines, "null")) or ()) >= _KEYS
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
 
 
 def write_beside_images(images: Path, lines: Iterable[Dict[str, Any]]) -> None:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ipu_trainer.atomic import atomic_path, remove_leftovers, write_csv
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.labels import NIH_FINDINGS, NO_FINDING, pathologies
+from ipu_trainer.tasks.output_guard import PHANTOMS, claim
 
 Box = Tuple[float, float, float, float]  # left, top, width, height in fractions of the image's side
 CSV_NAME = "phantoms.csv"
@@ -46,6 +47,7 @@ class PhantomSettings:
 
 def write_phantoms(folder: Path, settings: PhantomSettings, progress: bool = True) -> Path:
     """Write images/, boxes.csv and, last, phantoms.csv in NIH's layout; returns the path of phantoms.csv."""
+    claim(folder, PHANTOMS)
     remove_leftovers(folder)
     generator = np.random.default_rng(settings.seed)
     rows: List[List[object]] = []

@@ -33,6 +33,7 @@ from ipu_trainer.tasks.chest_xray.data.image_folder import ImageFolder
 from ipu_trainer.tasks.chest_xray.data.imagefolder_metadata import (
     read_records,
     records,
+    refuse_foreign_metadata,
     write_beside_images,
     write_records,
 )
@@ -73,6 +74,7 @@ from ipu_trainer.tasks.chest_xray.data.splits import (
     refuse_empty_training,
     shared_patients,
 )
+from ipu_trainer.tasks.output_guard import PREPARED, check_output, claim
 
 __all__ = ["FORMAT_VERSION", "MANIFEST", "PrepareSettings", "PreparedSummary", "prepare"]
 
@@ -87,6 +89,8 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> PreparedSummary
 
 
 def _prepare(settings: PrepareSettings, progress: bool) -> PreparedSummary:
+    if not (settings.output / MANIFEST).is_file():
+        check_output(settings.output, PREPARED)
     dataset = None if settings.dataset is None else ImageDataset(settings.dataset)
     tables: Tuple[Path, ...] = ()
     if settings.csv is None and settings.images is not None:
@@ -108,6 +112,7 @@ def _prepare(settings: PrepareSettings, progress: bool) -> PreparedSummary:
             write_beside_images(settings.images, read_records(settings.output / METADATA))
         return PreparedSummary(settings.output, True, True, manifest["num_images"], manifest["rejected"], manifest)
 
+    claim(settings.output, PREPARED)
     for stale in keep_foreign_files(settings.output):
         _remove(stale)
     remove_leftovers(settings.output)
@@ -130,6 +135,8 @@ def _prepare(settings: PrepareSettings, progress: bool) -> PreparedSummary:
     splits = choice.splits
 
     dicom.check_paths((row.path for row in rows), settings.in_place)
+    if settings.in_place:
+        refuse_foreign_metadata(images, (row.path for row in rows))
     decoding = Decoding(settings.size, settings.resample, window=settings.window)
     plan = hashlib.blake2b(digest_size=16)
     window = () if settings.window == "auto" else (settings.window,)  # a plan of an earlier release is resumed

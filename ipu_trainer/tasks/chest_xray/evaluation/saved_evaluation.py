@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +12,57 @@ from typing import Any, List, Mapping, Sequence, Tuple
 import numpy as np
 
 from ipu_trainer.errors import UserError
+from ipu_trainer.json_files import check_shape
 from ipu_trainer.tasks.chest_xray.data.labels import pathologies
 from ipu_trainer.tasks.chest_xray.evaluation.metrics import known_only
 from ipu_trainer.tasks.run_record import METRICS_FILE, RUN_FILE, Run, load_run, read_results
+
+PREDICTIONS_FILE = "predictions.csv"
+_AGAIN = "Evaluate the run again."
+_NUMBER = (float, None)
+_INTERVAL = ([_NUMBER], None)
+_ROW = {
+    "auroc?": _NUMBER, "auroc_interval?": _INTERVAL, "auprc?": _NUMBER, "auprc_interval?": _INTERVAL, "prevalence?": _NUMBER,
+    "num_positive?": int, "num_known?": int, "brier?": _NUMBER, "ece?": _NUMBER, "threshold?": _NUMBER,
+    "sensitivity?": _NUMBER, "specificity?": _NUMBER,
+}  # fmt: skip
+_GROUP = {
+    "num_images": int, "mean_auroc_14": _NUMBER, "mean_auroc_14_interval?": _INTERVAL, "defined_findings?": int,
+    "too_few_images?": bool, "per_finding?": {str: _NUMBER},
+}  # fmt: skip
+_METRICS = {
+    "num_images": int, "num_patients?": (int, None), "mean_auroc_14": _NUMBER, "mean_auroc_14_interval": [_NUMBER],
+    "mean_auprc_14": _NUMBER, "undefined_findings?": [str], "per_finding": {str: _ROW}, "no_finding?": _ROW,
+    "subgroups?": {str: {str: _GROUP}}, "bootstrap?": {"replicates?": int, "unit?": str}, "digests?": {str: str},
+    "split?": str, "run?": str, "data?": str, "data_fingerprint?": str, "label_source?": (str, None),
+    "findings_unknown_to_the_model?": [str], "findings_unknown_to_the_data?": [str], "findings_renamed?": {str: str},
+}  # fmt: skip
+_RECORD = {
+    "findings": [str], "thresholds": {str: _NUMBER}, "evaluated_split": str, "model": str, "seed": int, "split_method": str,
+    "data": {"folder": str, "fingerprint": str, "size": int}, "settings": {"training": {}, "recipe": {}},
+}  # fmt: skip
+
+
+def check_record(record: Mapping[str, Any], run_dir: Path) -> None:
+    """Raise UserError for a run.json without what every chest X-ray run has, or with values of other types."""
+    check_shape(
+        record, _RECORD, Path(run_dir) / RUN_FILE, "Take it from a copy, or train the run again into another folder."
+    )
+
+
+def check_metrics(metrics: Mapping[str, Any], path: Path) -> None:
+    """The same of metrics.json."""
+    check_shape(metrics, _METRICS, path, _AGAIN)
+    rows = {"metrics": metrics, **metrics["per_finding"], "no_finding": metrics.get("no_finding", {})}
+    for name, row in rows.items():
+        for key in ("auroc_interval", "auprc_interval", "mean_auroc_14_interval"):
+            if row.get(key) is not None and len(row[key]) != 2:
+                raise UserError(f"{path}: {key} of {name} has {len(row[key])} ends, not 2. {_AGAIN}")
+
+
+def predictions_digest(text: bytes) -> str:
+    """SHA-256 of predictions.csv, which metrics.json has: it is known that they are of one evaluation."""
+    return hashlib.sha256(text).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -130,15 +179,19 @@ def load_evaluation(folder: Path) -> Evaluation:
     folder = Path(folder)
     if (folder / RUN_FILE).is_file():
         run = load_run(folder)
+        check_record(run.record, folder)
         metrics, split = run.metrics, str(run.record["evaluated_split"])
         data, fingerprint = run.record["data"]["folder"], run.record["data"]["fingerprint"]
     else:
         metrics = read_results(folder / METRICS_FILE)
         if "run" not in metrics or "data" not in metrics:
             raise UserError(f"{folder / METRICS_FILE} names no run and data. Evaluate the run again.")
-        run = load_run(Path(metrics["run"]))
+        run = load_run(Path(str(metrics["run"])))
+        check_record(run.record, run.folder)
         split, data, fingerprint = str(metrics["split"]), metrics["data"], metrics["data_fingerprint"]
-    predictions = read_predictions(folder / "predictions.csv")
+    check_metrics(metrics, folder / METRICS_FILE)
+    predictions = read_predictions(folder / PREDICTIONS_FILE)
+    _check_agreement(predictions, metrics, folder)
     thresholds = {name: number_or_nan(value) for name, value in run.record.get("thresholds", {}).items()}
     undefined = np.isnan(predictions.probability).any(axis=0)
     for name, is_nan in zip(predictions.findings, undefined.tolist()):
@@ -148,6 +201,21 @@ def load_evaluation(folder: Path) -> Evaluation:
                 "damaged. Evaluate the run again."
             )
     return Evaluation(run, folder, metrics, predictions, split, Path(data), str(fingerprint), thresholds)
+
+
+def _check_agreement(predictions: Predictions, metrics: Mapping[str, Any], folder: Path) -> None:
+    """Raise UserError where predictions.csv is not what the metrics were computed of: a report would show both."""
+    path, wanted = folder / PREDICTIONS_FILE, metrics.get("digests", {}).get(PREDICTIONS_FILE)
+    if wanted is not None and predictions_digest(path.read_bytes()) != wanted:
+        raise UserError(f"{path} is not the file of {METRICS_FILE} beside it: its digest is another one. {_AGAIN}")
+    if len(predictions) != metrics["num_images"]:
+        raise UserError(
+            f"{path} has {len(predictions):,} images, and {METRICS_FILE} beside it {metrics['num_images']:,}. {_AGAIN}"
+        )
+    for position, name in enumerate(predictions.findings):
+        row = metrics["per_finding"].get(name, {})
+        if row.get("auroc") is not None and not np.isfinite(predictions.probability[:, position]).all():
+            raise UserError(f"{path}: probability_{name} holds a value that is no finite number. {_AGAIN}")
 
 
 def number_or_nan(value: Any) -> float:

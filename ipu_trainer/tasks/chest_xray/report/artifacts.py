@@ -15,7 +15,12 @@ from ipu_trainer.atomic import write_json, write_text
 from ipu_trainer.tasks.chest_xray.data.labels import MINED_LABELS, NO_FINDING
 from ipu_trainer.tasks.chest_xray.data.splits import PATIENTS_UNKNOWN
 from ipu_trainer.tasks.chest_xray.evaluation.metrics import ReliabilityBin, known_only, reliability
-from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import number_or_nan, predictions_csv
+from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import (
+    PREDICTIONS_FILE,
+    number_or_nan,
+    predictions_csv,
+    predictions_digest,
+)
 from ipu_trainer.tasks.reporting.drawing import (
     BLUE,
     GRAY,
@@ -183,9 +188,11 @@ def write_evaluation(
     """Write predictions.csv, metrics.txt and plots of one evaluated split, and then metrics.json."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "metrics.txt", metrics_table(metrics) + "\n")
-    write_text(folder / "predictions.csv", predictions_csv(truth, probability, findings, table))
+    predictions = predictions_csv(truth, probability, findings, table)
+    write_text(folder / PREDICTIONS_FILE, predictions)
     plot_evaluation(folder / "plots", metrics, truth, probability, findings)
-    write_json(folder / "metrics.json", metrics)
+    digests = {PREDICTIONS_FILE: predictions_digest(predictions.encode("utf-8"))}
+    write_json(folder / "metrics.json", {**metrics, "digests": digests})
 
 
 def model_card(run: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:

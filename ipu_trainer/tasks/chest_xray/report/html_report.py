@@ -6,6 +6,7 @@ data that were evaluated. Where something is missing, the report says so and how
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import List, Optional, Sequence, Tuple
 
@@ -75,7 +76,10 @@ def write_report(
     labels = read_radiologist_labels(radiologist_labels) if radiologist_labels else None
     evaluation = load_evaluation(folder)
     file = Path(output) if output else Path(folder) / REPORT_FILE
-    write_page(file, evaluation_page(evaluation, _evaluated_images(evaluation, data), boxes_by_name, labels))
+    images = _evaluated_images(evaluation, data)
+    for reason in filter(None, (images.why_no_images, images.why_no_maps)):
+        print(f"warning: {reason}", file=sys.stderr)  # the page says so too, to those who open it
+    write_page(file, evaluation_page(evaluation, images, boxes_by_name, labels))
     return file
 
 
