@@ -1,0 +1,113 @@
+"""A training that turns NaN stops at its step; an evaluation changes no weight that follows it."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from test_trainer import Pictures, arguments
+from tiny_models import vit
+
+from ipu_trainer import IPUConfig, IPUTrainer, IPUTrainingArguments
+from ipu_trainer.training.loss.divergence import DivergenceGuard, LossStreak, first_not_finite, stop_when_diverged
+from ipu_trainer.training.state.checkpoints import WritesDigests, why_not_whole
+
+
+def trainer_of(folder, dropout=0.0, ipu_config=None, **changes):
+    model = vit()
+    for part in model.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = dropout
+    args = arguments(folder, per_device_train_batch_size=4, per_device_eval_batch_size=4, **changes)
+    data = Pictures(multi_label=False)
+    data.labels = data.labels % 2
+    return IPUTrainer(model=model, args=args, train_dataset=data, eval_dataset=data, ipu_config=ipu_config)
+
+
+@pytest.mark.parametrize("backend", ["host", "simulated"])
+def test_a_training_that_turns_nan_stops_at_its_step_and_keeps_the_checkpoint_before(tmp_path, backend):
+    trainer = trainer_of(
+        tmp_path, backend=backend, max_steps=9, save_strategy="steps", save_steps=2, learning_rate=0.01
+    )
+    trainer.train_dataset.pixels[:] = 1.0
+    stop_when_diverged(trainer)
+    trainer.add_callback(WritesDigests())
+    collate = trainer.data_collator
+
+    def broken_after_three(samples):
+        broken_after_three.calls += 1
+        batch = collate(samples)
+        return {
+            **batch,
+            "pixel_values": batch["pixel_values"] * (float("nan") if broken_after_three.calls > 3 else 1.0),
+        }
+
+    broken_after_three.calls = 0
+    trainer.data_collator = broken_after_three
+    with pytest.raises(ValueError, match=r"the loss is NaN or infinite since step 4 of 9.*checkpoint-2 is from before"):
+        trainer.train()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+    assert why_not_whole(tmp_path / "checkpoint-2") is None
+
+
+def test_weights_are_read_before_a_checkpoint_and_named(tmp_path):
+    trainer = trainer_of(tmp_path, max_steps=2, save_strategy="steps", save_steps=1, learning_rate=0.01)
+    stop_when_diverged(trainer)
+    stock = trainer.create_optimizer
+
+    def with_overflow(*positional, **named):
+        optimizer = stock(*positional, **named) or trainer.optimizer
+        step = optimizer.step
+
+        def overflows(*positional, **named):
+            step(*positional, **named)
+            trainer.model.classifier.weight.data[0, 0] = float("inf")
+
+        optimizer.step = overflows
+        return optimizer
+
+    trainer.create_optimizer = with_overflow
+    with pytest.raises(ValueError, match="classifier.weight has weights that are NaN or infinite after step 1 of 2"):
+        trainer.train()
+    assert not list(Path(tmp_path).glob("checkpoint-*"))
+
+
+def test_a_skipped_step_of_float16_is_no_divergence():
+    streak = LossStreak()
+    for step, is_finite in enumerate([True, False, False, True, False], start=1):
+        streak = streak.after(step, is_finite)
+    assert streak == (1, 5)
+    assert first_not_finite({"a": torch.ones(2), "b": torch.tensor([1, 2])}) is None
+    assert first_not_finite({"a": torch.ones(2), "b": torch.tensor([float("nan")])}) == "b"
+
+
+@pytest.mark.parametrize(("fp16", "on_device", "stops"), [(True, False, 32), (True, True, 1), (False, False, 1)])
+def test_a_loss_scale_is_halved_as_often_as_it_can_be(tmp_path, fp16, on_device, stops):
+    class Trainer:
+        args = type("Args", (), {"fp16": fp16, "output_dir": str(tmp_path), "learning_rate": 1.0})
+        backend = type("Backend", (), {"has_executors": on_device})
+        state = type("State", (), {"global_step": 0, "max_steps": 99})
+        sum_over_processes = staticmethod(lambda counts: counts)
+
+    guard, control = DivergenceGuard(Trainer), type("Control", (), {"should_log": True, "should_save": False})
+    for _ in range(stops - 1):
+        guard.note_loss(torch.tensor(float("inf")))
+        guard.on_step_end(None, None, control)
+    guard.note_loss(torch.tensor(float("inf")))
+    with pytest.raises(ValueError, match="since step 1 of 99"):
+        guard.on_step_end(None, None, control)
+
+
+@pytest.mark.parametrize("backend", ["host", "simulated"])
+def test_evaluation_changes_no_weight_that_follows(tmp_path, backend):
+    """Dropout and the order of samples are drawn from the generators that a data loader of an evaluation draws from too."""
+    names = {item.name for item in dataclasses.fields(IPUTrainingArguments)}
+    weights = []
+    for evaluates in (False, True):
+        more = {"eval_strategy": "steps", "eval_steps": 1} if evaluates else {"eval_strategy": "no"}
+        more = {**more, **({"eval_on_start": True} if evaluates and "eval_on_start" in names else {})}
+        config = IPUConfig(layers_per_ipu=[2]) if backend == "simulated" else None
+        trainer = trainer_of(tmp_path, 0.3, config, backend=backend, max_steps=6, **more)
+        trainer.train()
+        weights.append({name: value.clone() for name, value in trainer.model.named_parameters()})
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
