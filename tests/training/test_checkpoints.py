@@ -7,7 +7,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ipu_trainer.training.state.checkpoints import DIGESTS_FILE, WritesDigests, find_checkpoint, why_not_whole
+from ipu_trainer.training.state.checkpoints import (
+    DIGESTS_FILE,
+    WritesDigests,
+    find_checkpoint,
+    remove_half_removed,
+    why_not_whole,
+)
 
 FILES = ["model.safetensors", "optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json"]
 
@@ -91,3 +97,15 @@ def test_a_run_that_was_moved_finds_its_best_checkpoint(tmp_path):
     state = SimpleNamespace(best_model_checkpoint=str(elsewhere))
     WritesDigests().on_train_begin(args, state, None)
     assert state.best_model_checkpoint == str(elsewhere)
+
+
+def test_what_is_left_of_a_checkpoint_that_was_being_removed_is_removed(tmp_path):
+    for step in (2, 4, 6, 8):
+        checkpoint(tmp_path, step)
+    (tmp_path / "checkpoint-2" / "optimizer.pt").unlink()
+    (tmp_path / "checkpoint-8" / "optimizer.pt").unlink()  # half written: the run writes it again
+    (tmp_path / "checkpoint-own").mkdir()
+    remove_half_removed(find_checkpoint(tmp_path / "nowhere"))
+    remove_half_removed(find_checkpoint(tmp_path))
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["checkpoint-4", "checkpoint-6", "checkpoint-8", "checkpoint-own"]

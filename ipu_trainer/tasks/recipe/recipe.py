@@ -34,7 +34,7 @@ from ipu_trainer.tasks.task import SearchTask, Task
 from ipu_trainer.training.acceleration.choices import describe_acceleration, used_precision
 from ipu_trainer.training.loss.divergence import stop_when_diverged
 from ipu_trainer.training.monitor import experiment_tracker_hint, messages_beside_progress, watch
-from ipu_trainer.training.state.checkpoints import Found, WritesDigests
+from ipu_trainer.training.state.checkpoints import Found, WritesDigests, remove_half_removed
 
 Rows = List[Tuple[str, str]]  # of the header: (label, text)
 
@@ -124,6 +124,8 @@ def train(job: TaskRun) -> Dict[str, Any]:
         if trained or checkpoint or found.passed_over:
             print(_resuming(found, trained is not None))
         begin_run(run_dir, record)
+        if found.path is not None and Path(found.path).parent.resolve() == run_dir.resolve():
+            remove_half_removed(found)
         if args.ipu_config:
             warn(fit_warning(model, trainer.ipu_config, args, *job.sample_shape))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import zipfile
 import zlib
 from pathlib import Path
@@ -50,7 +51,7 @@ def find_checkpoint(output_dir: PathLike) -> Found:
     """The newest `checkpoint-N` folder that is whole; those that a kill cut short, or that are damaged, are passed over."""
     found = [path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     passed_over: List[str] = []
-    for path in sorted(found, key=lambda path: int(path.name.partition("-")[2]), reverse=True):
+    for path in sorted(found, key=_number, reverse=True):
         problem = why_not_whole(path)
         if problem is None:
             return Found(str(path), tuple(passed_over))
@@ -85,6 +86,17 @@ def why_not_whole(checkpoint: PathLike) -> Optional[str]:
         return f"{getattr(error, 'filename', None) or path}: {getattr(error, 'strerror', None) or error}"
 
 
+def remove_half_removed(found: Found) -> None:
+    """Remove what a run that was killed while it removed an old checkpoint left of it: a folder older than the one found."""
+    if found.path is None:
+        return
+    newest = Path(found.path)
+    for path in newest.parent.glob("checkpoint-*"):
+        is_older = re.fullmatch(r"checkpoint-\d+", path.name) and _number(path) < _number(newest)
+        if is_older and not path.is_symlink() and not _has_all_parts(path):
+            shutil.rmtree(path)
+
+
 def write_digests(checkpoint: PathLike) -> None:
     """Write digests.json of the files that this process wrote: those beside it but the random states of other processes."""
     path = Path(checkpoint)
@@ -114,6 +126,15 @@ class WritesDigests(TrainerCallback):  # type: ignore[misc]  # transformers is n
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if args.should_save and (folder / _STATE_FILE).is_file():
             write_digests(folder)
+
+
+def _has_all_parts(checkpoint: Path) -> bool:
+    parts = ([_STATE_FILE], ["optimizer.pt"], ["scheduler.pt"], _WEIGHTS)
+    return all(any((checkpoint / name).is_file() for name in names) for names in parts)
+
+
+def _number(checkpoint: Path) -> int:
+    return int(checkpoint.name.partition("-")[2])
 
 
 def _digest(file: Path) -> Dict[str, Any]:
