@@ -180,10 +180,10 @@ def test_an_interrupted_run_goes_on_with_another_reporter(tmp_path):
 
 
 def test_settings_of_evaluation_and_paths_of_the_same_content_may_differ_when_a_run_is_resumed(tmp_path, monkeypatch):
-    def record(fingerprint="m", data="f", ipu_config=None, **flags):
+    def record(of_model="m", of_data="f", replicas=1, **flags):
         training = {"output_dir": "run", "eval_strategy": "epoch", "learning_rate": 1.0, "model": "a", **flags}
-        settings = {"recipe": {}, "training": training, "ipu_config": ipu_config or {"replication_factor": 1}}
-        return {"model_fingerprint": fingerprint, "data": {"fingerprint": data}, "settings": settings}
+        settings = {"recipe": {}, "training": training, "ipu_config": {"replication_factor": replicas}}
+        return {"model_fingerprint": of_model, "data": {"fingerprint": of_data}, "settings": settings}
 
     for name in ("a", "tokens"):
         (tmp_path / name).mkdir()
@@ -203,8 +203,8 @@ def test_settings_of_evaluation_and_paths_of_the_same_content_may_differ_when_a_
         value = {"lr_scheduler_type": "reduce_lr_on_plateau", "save_strategy": "best"}.get(name, True)
         assert changed_settings(record(**{name: value}), record(**{name: value}, eval_steps=9)) == ["eval_steps"]
     assert changed_settings(record(), record(learning_rate=2.0)) == ["learning_rate"]
-    assert changed_settings(record(), record(data="g")) == ["data"]
-    assert changed_settings(record(), record(ipu_config={"replication_factor": 2})) == ["ipu_config"]
+    assert changed_settings(record(), record(of_data="g")) == ["data"]
+    assert changed_settings(record(), record(replicas=2)) == ["ipu_config"]
 
 
 def test_a_model_is_known_by_its_files(tmp_path):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import os
-from pathlib import Path
 from typing import Any, Callable, Collection, Dict, Mapping, NamedTuple, Tuple
 
 import torch
@@ -257,14 +256,13 @@ def check_flags(task: str, values: Mapping[str, Any], defaults: Mapping[str, Any
         )
 
 
-# Flags whose text is a JSON object; where a file may hold it, its path is the other choice.
+# Flags whose text is a JSON object.
 _OBJECTS = (
     "lr_scheduler_kwargs",
     "gradient_checkpointing_kwargs",
     "activation_checkpointing_kwargs",
     "liger_kernel_config",
 )
-_OBJECTS_OR_FILES = ("accelerator_config", "fsdp_config", "deepspeed")
 
 
 def _check_json(values: Mapping[str, Any], given: Collection[str]) -> None:
@@ -279,8 +277,6 @@ def _check_json(values: Mapping[str, Any], given: Collection[str]) -> None:
                 raise UserError(f"--{name} {value[:200]} is not JSON ({error}).") from None
         elif name in _OBJECTS:
             raise UserError(f'--{name} {value[:200]} must be a JSON object: {{"name": value}}.')
-        elif name in _OBJECTS_OR_FILES and not Path(value).is_file():
-            raise UserError(f"--{name} {value[:200]} is no file, and no JSON object. Give one of them.")
 
 
 def _same(value: Any, default: Any) -> bool:
