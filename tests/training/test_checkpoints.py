@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from ipu_trainer.training.state.checkpoints import (
     DIGESTS_FILE,
     WritesDigests,
+    complete_checkpoints,
     find_checkpoint,
-    remove_half_removed,
     why_not_whole,
 )
 
@@ -99,13 +99,16 @@ def test_a_run_that_was_moved_finds_its_best_checkpoint(tmp_path):
     assert state.best_model_checkpoint == str(elsewhere)
 
 
-def test_what_is_left_of_a_checkpoint_that_was_being_removed_is_removed(tmp_path):
+def test_what_a_killed_run_left_undone_is_done(tmp_path):
+    """It was removing an old checkpoint, or had not written the digests of a new one."""
     for step in (2, 4, 6, 8):
         checkpoint(tmp_path, step)
     (tmp_path / "checkpoint-2" / "optimizer.pt").unlink()
     (tmp_path / "checkpoint-8" / "optimizer.pt").unlink()  # half written: the run writes it again
     (tmp_path / "checkpoint-own").mkdir()
-    remove_half_removed(find_checkpoint(tmp_path / "nowhere"))
-    remove_half_removed(find_checkpoint(tmp_path))
+    (tmp_path / "checkpoint-6" / DIGESTS_FILE).unlink()
+    complete_checkpoints(find_checkpoint(tmp_path / "nowhere"))
+    complete_checkpoints(find_checkpoint(tmp_path))
     left = sorted(path.name for path in tmp_path.iterdir())
     assert left == ["checkpoint-4", "checkpoint-6", "checkpoint-8", "checkpoint-own"]
+    assert set(json.loads((tmp_path / "checkpoint-6" / DIGESTS_FILE).read_text())["files"]) == set(FILES)

@@ -34,7 +34,7 @@ from ipu_trainer.tasks.task import SearchTask, Task
 from ipu_trainer.training.acceleration.choices import describe_acceleration, used_precision
 from ipu_trainer.training.loss.divergence import stop_when_diverged
 from ipu_trainer.training.monitor import experiment_tracker_hint, messages_beside_progress, watch
-from ipu_trainer.training.state.checkpoints import Found, WritesDigests, remove_half_removed
+from ipu_trainer.training.state.checkpoints import Found, WritesDigests, complete_checkpoints
 
 Rows = List[Tuple[str, str]]  # of the header: (label, text)
 
@@ -125,7 +125,7 @@ def train(job: TaskRun) -> Dict[str, Any]:
             print(_resuming(found, trained is not None))
         begin_run(run_dir, record)
         if found.path is not None and Path(found.path).parent.resolve() == run_dir.resolve():
-            remove_half_removed(found)
+            complete_checkpoints(found)
         if args.ipu_config:
             warn(fit_warning(model, trainer.ipu_config, args, *job.sample_shape))
 

@@ -86,11 +86,13 @@ def why_not_whole(checkpoint: PathLike) -> Optional[str]:
         return f"{getattr(error, 'filename', None) or path}: {getattr(error, 'strerror', None) or error}"
 
 
-def remove_half_removed(found: Found) -> None:
-    """Remove what a run that was killed while it removed an old checkpoint left of it: a folder older than the one found."""
+def complete_checkpoints(found: Found) -> None:
+    """Do what a killed run left undone: the digests of the checkpoint found, the rest of an older one that was being removed."""
     if found.path is None:
         return
     newest = Path(found.path)
+    if not (newest / DIGESTS_FILE).exists():
+        write_digests(newest)
     for path in newest.parent.glob("checkpoint-*"):
         is_older = re.fullmatch(r"checkpoint-\d+", path.name) and _number(path) < _number(newest)
         if is_older and not path.is_symlink() and not _has_all_parts(path):
