@@ -107,7 +107,7 @@ def resumable_checkpoint(run_dir: Path, args: IPUTrainingArguments, settings: Di
             f"{run_dir} holds an interrupted run with other settings ({', '.join(changed)}). "
             "Give the same command to resume it, or another --output."
         )
-    return find_checkpoint(run_dir)
+    return find_checkpoint(run_dir, to_resume=True)
 
 
 def changed_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> List[str]:

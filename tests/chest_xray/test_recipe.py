@@ -197,7 +197,7 @@ def test_a_run_that_was_moved_goes_on_from_its_last_whole_checkpoint(
     (folder / "model.safetensors").unlink()
     assert main(words(prepared, phantoms, folder, "--report", "True", "--num_bootstrap", "2")) == 0
     out = capsys.readouterr().out
-    assert f"passed over, as it is not whole: {newest.name}: optimizer.pt is not what was written" in out
+    assert f"passed over: {newest.name}: optimizer.pt is not what was written" in out
     assert f"resuming from {before}, at step {before.name[11:]}" in out
     assert (folder / "model.safetensors").read_bytes() == trained
     assert json.loads((folder / "run.json").read_text())["status"] == "finished"

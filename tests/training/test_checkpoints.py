@@ -112,3 +112,12 @@ def test_what_a_killed_run_left_undone_is_done(tmp_path):
     left = sorted(path.name for path in tmp_path.iterdir())
     assert left == ["checkpoint-4", "checkpoint-6", "checkpoint-8", "checkpoint-own"]
     assert set(json.loads((tmp_path / "checkpoint-6" / DIGESTS_FILE).read_text())["files"]) == set(FILES)
+
+
+def test_a_training_that_ended_inside_of_an_epoch_is_not_resumed_from_its_end(tmp_path):
+    """Trainer looks for its last step after a step: it would train one more, and end with other weights."""
+    whole, last = checkpoint(tmp_path, 2), checkpoint(tmp_path, 4, digests=False)
+    for epoch, taken in ((1.5, whole), (2.0, last)):
+        (last / "trainer_state.json").write_text(json.dumps({"global_step": 4, "max_steps": 4, "epoch": epoch}))
+        assert find_checkpoint(tmp_path, to_resume=True).path == str(taken)
+        assert find_checkpoint(tmp_path).path == str(last)

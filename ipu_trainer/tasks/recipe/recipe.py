@@ -149,9 +149,9 @@ def _resuming(found: Found, is_trained: bool) -> str:
     """What the run goes on from, and a line for each newer checkpoint that it cannot go on from."""
     if is_trained:
         return "resuming from the trained weights"
-    lines = [f"passed over, as it is not whole: {line}" for line in found.passed_over]
+    lines = [f"passed over: {line}" for line in found.passed_over]
     if found.path is None:
-        return "\n".join([*lines, "no whole checkpoint: training begins at step 0"])
+        return "\n".join([*lines, "no checkpoint to go on from: training begins at step 0"])
     return "\n".join([*lines, f"resuming from {found.path}, at step {found.step}"])
 
 

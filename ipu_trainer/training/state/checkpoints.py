@@ -47,12 +47,15 @@ def last_complete_checkpoint(output_dir: PathLike) -> Optional[str]:
     return find_checkpoint(output_dir).path
 
 
-def find_checkpoint(output_dir: PathLike) -> Found:
-    """The newest `checkpoint-N` folder that is whole; those that a kill cut short, or that are damaged, are passed over."""
+def find_checkpoint(output_dir: PathLike, to_resume: bool = False) -> Found:
+    """The newest `checkpoint-N` folder that is whole; those that a kill cut short, or that are damaged, are passed over.
+
+    to_resume: so is one that ends its training inside of an epoch, from which Trainer would train one step too many.
+    """
     found = [path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     passed_over: List[str] = []
     for path in sorted(found, key=_number, reverse=True):
-        problem = why_not_whole(path)
+        problem = why_not_whole(path) or (_why_not_resumed(path) if to_resume else None)
         if problem is None:
             return Found(str(path), tuple(passed_over))
         passed_over.append(f"{path.name}: {problem}")
@@ -128,6 +131,13 @@ class WritesDigests(TrainerCallback):  # type: ignore[misc]  # transformers is n
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if args.should_save and (folder / _STATE_FILE).is_file():
             write_digests(folder)
+
+
+def _why_not_resumed(checkpoint: Path) -> Optional[str]:
+    state = read_json(checkpoint / _STATE_FILE)
+    epoch, step, last = (float(state.get(name) or 0) for name in ("epoch", "global_step", "max_steps"))
+    is_last = 0 < last <= step and abs(epoch - round(epoch)) > 1e-9
+    return "it ends the training inside of an epoch, and Trainer would go on by a step" if is_last else None
 
 
 def _has_all_parts(checkpoint: Path) -> bool:
