@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
 import json
+import os
 import platform
 import sys
 from dataclasses import dataclass, field
@@ -14,15 +16,24 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 from ipu_trainer.atomic import read_json, remove_leftovers, write_json
 from ipu_trainer.errors import UserError
 from ipu_trainer.training.arguments import IPUTrainingArguments
-from ipu_trainer.training.state.checkpoints import last_complete_checkpoint
+from ipu_trainer.training.state.checkpoints import Found, find_checkpoint, last_complete_checkpoint, why_not_whole
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.json"
 HISTORY_FILE = "history.json"
 # status in run.json: weights are not final; weights and history.json are written; only the report may be missing; complete.
 RUNNING, TRAINED, EVALUATED, FINISHED = "running", "trained", "evaluated", "finished"
-# Settings that may differ when a run is resumed: where its logs go, and what is written at the end.
-_MAY_DIFFER = ("report", "report_to", "run_name", "disable_tqdm")
+# Settings that no weight depends on, and that may differ when a run is resumed: where it lies, what it logs, how it is evaluated.
+_MAY_DIFFER = (
+    "output_dir", "logging_dir", "report", "report_to", "run_name", "disable_tqdm", "log_level", "log_level_replica", "project",
+    "logging_steps", "logging_strategy", "logging_first_step", "logging_nan_inf_filter", "save_total_limit", "num_bootstrap",
+    "prompts", "sample_tokens", "predict_with_generate", "generation_num_beams", "generation_max_length", "prediction_loss_only",
+    "label_names", "per_device_eval_batch_size", "eval_accumulation_steps", "eval_do_concat_batches",
+)  # fmt: skip
+# When it is evaluated: of no weight either, unless the best checkpoint or the learning rate depends on it.
+_EVALUATIONS = ("eval_strategy", "evaluation_strategy", "do_eval", "eval_steps", "eval_delay", "eval_on_start")
+# Settings that name files: the content counts, which the run has a fingerprint or a copy of.
+_DATA, _IPU_CONFIG = ("data", "corpus", "pairs"), ("ipu_config", "ipu_config_overrides")
 
 
 def read_run(run_dir: Path) -> Dict[str, Any]:
@@ -58,11 +69,20 @@ def run_settings(task: str, recipe: Any, args: IPUTrainingArguments, ipu_config:
     left_out = ("resume_from_checkpoint", "logging_dir", "local_rank", "hub_token", "push_to_hub_token")
     training = {name: value for name, value in args.to_dict().items() if name not in left_out}
     settings = {"recipe": dataclasses.asdict(recipe), "training": training, "ipu_config": ipu_config.to_dict()}
-    return {"task": task, "model": recipe.model, "seed": args.seed, "settings": settings, **more}
+    known = {
+        "task": task,
+        "model": recipe.model,
+        "model_fingerprint": model_fingerprint(recipe.model),
+        "seed": args.seed,
+    }
+    return {**known, "settings": settings, **more}
 
 
-def resumable_checkpoint(run_dir: Path, args: IPUTrainingArguments, settings: Dict[str, Any]) -> Optional[str]:
-    """The checkpoint to resume from. Raises UserError if the folder holds a finished or a different run."""
+def resumable_checkpoint(run_dir: Path, args: IPUTrainingArguments, settings: Dict[str, Any]) -> Found:
+    """The checkpoint to resume from.
+
+    Raises UserError if the folder holds a finished or a different run, or if a checkpoint that was named is damaged.
+    """
     path = run_dir / RUN_FILE
     named = _named_checkpoint(args)
     if named is not None:
@@ -70,23 +90,76 @@ def resumable_checkpoint(run_dir: Path, args: IPUTrainingArguments, settings: Di
             raise UserError(
                 f"--resume_from_checkpoint {named} is no checkpoint of a run: it has no trainer_state.json."
             )
-        return named
+        problem = why_not_whole(named)
+        if problem is not None:
+            raise UserError(
+                f"--resume_from_checkpoint {named} is damaged: {problem}. Name an earlier one, or leave it out."
+            )
+        return Found(named)
     if not path.is_file():
-        return None
+        return Found(None)
     record = read_json(path)
     if record.get("status") == FINISHED:
         raise UserError(f"{run_dir} holds a finished run. Give another --output, or remove it.")
-    # Flags of a task became training arguments between releases: the groups are compared as one.
-    then, now = _flags(record), _flags(json.loads(json.dumps(settings, default=str)))
-    changed = sorted(name for name in {*then, *now} - set(_MAY_DIFFER) if then.get(name) != now.get(name))
-    if record.get("data", {}).get("fingerprint") != settings["data"]["fingerprint"]:
-        changed.append("data")
+    changed = changed_settings(record, json.loads(json.dumps(settings, default=str)))
     if changed:
         raise UserError(
             f"{run_dir} holds an interrupted run with other settings ({', '.join(changed)}). "
             "Give the same command to resume it, or another --output."
         )
-    return last_complete_checkpoint(run_dir)
+    return find_checkpoint(run_dir, to_resume=True)
+
+
+def changed_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> List[str]:
+    """Names of settings in two records of a run with which it would not be the same run.
+
+    Data sets, models and IPUConfigs are the same where their content is, whatever their path.
+    """
+    # Flags of a task became training arguments between releases: the groups are compared as one.
+    before, after = _flags(then), _flags(now)
+    may_differ = {*_MAY_DIFFER, *(() if _follows_evaluations(before) else _EVALUATIONS)}
+    by_content = {*_DATA, *(_IPU_CONFIG if "ipu_config" in then.get("settings", {}) else ()), "model"}
+    changed = [
+        name
+        for name in sorted({*before, *after} - may_differ - by_content)
+        if not _is_same(before.get(name), after.get(name))
+    ]
+    fingerprints = then.get("model_fingerprint"), now.get("model_fingerprint")
+    if not _is_same(before.get("model"), after.get("model")) and (None in fingerprints or len({*fingerprints}) > 1):
+        changed.append("model")
+    if then.get("settings", {}).get("ipu_config") not in (None, now["settings"].get("ipu_config")):
+        changed.append("ipu_config")
+    if then.get("data", {}).get("fingerprint") != now["data"]["fingerprint"]:
+        changed.append("data")
+    return changed
+
+
+def _follows_evaluations(flags: Mapping[str, Any]) -> bool:
+    """Whether the weights at the end depend on the evaluations during training."""
+    plateau = flags.get("lr_scheduler_type") == "reduce_lr_on_plateau"
+    return bool(plateau or flags.get("load_best_model_at_end") or flags.get("save_strategy") == "best")
+
+
+def _is_same(then: Any, now: Any) -> bool:
+    """Whether two values are equal, or two ways to write the path of one file or folder."""
+    if then == now or not (isinstance(then, str) and isinstance(now, str)):
+        return bool(then == now)
+    return bool(then and now) and Path(now).exists() and os.path.realpath(then) == os.path.realpath(now)
+
+
+def model_fingerprint(model: str) -> Optional[str]:
+    """Of the files in a model's folder: their names, lengths and first MiB, which differ from one training to the next.
+
+    None for what is no folder: the Hub's name then says which model it is.
+    """
+    folder = Path(model)
+    files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+    digest = hashlib.sha256()
+    for path in files:
+        if path.suffix in (".json", ".safetensors", ".bin", ".txt", ".model"):
+            with path.open("rb") as opened:
+                digest.update(f"{path.name} {path.stat().st_size}\n".encode() + opened.read(1 << 20))
+    return digest.hexdigest()[:16] if files else None
 
 
 def _named_checkpoint(args: IPUTrainingArguments) -> Optional[str]:
@@ -132,12 +205,15 @@ def train_or_restore(trainer: Any, record: Mapping[str, Any], checkpoint: Option
 
 
 def finish_run(
-    run_dir: Path, record: Mapping[str, Any], write_report: Optional[Callable[[Path], Any]] = None, **results: Any
+    run_dir: Path, record: Mapping[str, Any], write_report: Optional[Callable[[Path], bool]] = None, **results: Any
 ) -> None:
-    """Write the report, which reads the run's other files, and mark the run as finished. results: more for run.json."""
+    """Write the report, which reads the run's other files, and mark the run as finished. results: more for run.json.
+
+    write_report returns whether there is one; without it the run is evaluated, and the same command tries again.
+    """
     write_json(run_dir / RUN_FILE, {**record, **results, "status": EVALUATED})
-    if write_report is not None:
-        write_report(run_dir)
+    if write_report is not None and not write_report(run_dir):
+        return
     write_json(run_dir / RUN_FILE, {**record, **results, "status": FINISHED})
 
 

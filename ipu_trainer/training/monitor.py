@@ -11,13 +11,16 @@ Below it: which experiment trackers a run has (tensorboard, trackio, wandb, mlfl
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import logging
 import time
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
 
 import psutil
 import torch
 import transformers
+from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import TrainerCallback
 from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
@@ -113,6 +116,21 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
     def _begin(self, now: float, step: int) -> None:
         self._began, self._first_step = now, step
         self._waited_before = self._trainer.data_wait_seconds or 0.0
+
+
+@contextlib.contextmanager
+def messages_beside_progress(trainer: Any) -> Iterator[None]:
+    """Inside the block log messages stand on lines of their own, above a progress bar; an error leaves no open bar behind."""
+    loggers = [logging.getLogger(), logging.getLogger("transformers")]
+    try:
+        with logging_redirect_tqdm(loggers):
+            yield
+    finally:
+        for callback in trainer.callback_handler.callbacks:
+            for name in ("prediction_bar", "training_bar"):
+                bar = getattr(callback, name, None)
+                if bar is not None:
+                    bar.close()
 
 
 # Name of a reporter -> package to install, where they differ.

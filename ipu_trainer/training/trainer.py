@@ -16,8 +16,9 @@ save_steps, ...) count host steps.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
 
 import torch
 from torch import nn
@@ -39,6 +40,7 @@ from ipu_trainer.training.host.training_loader import TracksTrainingLoader
 from ipu_trainer.training.hyperparameter_search.searching import SearchesHyperparameters
 from ipu_trainer.training.loss.accumulated_loss import AccumulatedLoss
 from ipu_trainer.training.loss.finite_losses import LogsFiniteLosses
+from ipu_trainer.training.state.generators import unchanged_generators
 from ipu_trainer.training.state.pickling import PicklesTrainer
 
 logger = logging.get_logger(__name__)
@@ -65,6 +67,7 @@ class IPUTrainer(
     execution: Execution
     loader_follows_coalescing = True
     _geometry_in_loop: Optional[BatchGeometry] = None
+    observe_loss: Optional[Callable[[torch.Tensor], None]] = None  # gets the loss of each training step
     _micro_batch_found: Optional[int] = None  # by auto_find_batch_size
     _accumulation_given = 1
 
@@ -176,7 +179,14 @@ class IPUTrainer(
     def training_step(self, model: nn.Module, inputs: Any, *positional: Any, **named: Any) -> torch.Tensor:
         stock = super().training_step
         loss = self.execution.training_step(model, inputs, lambda chunk: stock(model, chunk, *positional, **named))
+        if self.observe_loss is not None:
+            self.observe_loss(loss)
         return self.note_loss(loss)
+
+    def evaluate(self, *positional: Any, **named: Any) -> Any:
+        """The metrics. During a training its random draws go on as if there were no evaluation."""
+        with unchanged_generators() if self.is_in_train else contextlib.nullcontext():
+            return super().evaluate(*positional, **named)
 
     def prediction_step(
         self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: Optional[List[str]] = None

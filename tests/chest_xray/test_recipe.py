@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -179,6 +180,27 @@ def test_a_killed_run_resumes_to_bit_identical_weights(run, prepared, phantoms, 
         json.loads((folder / "metrics.json").read_text())["mean_auroc_14"]
         == json.loads((run / "metrics.json").read_text())["mean_auroc_14"]
     )
+
+
+def test_a_run_that_was_moved_goes_on_from_its_last_whole_checkpoint(
+    run, prepared, phantoms, tmp_path, capsys, monkeypatch
+):
+    shutil.copytree(run, tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    folder = Path("moved")
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**record, "status": "running"}))
+    before, newest = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
+    content = (newest / "optimizer.pt").read_bytes()
+    (newest / "optimizer.pt").write_bytes(content[:500] + bytes([content[500] ^ 1]) + content[501:])
+    trained = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").unlink()
+    assert main(words(prepared, phantoms, folder, "--report", "True", "--num_bootstrap", "2")) == 0
+    out = capsys.readouterr().out
+    assert f"passed over: {newest.name}: optimizer.pt is not what was written" in out
+    assert f"resuming from {before}, at step {before.name[11:]}" in out
+    assert (folder / "model.safetensors").read_bytes() == trained
+    assert json.loads((folder / "run.json").read_text())["status"] == "finished"
 
 
 def test_a_finished_folder_and_an_interrupted_run_of_other_settings_are_refused(

@@ -178,6 +178,7 @@ def test_numbers_out_of_range_and_words_that_say_no_are_refused(task):
                 "save_steps": "save_strategy",
             }.get(name)
             words = [f"--{compat.field_name(strategy)}", "steps"] if strategy else []
+            words += ["--dataloader_num_workers", "1"] if name == "dataloader_prefetch_factor" else []
             with pytest.raises(ValueError, match=f"--{name} .* must be (at least|above)"):
                 parsed(task, f"--{name}", "-1" if low <= 1 else "0", *words)
     for name in ALWAYS:
@@ -188,6 +189,13 @@ def test_numbers_out_of_range_and_words_that_say_no_are_refused(task):
             parsed(task, "--max_steps", steps)
     with pytest.raises(ValueError, match="label_smoothing_factor 1.0 must be at least 0 and below 1"):
         parsed(task, "--label_smoothing_factor", "1.0")
+    for name in ("loss_scaling", "max_grad_norm", "num_train_epochs", "ema_decay"):
+        for value in ("nan", "inf"):
+            with pytest.raises(ValueError, match=f"--{name} {value} must be a finite number"):
+                parsed(task, f"--{name}", value)
+    for name, value in (("num_train_epochs", "1e308"), ("learning_rate", "1e38")):
+        with pytest.raises(ValueError, match=f"--{name} .* at most"):
+            parsed(task, f"--{name}", value)
 
 
 def test_what_the_parser_itself_refuses_is_one_line():
@@ -268,10 +276,11 @@ def test_what_would_end_a_run_after_its_training_ends_it_before(phantoms, prepar
 
 
 @pytest.mark.skipif(not NEW, reason="transformers 4.29 has no lr_scheduler_kwargs")
-def test_a_schedule_that_cannot_be_made_is_refused_before_work(phantoms, prepared, tmp_path, capsys):
-    flags = ["--lr_scheduler_type", "cosine", "--lr_scheduler_kwargs", '{"zzz": 1}']
+@pytest.mark.parametrize("kwargs", ['{"zzz": 1}', '{"num_cycles": "a"}'])  # of these the second fails at a later step
+def test_a_schedule_that_cannot_be_made_is_refused_before_work(phantoms, prepared, tmp_path, capsys, kwargs):
+    flags = ["--lr_scheduler_type", "cosine", "--lr_scheduler_kwargs", kwargs]
     assert chest(phantoms, prepared, tmp_path / "run", *flags) == 1
-    assert "--lr_scheduler_type cosine --lr_scheduler_kwargs {'zzz': 1}" in capsys.readouterr().err
+    assert f"--lr_scheduler_type cosine --lr_scheduler_kwargs {json.loads(kwargs)}" in capsys.readouterr().err
     assert not (tmp_path / "run" / "run.json").exists()
 
 
@@ -327,6 +336,10 @@ def only_new(*values):
         (TEXT, ["--prompts", "", "--sample_tokens", "9"], "would have no effect: there are no prompts"),
         (TEXT, ["--per_device_train_batch_size", "0"], "must be at least 1, or left out"),
         only_new(TEXT, ["--lr_scheduler_kwargs", "{a}"], "--lr_scheduler_kwargs {a} is not JSON"),
+        only_new(TEXT, ["--lr_scheduler_kwargs", "[1]"], "--lr_scheduler_kwargs [1] must be a JSON object"),
+        only_new(TEXT, ["--accelerator_config", "none.json"], "No such file or directory: 'none.json'"),
+        (TEXT, ["--optim", "sgd", "--optim_args", "zzz"], "--optim_args zzz must be NAME=VALUE"),
+        (TEXT, ["--optim", "sgd", "--optim_args", "zzz=1"], "--optim_args zzz=1 would have no effect"),
         only_new(PAIRS, ["--optim", "lomo", "--adam_beta1", "0.5"], "Adam's betas"),
         only_new(PAIRS, ["--optim", "lion_32bit", "--adam_epsilon", "0.1"], "Adam's epsilon"),
     ],

@@ -1,5 +1,6 @@
 """A run is finished when all its files are there: killed at any write, the same command completes what is missing."""
 
+import functools
 import json
 import os
 import re
@@ -15,6 +16,8 @@ from safetensors.torch import load_file
 from ipu_trainer.atomic import atomic_path, remove_leftovers, write_json
 from ipu_trainer.cli import main
 from ipu_trainer.compat import transformers_versions as compat
+from ipu_trainer.tasks.reporting.run_report import report_or_reason
+from ipu_trainer.tasks.run_record import finish_run
 
 CPU = [f"--{compat.field_name('use_cpu')}", "true", "--disable_tqdm", "true", "--report_to", "none"]
 
@@ -208,12 +211,16 @@ def test_a_run_without_its_report_gets_it_and_is_not_trained_again(prepared, pha
     record = json.loads((run / "run.json").read_text())
     before = (run / "model.safetensors").read_bytes()
     monkeypatch.setattr(transformers.Trainer, "train", None)
-    for missing in ("trained", "evaluated"):
+    # A command that corrects what concerns the evaluation completes the run too.
+    for missing, more in (("trained", []), ("evaluated", ["--num_bootstrap", "3"])):
         (run / "report.html").unlink()
         write_json(run / "run.json", {**record, "status": missing})
-        assert main(words) == 0
+        assert main([*words, *more]) == 0
         assert "resuming from the trained weights" in capsys.readouterr().out
-        assert (run / "report.html").is_file() and json.loads((run / "run.json").read_text()) == record
+        after = json.loads((run / "run.json").read_text())
+        assert after["settings"]["recipe"].pop("num_bootstrap") == (3 if more else 2)
+        assert (run / "report.html").is_file()
+        assert {**after, "settings": None} == {**record, "settings": None}
         assert (run / "model.safetensors").read_bytes() == before
     write_json(run / "run.json", {**record, "status": "trained"})
     assert main([*words, "--learning_rate", "1"]) == 1
@@ -223,6 +230,16 @@ def test_a_run_without_its_report_gets_it_and_is_not_trained_again(prepared, pha
         == 1
     )
     assert "is not finished" in capsys.readouterr().err
+
+
+def test_a_run_whose_report_cannot_be_written_is_not_finished(tmp_path, capsys):
+    def full(folder):
+        raise OSError(28, "No space left on device", str(folder))
+
+    for report, status_after in ((full, "evaluated"), (lambda folder: folder, "finished"), (None, "finished")):
+        finish_run(tmp_path, {"a": 1}, report and functools.partial(report_or_reason, report), b=2)
+        assert json.loads((tmp_path / "run.json").read_text()) == {"a": 1, "b": 2, "status": status_after}
+    assert "no report.html: [Errno 28] No space left" in capsys.readouterr().err
 
 
 def test_what_a_killed_writer_left_is_removed_and_a_living_writers_file_stays(tmp_path):

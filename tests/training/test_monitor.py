@@ -1,5 +1,6 @@
 """Rates and memory in Trainer's logs, and reporters that are checked before work."""
 
+import logging
 from types import SimpleNamespace
 
 import pytest
@@ -9,9 +10,9 @@ from transformers import TrainerCallback, TrainerState
 
 from ipu_trainer import IPUConfig, IPUTrainer
 from ipu_trainer.tasks.language_modeling.recipe_arguments import parse_arguments
-from ipu_trainer.tasks.run_record import resumable_checkpoint
+from ipu_trainer.tasks.run_record import changed_settings, model_fingerprint, resumable_checkpoint
 from ipu_trainer.training import monitor as reporting
-from ipu_trainer.training.monitor import Monitor, loss_scale, watch
+from ipu_trainer.training.monitor import Monitor, loss_scale, messages_beside_progress, watch
 
 
 class Reporter(TrainerCallback):
@@ -172,10 +173,59 @@ def test_an_interrupted_run_goes_on_with_another_reporter(tmp_path):
     write_json(tmp_path / "run.json", record)
     args = SimpleNamespace(resume_from_checkpoint=None)
     now = {"recipe": {"model": "m"}, "training": {**training, "report_to": ["tensorboard"]}}
-    assert resumable_checkpoint(tmp_path, args, {"data": record["data"], "settings": now}) is None
+    assert resumable_checkpoint(tmp_path, args, {"data": record["data"], "settings": now}).path is None
     now["training"]["learning_rate"] = 2.0
     with pytest.raises(ValueError, match=r"other settings \(learning_rate\)"):
         resumable_checkpoint(tmp_path, args, {"data": record["data"], "settings": now})
+
+
+def test_settings_of_evaluation_and_paths_of_the_same_content_may_differ_when_a_run_is_resumed(tmp_path, monkeypatch):
+    def record(of_model="m", of_data="f", replicas=1, **flags):
+        training = {"output_dir": "run", "eval_strategy": "epoch", "learning_rate": 1.0, "model": "a", **flags}
+        settings = {"recipe": {}, "training": training, "ipu_config": {"replication_factor": replicas}}
+        return {"model_fingerprint": of_model, "data": {"fingerprint": of_data}, "settings": settings}
+
+    for name in ("a", "tokens"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    may_differ = {
+        "output_dir": "moved", "num_bootstrap": 7, "eval_steps": 9, "eval_strategy": "no", "prediction_loss_only": True, "label_names": ["x"],
+        "report": False, "data": "moved", "corpus": "moved", "pairs": "moved", "ipu_config": "x.json", "model": "renamed",
+    }  # fmt: skip
+    for name, value in may_differ.items():
+        assert changed_settings(record(), record(**{name: value})) == [], name
+    assert changed_settings(record(tokenizer="tokens"), record(tokenizer=str(tmp_path / "tokens"))) == []
+    assert changed_settings(record(tokenizer="tokens"), record(tokenizer="a")) == ["tokenizer"]
+    assert changed_settings(record(None), record("m", model=str(tmp_path / "a"))) == []  # an earlier release's
+    for fingerprint in (None, "other"):
+        assert changed_settings(record(fingerprint), record(model="other")) == ["model"]
+    for name in ("load_best_model_at_end", "lr_scheduler_type", "save_strategy"):
+        value = {"lr_scheduler_type": "reduce_lr_on_plateau", "save_strategy": "best"}.get(name, True)
+        assert changed_settings(record(**{name: value}), record(**{name: value}, eval_steps=9)) == ["eval_steps"]
+    assert changed_settings(record(), record(learning_rate=2.0)) == ["learning_rate"]
+    assert changed_settings(record(), record(of_data="g")) == ["data"]
+    assert changed_settings(record(), record(replicas=2)) == ["ipu_config"]
+
+
+def test_a_model_is_known_by_its_files(tmp_path):
+    assert model_fingerprint("google/vit-base") is None and model_fingerprint(str(tmp_path)) is None
+    for name, content in (("a", b"1" * 9), ("b", b"1" * 9), ("c", b"2" * 9)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(content)
+    one, same, other = (model_fingerprint(str(tmp_path / name)) for name in "abc")
+    assert one == same != other
+
+
+def test_messages_stand_above_the_progress_bar_and_an_error_closes_it(capsys):
+    from tqdm import tqdm
+
+    trainer = SimpleNamespace(callback_handler=SimpleNamespace(callbacks=[SimpleNamespace(training_bar=tqdm(total=9))]))
+    with pytest.raises(RuntimeError), messages_beside_progress(trainer):
+        logging.getLogger("ipu_trainer.somewhere").warning("a message")
+        raise RuntimeError
+    written = capsys.readouterr().err
+    message = next(line for line in written.replace("\r", "\n").splitlines() if "a message" in line)
+    assert message == "a message" and written.endswith("\n")
 
 
 def test_tensorboard_gets_the_rates(tmp_path):

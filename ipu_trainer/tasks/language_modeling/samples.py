@@ -9,6 +9,7 @@ from typing import Any, Callable, Dict, Iterator, List, Sequence
 import numpy as np
 import torch
 from torch.nn import functional
+from tqdm import tqdm
 from transformers import TrainerCallback
 
 from ipu_trainer.tasks.language_modeling.corpus import IGNORED
@@ -68,7 +69,7 @@ class PrintSamples(TrainerCallback):  # type: ignore[misc]
         perplexity = metrics.get("eval_perplexity") if metrics else None
         head = f"--- step {state.global_step}" + (f", validation perplexity {perplexity:.1f}" if perplexity else "")
         body = "\n".join(f"| {line}" for text in self.write(self.model()) for line in [*text.splitlines(), ""][:12])
-        print(f"\n{head}\n{body}", file=sys.stderr)
+        tqdm.write(f"\n{head}\n{body}", file=sys.stderr)  # above the progress bar
 
 
 @contextlib.contextmanager

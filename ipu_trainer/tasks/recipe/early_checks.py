@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import math
 import sys
-from typing import Any, Callable, Collection, Optional
+from typing import Any, Callable, Collection, Optional, Tuple
 
 import torch
 from transformers import Trainer, get_scheduler
@@ -14,7 +15,9 @@ from transformers import Trainer, get_scheduler
 from ipu_trainer.config.ipu_config import IPUConfig
 from ipu_trainer.errors import UserError
 from ipu_trainer.planner.feasibility import feasibility, smallest_system, why_not_feasible, workload_of
+from ipu_trainer.training.execution import changed
 
+_SOME_STEPS = 100  # over which a schedule is tried
 # What Trainer itself adds to an evaluation's metrics.
 _ALWAYS_THERE = ("loss", "runtime", "samples_per_second", "steps_per_second")
 
@@ -31,13 +34,13 @@ def check_metric(flag: str, name: Any, metrics: Collection[str]) -> None:
 
 
 def check_optimizer(trainer: Any) -> None:
-    """Raise UserError for an optimizer or a schedule of the trainer's arguments that cannot be made."""
+    """Raise UserError for an optimizer, its arguments or a schedule that cannot be made, or of which a part is not read."""
     args = trainer.args
-    takes_model = "model" in inspect.signature(Trainer.get_optimizer_cls_and_kwargs).parameters
-    try:
-        kind, named = trainer.get_optimizer_cls_and_kwargs(args, *([trainer.model] if takes_model else []))
-    except (ImportError, ValueError) as error:
-        raise UserError(f"--optim {args.optim.value}: {error}") from None
+    kind, named = _optimizer_of(trainer, args.optim_args)
+    parts = [part for part in (args.optim_args or "").split(",") if part]
+    for place, part in enumerate(parts):
+        if _optimizer_of(trainer, ",".join(parts[:place] + parts[place + 1 :])) == (kind, named):
+            raise UserError(f"--optim_args {part} would have no effect: --optim {args.optim.value} does not read it.")
     if not issubclass(kind, torch.optim.Optimizer) or "params" in named or "optimizer_dict" in named:
         return  # of single layers
     try:
@@ -46,11 +49,35 @@ def check_optimizer(trainer: Any) -> None:
         raise UserError(f"--optim {args.optim.value}: {error}") from None
     specific = getattr(args, "lr_scheduler_kwargs", None) or {}
     more = {"scheduler_specific_kwargs": dict(specific)} if specific else {}
+    warmup = args.get_warmup_steps(_SOME_STEPS)
     try:
-        get_scheduler(args.lr_scheduler_type, optimizer, args.get_warmup_steps(100), 100, **more)
-    except (TypeError, ValueError) as error:
+        scheduler = get_scheduler(args.lr_scheduler_type, optimizer, warmup, _SOME_STEPS, **more)
+        rates = [
+            float(function(step))
+            for function in getattr(scheduler, "lr_lambdas", ())
+            for step in range(_SOME_STEPS + 1)
+        ]
+        if not all(map(math.isfinite, rates)):
+            raise ValueError("its learning rates are no finite numbers")
+    except (TypeError, ValueError, ArithmeticError) as error:
         text = f" --lr_scheduler_kwargs {specific}" if specific else ""
         raise UserError(f"--lr_scheduler_type {args.lr_scheduler_type.value}{text}: {error}") from None
+
+
+def _optimizer_of(trainer: Any, optim_args: Optional[str]) -> Tuple[Any, Any]:
+    """(class, keyword arguments) that the trainer's arguments make, with these optim_args."""
+    args = trainer.args
+    if any(part.count("=") != 1 for part in (optim_args or "=").split(",")):
+        raise UserError(f"--optim_args {optim_args} must be NAME=VALUE, several with commas between them.")
+    takes_model = "model" in inspect.signature(Trainer.get_optimizer_cls_and_kwargs).parameters
+    try:
+        with changed(args, optim_args=optim_args or None):
+            found: Tuple[Any, Any] = trainer.get_optimizer_cls_and_kwargs(
+                args, *([trainer.model] if takes_model else [])
+            )
+    except (ImportError, ValueError) as error:
+        raise UserError(f"--optim {args.optim.value}: {error}") from None
+    return found
 
 
 def fit_warning(

@@ -8,6 +8,7 @@ themselves are checked beside their definitions.
 from __future__ import annotations
 
 import json
+import math
 import os
 from typing import Any, Callable, Collection, Dict, Mapping, NamedTuple, Tuple
 
@@ -203,11 +204,15 @@ ALWAYS = {
 _INFINITE = float("inf")
 _BELOW_1 = 1 - 2**-53
 RANGES: Dict[str, Tuple[float, float]] = {
-    **dict.fromkeys(("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "eval_delay"), (0, _INFINITE)),
-    **dict.fromkeys(("dataloader_num_workers", "neftune_noise_alpha"), (0, _INFINITE)),
+    **dict.fromkeys(("learning_rate", "weight_decay"), (0, 10**6)),
+    **dict.fromkeys(("adam_epsilon", "max_grad_norm", "eval_delay"), (0, _INFINITE)),
+    "neftune_noise_alpha": (0, _INFINITE),
+    "dataloader_num_workers": (0, 1024),
+    "dataloader_prefetch_factor": (1, 10**4),
     **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor"), (0, _BELOW_1)),
-    **dict.fromkeys(("num_train_epochs", "eval_steps", "save_steps", "logging_steps"), (2**-53, _INFINITE)),
-    **dict.fromkeys(("per_device_eval_batch_size", "gradient_accumulation_steps"), (1, _INFINITE)),
+    "num_train_epochs": (2**-53, 10**9),
+    **dict.fromkeys(("eval_steps", "save_steps", "logging_steps"), (2**-53, _INFINITE)),
+    **dict.fromkeys(("per_device_eval_batch_size", "gradient_accumulation_steps"), (1, 2**20)),
     **dict.fromkeys(("save_total_limit", "eval_accumulation_steps"), (1, _INFINITE)),
     **dict.fromkeys(("generation_num_beams", "generation_max_length"), (1, _INFINITE)),
     **dict.fromkeys(("data_seed", "seed"), (0, 2**32 - 1)),
@@ -236,6 +241,9 @@ def check_flags(task: str, values: Mapping[str, Any], defaults: Mapping[str, Any
             )
         if name in ALWAYS and values.get(name) is False:
             raise UserError(f"--{name} False: {ALWAYS[name]}. Leave it out.")
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"--{name} {value} must be a finite number.")
     for name, (low, high) in RANGES.items():
         value = values.get(name)
         if value is not None and not low <= value <= high:
@@ -248,14 +256,27 @@ def check_flags(task: str, values: Mapping[str, Any], defaults: Mapping[str, Any
         )
 
 
+# Flags whose text is a JSON object.
+_OBJECTS = (
+    "lr_scheduler_kwargs",
+    "gradient_checkpointing_kwargs",
+    "activation_checkpointing_kwargs",
+    "liger_kernel_config",
+)
+
+
 def _check_json(values: Mapping[str, Any], given: Collection[str]) -> None:
     for name in given:
         value = values.get(name)
-        if isinstance(value, str) and value.startswith("{"):
+        if not isinstance(value, str) or not value:
+            continue
+        if value.startswith("{"):
             try:
                 json.loads(value)
-            except json.JSONDecodeError as error:
-                raise UserError(f"--{name} {value} is not JSON ({error}).") from None
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise UserError(f"--{name} {value[:200]} is not JSON ({error}).") from None
+        elif name in _OBJECTS:
+            raise UserError(f'--{name} {value[:200]} must be a JSON object: {{"name": value}}.')
 
 
 def _same(value: Any, default: Any) -> bool:

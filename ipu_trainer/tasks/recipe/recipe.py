@@ -33,7 +33,9 @@ from ipu_trainer.tasks.run_record import (
 )
 from ipu_trainer.tasks.task import SearchTask, Task
 from ipu_trainer.training.acceleration.choices import describe_acceleration, used_precision
-from ipu_trainer.training.monitor import experiment_tracker_hint, watch
+from ipu_trainer.training.loss.divergence import stop_when_diverged
+from ipu_trainer.training.monitor import experiment_tracker_hint, messages_beside_progress, watch
+from ipu_trainer.training.state.checkpoints import Found, WritesDigests, complete_checkpoints
 
 Rows = List[Tuple[str, str]]  # of the header: (label, text)
 
@@ -98,7 +100,7 @@ def run(job: TaskRun) -> None:
     if metrics:
         output = job.args.output_dir
         print(f"\n{job.table(metrics)}\n\nmodel, metrics and plots: {output}")
-        if job.write_report is not None:
+        if job.write_report is not None and (Path(output) / REPORT_FILE).is_file():
             print(f"to read: {Path(output) / REPORT_FILE}")
 
 
@@ -109,21 +111,28 @@ def train(job: TaskRun) -> Dict[str, Any]:
     """
     args, run_dir = job.args, Path(job.args.output_dir)
     check_output(run_dir, RUN)
-    checkpoint = resumable_checkpoint(run_dir, args, job.settings)
+    found = resumable_checkpoint(run_dir, args, job.settings)
+    checkpoint = found.path
     trained = trained_record(run_dir, args)
     model = seeded_model(job) if trained is None else job.trained_model(run_dir)
     trainer = _checked_trainer(job, model=model)
     watch(trainer, tokens_per_sample=sum(job.sample_shape))
-    record = trained or _new_record(job, trainer, checkpoint)
+    stop_when_diverged(trainer)
+    trainer.add_callback(WritesDigests())
+    # How it was trained stays; how it is evaluated, and where its data lie now, may be another.
+    record = {**trained, **job.settings} if trained else _new_record(job, trainer, checkpoint)
     if trainer.is_world_process_zero():
         print(_header(job, trainer, record))
-        if trained or checkpoint:
-            print(f"resuming from {'the trained weights' if trained else checkpoint}")
+        if trained or checkpoint or found.passed_over:
+            print(_resuming(found, trained is not None))
         begin_run(run_dir, record)
+        if found.path is not None and Path(found.path).parent.resolve() == run_dir.resolve():
+            complete_checkpoints(found)
         if args.ipu_config:
             warn(fit_warning(model, trainer.ipu_config, args, *job.sample_shape))
 
-    train_or_restore(trainer, record, checkpoint)
+    with messages_beside_progress(trainer):
+        train_or_restore(trainer, record, checkpoint)
     predicted = job.predict(trainer)
     if not trainer.is_world_process_zero():
         return {}
@@ -136,6 +145,16 @@ def train(job: TaskRun) -> Dict[str, Any]:
     report = functools.partial(report_or_reason, job.write_report) if job.write_report else None
     finish_run(run_dir, record, report, **results.record)
     return results.metrics
+
+
+def _resuming(found: Found, is_trained: bool) -> str:
+    """What the run goes on from, and a line for each newer checkpoint that it cannot go on from."""
+    if is_trained:
+        return "resuming from the trained weights"
+    lines = [f"passed over: {line}" for line in found.passed_over]
+    if found.path is None:
+        return "\n".join([*lines, "no checkpoint to go on from: training begins at step 0"])
+    return "\n".join([*lines, f"resuming from {found.path}, at step {found.step}"])
 
 
 def search_task(job: TaskRun) -> SearchTask:

@@ -78,12 +78,17 @@ def run_page(
     return Page(title, " · ".join(subtitle), notice, sections)
 
 
-def report_or_reason(write_report: Callable[[Path], Path], run_dir: Path) -> None:
-    """Write the report of a run that has just finished, or print why not: all results are on disk, so the run did not fail."""
+def report_or_reason(write_report: Callable[[Path], Path], run_dir: Path) -> bool:
+    """Write the report of a run that has just been evaluated, or print why not. Returns whether there is one.
+
+    All results are on disk, so the run did not fail.
+    """
     try:
         write_report(run_dir)
+        return True
     except (ValueError, OSError, torch.cuda.OutOfMemoryError) as error:  # the training may still fill the GPU
         print(f"no {REPORT_FILE}: {error} To try again: ipu-trainer report {run_dir}", file=sys.stderr)
+        return False
 
 
 def facts(run: Run) -> Facts:

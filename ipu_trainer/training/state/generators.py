@@ -26,17 +26,27 @@ def restore_generators(states: Tuple[Any, ...]) -> None:
 
 
 @contextlib.contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """After the block the model's modes and buffers and all random generators are what they were."""
-    states, modes = generator_states(), {part: part.training for part in model.modules()}
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+def unchanged_generators() -> Iterator[None]:
+    """After the block all random generators are what they were."""
+    states = generator_states()
     try:
         yield
     finally:
-        for part, mode in modes.items():
-            part.training = mode
-        with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                if name in buffers:
-                    buffer.copy_(buffers[name])
         restore_generators(states)
+
+
+@contextlib.contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """After the block the model's modes and buffers and all random generators are what they were."""
+    modes = {part: part.training for part in model.modules()}
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with unchanged_generators():
+        try:
+            yield
+        finally:
+            for part, mode in modes.items():
+                part.training = mode
+            with torch.no_grad():
+                for name, buffer in model.named_buffers():
+                    if name in buffers:
+                        buffer.copy_(buffers[name])
