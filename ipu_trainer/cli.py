@@ -28,10 +28,10 @@ from typing import List, Optional, Sequence
 
 import ipu_trainer
 from ipu_trainer import process_group
-from ipu_trainer.atomic import read_json
 from ipu_trainer.command_line import hint, snake_case
 from ipu_trainer.config import profiles
 from ipu_trainer.errors import MissingFileError, UserError, is_user_error
+from ipu_trainer.json_files import read_json
 from ipu_trainer.tasks.task import load_task, task_names
 
 # Commands that begin with the name of a task, and what --help says of them.

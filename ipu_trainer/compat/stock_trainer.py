@@ -16,6 +16,7 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import CallbackHandler
 
+from ipu_trainer.atomic import share_weights
 from ipu_trainer.compat.transformers_versions import load_renamed_weights
 from ipu_trainer.errors import UserError
 
@@ -231,6 +232,7 @@ class StockTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
     def write_model(self, folder: str, state_dict: Optional[Dict[str, Any]] = None) -> None:
         """Write weights, configuration, tokenizer and arguments into a folder, of a checkpoint or of the run."""
         super()._save(folder, state_dict=state_dict)
+        share_weights(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Optional[nn.Module] = None) -> None:
         self.load_checkpoint(resume_from_checkpoint, model)

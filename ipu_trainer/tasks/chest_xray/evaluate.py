@@ -14,7 +14,7 @@ from ipu_trainer.tasks.chest_xray.data.labels import label_source
 from ipu_trainer.tasks.chest_xray.data.splits import SPLITS
 from ipu_trainer.tasks.chest_xray.evaluation import metrics as metric
 from ipu_trainer.tasks.chest_xray.evaluation.matched_findings import MatchedFindings
-from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import number_or_nan
+from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import check_record, number_or_nan
 from ipu_trainer.tasks.chest_xray.predict import load_predictor
 from ipu_trainer.tasks.chest_xray.report import artifacts as report
 from ipu_trainer.tasks.chest_xray.report.html_report import write_report
@@ -32,6 +32,7 @@ def evaluate(
     """
     metric.check_replicates(num_bootstrap)
     record = read_run(run_dir)
+    check_record(record, run_dir)
     data = load_prepared(data_dir)
     subject = data.split(split)
     if not len(subject):

@@ -11,8 +11,9 @@ import torch
 from torch.utils.data import Dataset
 from transformers import DataCollatorForLanguageModeling
 
-from ipu_trainer.atomic import atomic_path, read_json, write_json
+from ipu_trainer.atomic import atomic_path, write_json
 from ipu_trainer.errors import UserError
+from ipu_trainer.json_files import read_json
 from ipu_trainer.tasks.language_modeling.recipe_arguments import LanguageModelingArguments
 from ipu_trainer.tasks.text.documents import (
     Document,

@@ -10,12 +10,12 @@ from typing import Any, Callable, Collection, Dict, List, Mapping, NoReturn, Seq
 import torch
 from transformers import HfArgumentParser
 
-from ipu_trainer.atomic import read_json
 from ipu_trainer.command_line import hint, plain_value, snake_case
 from ipu_trainer.compat import argument_names as renamed
 from ipu_trainer.compat import transformers_versions as compat
 from ipu_trainer.config.profiles import load_profile
 from ipu_trainer.errors import UserError, user_input
+from ipu_trainer.json_files import read_json
 from ipu_trainer.tasks.folders import results
 from ipu_trainer.tasks.recipe.flag_table import check_flags
 from ipu_trainer.training.arguments import IPUTrainingArguments

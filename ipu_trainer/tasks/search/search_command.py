@@ -17,9 +17,10 @@ from typing import Any, Callable, List, Mapping, Optional, Sequence, Tuple
 
 import transformers
 
-from ipu_trainer.atomic import read_json, remove_leftovers, write_json
+from ipu_trainer.atomic import remove_leftovers, write_json
 from ipu_trainer.command_line import plain_value, snake_case
 from ipu_trainer.errors import UserError
+from ipu_trainer.json_files import read_json
 from ipu_trainer.tasks.folders import results
 from ipu_trainer.tasks.recipe.early_checks import check_metric
 from ipu_trainer.tasks.recipe.flags import flags_given, with_config

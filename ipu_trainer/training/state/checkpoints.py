@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import zipfile
 from pathlib import Path
-from typing import Optional, Union
+from typing import Any, Dict, Optional, Union
 
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+from ipu_trainer.errors import UserError
+from ipu_trainer.json_files import read_json
+from ipu_trainer.stored_weights import WEIGHTS
+
+_STATE = {
+    "global_step": int,
+    "epoch": (float, None),
+    "max_steps?": int,
+    "num_train_epochs?": float,
+    "log_history?": [{str: object}],
+    "best_metric?": (float, None),
+    "best_model_checkpoint?": (str, None),
+}
 
 
 def last_complete_checkpoint(output_dir: Union[str, os.PathLike[str]]) -> Optional[str]:
@@ -23,12 +34,20 @@ def last_complete_checkpoint(output_dir: Union[str, os.PathLike[str]]) -> Option
     return next((str(path) for path in newest_first if _is_complete(path)), None)
 
 
+def read_state(checkpoint: Union[str, os.PathLike[str]]) -> Dict[str, Any]:
+    """trainer_state.json, which Trainer writes with NaN where a loss was none. Raises UserError for a damaged one."""
+    state: Dict[str, Any] = read_json(
+        Path(checkpoint) / "trainer_state.json", _STATE, "Resume from another checkpoint.", not_finite=True
+    )
+    return state
+
+
 def _is_complete(path: Path) -> bool:
     try:
-        json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError):
+        read_state(path)
+    except (UserError, OSError):
         return False
-    has_weights = any((path / name).is_file() for name in _WEIGHTS)
+    has_weights = any((path / name).is_file() for name in WEIGHTS)
     states = [path / "optimizer.pt", path / "scheduler.pt", *(path.glob("rng_state*.pth"))]
     # torch.save writes zip archives, whose directory comes last: one that was cut short has none.
     return has_weights and len(states) > 2 and all(zipfile.is_zipfile(file) for file in states)

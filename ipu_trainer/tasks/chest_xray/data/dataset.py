@@ -7,7 +7,6 @@ collators do not augment it.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
@@ -19,6 +18,7 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from ipu_trainer.errors import UserError
+from ipu_trainer.json_files import read_json
 from ipu_trainer.tasks.chest_xray.data.image_decoding import Decoding
 from ipu_trainer.tasks.chest_xray.data.labels import pathologies
 from ipu_trainer.tasks.chest_xray.data.pixel_store import STORE_FILE, open_pixels, read_header
@@ -136,6 +136,21 @@ class PreparedChestXrays:
         return self.everything.subset([position for position, split in enumerate(where) if split == name])
 
 
+_PREPARE_AGAIN = "Prepare the data again into a new folder."
+_MANIFEST = {
+    "format_version": int,
+    "fingerprint": str,
+    "findings": [str],
+    "num_images": int,
+    "size": int,
+    "resample": str,
+    "decoding?": {"scale?": ({str: object}, None), "window?": str},
+    "split": {"method": str},
+    "labels?": {"format?": (str, None)},
+    "source": {"csv": str},
+}
+
+
 def load_prepared(folder: Union[str, Path]) -> PreparedChestXrays:
     """Open a folder that `ipu-trainer prepare chest-xray` wrote. Raises PreparedError or StoreError if it is damaged."""
     folder = Path(folder)
@@ -145,7 +160,10 @@ def load_prepared(folder: Union[str, Path]) -> PreparedChestXrays:
             f"{folder} holds no finished data set ({MANIFEST} is missing). "
             f"Make it: ipu-trainer prepare chest-xray --csv CSV --images DIR --output {folder}"
         )
-    manifest = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        manifest = read_json(path, _MANIFEST, _PREPARE_AGAIN)
+    except UserError as error:
+        raise PreparedError(str(error)) from None
     if manifest.get("format_version") != FORMAT_VERSION:
         raise PreparedError(
             f"{path} has format_version {manifest.get('format_version')}, this release reads {FORMAT_VERSION}. "
@@ -176,10 +194,9 @@ def _read_arrow(folder: Path) -> pyarrow.Table:
     read the same prepared folder.
     """
     try:
-        names = [
-            item["filename"] for item in json.loads((folder / "state.json").read_text(encoding="utf-8"))["_data_files"]
-        ]
+        state = read_json(folder / "state.json", {"_data_files": [{"filename": str}]})
+        names = [item["filename"] for item in state["_data_files"]]
         tables = [pyarrow.ipc.open_stream(pyarrow.memory_map(str(folder / name))).read_all() for name in names]
-    except (OSError, KeyError, json.JSONDecodeError, pyarrow.ArrowInvalid) as error:
+    except (OSError, UserError, pyarrow.ArrowInvalid) as error:
         raise PreparedError(f"{folder} is damaged ({error}). Prepare the data again into a new folder.") from error
     return pyarrow.concat_tables(tables)

@@ -11,9 +11,38 @@ from typing import Any, List, Mapping, Sequence, Tuple
 import numpy as np
 
 from ipu_trainer.errors import UserError
+from ipu_trainer.json_files import check_shape
 from ipu_trainer.tasks.chest_xray.data.labels import pathologies
 from ipu_trainer.tasks.chest_xray.evaluation.metrics import known_only
 from ipu_trainer.tasks.run_record import METRICS_FILE, RUN_FILE, Run, load_run, read_results
+
+_RECORD = {
+    "findings": [str],
+    "thresholds": {str: (float, None)},
+    "seed": int,
+    "evaluated_split": str,
+    "split_method?": str,
+    "settings": {"training": {str: object}, "recipe": {str: object}},
+    "data": {
+        "folder": str,
+        "fingerprint": str,
+        "size?": int,
+        "decoding?": {"size": int, "resample": str, "scale?": ({str: object}, None), "window?": str},
+    },
+}
+_OF_EVALUATION = {"run": str, "data": str, "split": str, "data_fingerprint": str}
+_AGAIN = "Train the run again into another folder, or take the file from a copy."
+
+
+def check_record(record: Mapping[str, Any], run_dir: Path) -> None:
+    """Raise UserError, with the key, for a run.json that lacks what an evaluation or a prediction reads."""
+    file = Path(run_dir) / RUN_FILE
+    check_shape(record, _RECORD, file, _AGAIN)
+    findings = record["findings"]
+    lost = [name for name in findings if name not in record["thresholds"]]
+    if not findings or lost or len(set(findings)) < len(findings) or record["seed"] < 0:
+        reason = f"thresholds has no {lost[0]!r}" if lost else "findings must be different names, and seed not negative"
+        raise UserError(f"{file}: {reason}. {_AGAIN}")
 
 
 @dataclass(frozen=True)
@@ -123,13 +152,16 @@ def load_evaluation(folder: Path) -> Evaluation:
     folder = Path(folder)
     if (folder / RUN_FILE).is_file():
         run = load_run(folder)
+        check_record(run.record, folder)
         metrics, split = run.metrics, str(run.record["evaluated_split"])
         data, fingerprint = run.record["data"]["folder"], run.record["data"]["fingerprint"]
     else:
         metrics = read_results(folder / METRICS_FILE)
         if "run" not in metrics or "data" not in metrics:
             raise UserError(f"{folder / METRICS_FILE} names no run and data. Evaluate the run again.")
+        check_shape(metrics, _OF_EVALUATION, folder / METRICS_FILE, "Evaluate the run again.")
         run = load_run(Path(metrics["run"]))
+        check_record(run.record, run.folder)
         split, data, fingerprint = str(metrics["split"]), metrics["data"], metrics["data_fingerprint"]
     predictions = read_predictions(folder / "predictions.csv")
     thresholds = {name: number_or_nan(value) for name, value in run.record.get("thresholds", {}).items()}
