@@ -244,7 +244,7 @@ def _profiles_check(namespace: argparse.Namespace) -> int:
     path = namespace.model / "config.json" if namespace.model.is_dir() else namespace.model
     if not path.is_file():
         raise MissingFileError(f"{path} does not exist. Give a model folder with a config.json, or that file.")
-    problems = profiles.check(profile.config, read_json(path))
+    problems = profiles.check(profile.config, read_json(path, profiles.MODEL, not_finite=True))
     print("\n".join(problems) if problems else f"{namespace.file} fits {namespace.model}")
     return 1 if problems else 0
 

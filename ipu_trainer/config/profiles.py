@@ -127,6 +127,12 @@ def list_table() -> str:
 
 
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+# What check() reads of a model's config.json.
+MODEL = {
+    **{f"{name}?": (int, None) for name in (*_LAYER_COUNTS, "encoder_layers", "decoder_layers", "num_decoder_layers")},
+    "vocab_size?": (int, None),
+    "depths?": ([int], None),
+}
 
 
 def _read_packaged() -> Dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ipu_trainer.atomic import write_json
 from ipu_trainer.errors import UserError, user_input
+from ipu_trainer.json_files import read_json
 from ipu_trainer.planner.constants import STATE_BYTES, TASKS, load_calibration
 
 _GLOBAL_BATCH = 128
@@ -124,5 +125,8 @@ def model_config(source: str) -> Any:
     """A Transformers config from a folder, a config.json, or the Hub."""
     import transformers
 
+    file = Path(source) / "config.json" if Path(source).is_dir() else Path(source)
+    if file.is_file():
+        read_json(file, {"model_type?": str}, "Give the config.json of a Transformers model.", not_finite=True)
     with user_input():
         return transformers.AutoConfig.from_pretrained(source)

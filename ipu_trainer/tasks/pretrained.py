@@ -189,8 +189,9 @@ def _check_unused(model: Any, unused: Collection[str], source: str, finished: bo
         name for name in read if finished or (_pattern(name, prefix) in own and _pattern(name, prefix) != name)
     )
     if lost:
+        part = "" if finished else "of the backbone "
         raise UserError(
-            f"{source} holds {len(lost)} tensors that a {type(model).__name__} of its config.json has no place for, such as "
+            f"{source} holds {len(lost)} tensors {part}that a {type(model).__name__} of its config.json has no place for, such as "
             f"{_some(lost)}: config.json or the weights are of another model. {next_move}"
         )
 

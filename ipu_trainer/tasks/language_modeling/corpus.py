@@ -190,7 +190,7 @@ def prepare_corpus(
     }
     about_file = folder / "corpus.json"
     if about_file.is_file():
-        about = read_json(about_file)
+        about = read_json(about_file, {"settings": {}}, "Remove it: the corpus is read again.")
         if about["settings"] == settings:
             return _read(folder, about)
     train, validation = read_documents(recipe, seed)

@@ -15,7 +15,7 @@ from ipu_trainer.compat import argument_names as renamed
 from ipu_trainer.compat import transformers_versions as compat
 from ipu_trainer.config.profiles import load_profile
 from ipu_trainer.errors import UserError, user_input
-from ipu_trainer.json_files import read_json
+from ipu_trainer.json_files import check_shape, read_json
 from ipu_trainer.tasks.folders import results
 from ipu_trainer.tasks.recipe.flag_table import check_flags
 from ipu_trainer.training.arguments import IPUTrainingArguments
@@ -140,7 +140,9 @@ def with_config(task: str, argv: Sequence[str]) -> List[str]:
             f'--config {own.config} must hold {{"flags": {{NAME: VALUE, ...}}}}, values being texts, numbers, true, false '
             "or lists of these, as best.json of `ipu-trainer search` does."
         )
-    meant = content.get("about", {}).get("task", task)
+    about = content.get("about", {})
+    check_shape(about, {"task?": str}, f"--config {own.config}: about")
+    meant = about.get("task", task)
     if meant != task:
         raise UserError(f"--config {own.config} is for {meant}, not for {task}.")
     words: List[str] = []

@@ -240,7 +240,7 @@ def _check_same(folder: Path, plan: Mapping[str, Any]) -> None:
     path = folder / SEARCH_FILE
     if not path.is_file():
         return
-    then, now = read_json(path), json.loads(json.dumps(plan, default=str))
+    then, now = read_json(path, {"settings?": {}}, "Give another --output."), json.loads(json.dumps(plan, default=str))
     changed = [name for name in ("task", "objectives", "directions", "space", "flags") if then.get(name) != now[name]]
     if then.get("settings", {}).get("data") != now["settings"].get("data"):
         changed.append("data")

@@ -30,6 +30,32 @@ _RECORD = {
         "decoding?": {"size": int, "resample": str, "scale?": ({str: object}, None), "window?": str},
     },
 }
+_NUMBER = (float, None)  # null is NaN
+_ROW = {
+    **{f"{name}?": _NUMBER for name in ("auroc", "auprc", "brier", "ece", "threshold", "sensitivity", "specificity")},
+    **{f"{name}?": [_NUMBER] for name in ("auroc_interval", "auprc_interval")},
+    **{f"{name}?": int for name in ("num_positive", "num_known")},
+}
+_GROUP = {
+    "num_images?": int,
+    "mean_auroc_14?": _NUMBER,
+    "mean_auroc_14_interval?": [_NUMBER],
+    "per_finding?": {str: _NUMBER},
+}
+_METRICS = {
+    "num_images?": int,
+    "num_patients?": int,
+    "mean_auroc_14?": _NUMBER,
+    "mean_auprc_14?": _NUMBER,
+    "mean_auroc_14_interval?": [_NUMBER],
+    "per_finding?": {str: _ROW},
+    "no_finding?": _ROW,
+    "subgroups?": {str: {str: _GROUP}},
+    "bootstrap?": {"replicates?": int, "seed?": int, "unit?": str},
+    "findings_renamed?": {str: str},
+    "findings_unknown_to_the_model?": [str],
+    "findings_unknown_to_the_data?": [str],
+}
 _OF_EVALUATION = {"run": str, "data": str, "split": str, "data_fingerprint": str}
 _AGAIN = "Train the run again into another folder, or take the file from a copy."
 
@@ -163,6 +189,7 @@ def load_evaluation(folder: Path) -> Evaluation:
         run = load_run(Path(metrics["run"]))
         check_record(run.record, run.folder)
         split, data, fingerprint = str(metrics["split"]), metrics["data"], metrics["data_fingerprint"]
+    check_shape(metrics, _METRICS, folder / METRICS_FILE, "Evaluate the run again.")
     predictions = read_predictions(folder / "predictions.csv")
     thresholds = {name: number_or_nan(value) for name, value in run.record.get("thresholds", {}).items()}
     return Evaluation(run, folder, metrics, predictions, split, Path(data), str(fingerprint), thresholds)
