@@ -192,7 +192,9 @@ def load_renamed_weights(model: Any, checkpoint: Union[str, os.PathLike[str]]) -
     if set(stored) <= set(model.state_dict()):
         _check_complete(model, stored, folder)
         return False
-    read, report = type(model).from_pretrained(str(folder), config=model.config, output_loading_info=True)
+    read, report = type(model).from_pretrained(
+        str(folder), config=model.config, ignore_mismatched_sizes=True, output_loading_info=True
+    )
     if report["missing_keys"] or report["mismatched_keys"]:
         raise UserError(
             f"{folder} does not hold the weights of this {type(model).__name__}: missing {sorted(report['missing_keys'])[:5]}, "
