@@ -84,7 +84,10 @@ def load_reported(
             )
     except RuntimeError as error:
         raise UserError(f"the weights in {source} cannot be read ({_first_line(error)}). {next_move}") from error
-    missing = _missing(model, report["missing_keys"])
+    names = {*report["missing_keys"]}
+    if finished and stored is not None and set(stored) <= set(model.state_dict()):
+        names |= set(model.state_dict()) - set(stored)  # 4.29 is silent about heads that are usually tied
+    missing = _missing(model, names)
     mismatched = {str(item[0]) for item in report["mismatched_keys"]}
     is_head = _head(model, new_parts)
     lost = sorted(name for name in missing if finished or not is_head(name))
