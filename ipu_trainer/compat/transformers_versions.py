@@ -167,7 +167,8 @@ def _check_complete(model: PreTrainedModel, stored: Mapping[str, StoredTensor], 
     """Raise UserError for tensors that Trainer, which loads with strict=False, would leave as they are."""
     state = model.state_dict(keep_vars=True)
     there = {value.data_ptr() for name, value in state.items() if name in stored}  # tied tensors are stored once
-    lost = sorted(name for name, value in state.items() if name not in stored and value.data_ptr() not in there)
+    parameters = dict(model.named_parameters())  # buffers are computed, and not every release stores them
+    lost = sorted(name for name, value in parameters.items() if name not in stored and value.data_ptr() not in there)
     other = sorted(name for name, tensor in stored.items() if tensor.shape != tuple(state[name].shape))
     if lost or other:
         raise UserError(
