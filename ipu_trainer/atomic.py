@@ -12,8 +12,6 @@ import tempfile
 from pathlib import Path
 from typing import Any, Iterable, Iterator, Sequence, Tuple, Union
 
-from ipu_trainer.errors import UserError
-
 PathLike = Union[str, "os.PathLike[str]"]
 _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")  # as _locked_temporary names them
 
@@ -29,14 +27,24 @@ def atomic_path(target: PathLike) -> Iterator[Path]:
     handle, temporary = _locked_temporary(target)
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        temporary.chmod(_mode())
         os.replace(temporary, target)
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
         os.close(handle)
+
+
+def share_weights(folder: PathLike) -> None:
+    """Give the weights in folder the mode of every new file: safetensors makes them for their owner alone (0600)."""
+    for path in Path(folder).glob("*.safetensors"):
+        path.chmod(_mode())
+
+
+def _mode() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o666 & ~umask
 
 
 def remove_leftovers(folder: PathLike, below: bool = True) -> None:
@@ -77,14 +85,6 @@ def write_csv(target: PathLike, rows: Iterable[Sequence[Any]]) -> None:
     """Write rows, the header first, as CSV."""
     with atomic_path(target) as temporary, temporary.open("w", encoding="utf-8", newline="") as opened:
         csv.writer(opened, lineterminator="\n").writerows(rows)
-
-
-def read_json(path: PathLike) -> Any:
-    """What a JSON file holds. Raises UserError, with its path, for one that is no JSON."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:  # also of bytes that are no UTF-8
-        raise UserError(f"{path} is not JSON: {error}.") from None
 
 
 def _finite(value: Any) -> Any:

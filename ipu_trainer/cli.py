@@ -29,10 +29,10 @@ from typing import List, Optional, Sequence
 
 import ipu_trainer
 from ipu_trainer import process_group
-from ipu_trainer.atomic import read_json
 from ipu_trainer.command_line import hint, snake_case
 from ipu_trainer.config import profiles
 from ipu_trainer.errors import MissingFileError, UserError, is_user_error
+from ipu_trainer.json_files import read_json
 from ipu_trainer.tasks.output_guard import TRACES, check_output_file, claim, is_page
 from ipu_trainer.tasks.task import load_task, task_names
 
@@ -263,7 +263,7 @@ def _profiles_check(namespace: argparse.Namespace) -> int:
     path = namespace.model / "config.json" if namespace.model.is_dir() else namespace.model
     if not path.is_file():
         raise MissingFileError(f"{path} does not exist. Give a model folder with a config.json, or that file.")
-    problems = profiles.check(profile.config, read_json(path))
+    problems = profiles.check(profile.config, read_json(path, profiles.MODEL, not_finite=True))
     print("\n".join(problems) if problems else f"{namespace.file} fits {namespace.model}")
     return 1 if problems else 0
 

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import CallbackHandler
 
+from ipu_trainer.atomic import share_weights
 from ipu_trainer.compat.transformers_versions import load_renamed_weights
 from ipu_trainer.errors import UserError
 
@@ -231,14 +232,21 @@ class StockTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
     def write_model(self, folder: str, state_dict: Optional[Dict[str, Any]] = None) -> None:
         """Write weights, configuration, tokenizer and arguments into a folder, of a checkpoint or of the run."""
         super()._save(folder, state_dict=state_dict)
+        share_weights(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Optional[nn.Module] = None) -> None:
         self.load_checkpoint(resume_from_checkpoint, model)
 
     def load_checkpoint(self, checkpoint: str, model: Optional[nn.Module] = None) -> None:
-        """Give the model the weights of a checkpoint."""
-        if not load_renamed_weights(self.model if model is None else model, checkpoint):
+        """Give the model the weights of a checkpoint. Raises UserError for a checkpoint of another model, or of NaN."""
+        loaded = self.model if model is None else model
+        if not load_renamed_weights(loaded, checkpoint):
             super()._load_from_checkpoint(checkpoint, model)
+        broken = next((name for name, value in loaded.named_parameters() if not bool(value.isfinite().all())), None)
+        if broken is not None:
+            raise UserError(
+                f"{checkpoint}: its weights hold NaN or infinity, such as {broken}. Resume from an earlier checkpoint."
+            )
 
     def _load_optimizer_and_scheduler(self, checkpoint: Optional[str]) -> None:
         self.load_optimizer_state(checkpoint)

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import json
 import os
 from pathlib import Path
-from typing import Any, Dict, Iterator, Union
+from typing import Any, Dict, Iterator, Mapping, Union
 
 import torch
 import transformers
-from safetensors import safe_open
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ipu_trainer.compat.argument_names import INSTALLED, OTHER_NAMES
 from ipu_trainer.compat.internals import Internal
 from ipu_trainer.errors import UserError
+from ipu_trainer.stored_weights import StoredTensor, stored_tensors
 
 LABEL_SHIFT = Internal(
     "transformers.Trainer._loss_shifts_labels",
@@ -164,6 +163,20 @@ def _without_new_arguments(method: Any, parameters: Any) -> Any:
     return adapted
 
 
+def _check_complete(model: PreTrainedModel, stored: Mapping[str, StoredTensor], folder: Path) -> None:
+    """Raise UserError for tensors that Trainer, which loads with strict=False, would leave as they are."""
+    state = model.state_dict(keep_vars=True)
+    there = {value.data_ptr() for name, value in state.items() if name in stored}  # tied tensors are stored once
+    parameters = dict(model.named_parameters())  # buffers are computed, and not every release stores them
+    lost = sorted(name for name, value in parameters.items() if name not in stored and value.data_ptr() not in there)
+    other = sorted(name for name, tensor in stored.items() if tensor.shape != tuple(state[name].shape))
+    if lost or other:
+        raise UserError(
+            f"{folder} does not hold the weights of this {type(model).__name__}: missing {lost[:5]}, of other shape {other[:5]}. "
+            "Resume with the model that was trained, or from another checkpoint."
+        )
+
+
 def load_renamed_weights(model: Any, checkpoint: Union[str, os.PathLike[str]]) -> bool:
     """Load a checkpoint whose tensors have other names than the model's; returns False, and loads nothing, if the names agree.
 
@@ -174,16 +187,15 @@ def load_renamed_weights(model: Any, checkpoint: Union[str, os.PathLike[str]]) -
     if not isinstance(model, PreTrainedModel):
         return False
     folder = Path(checkpoint)
-    if (folder / "model.safetensors").is_file():
-        with safe_open(str(folder / "model.safetensors"), framework="pt") as opened:
-            stored = set(opened.keys())
-    elif (folder / "model.safetensors.index.json").is_file():
-        stored = set(json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))["weight_map"])
-    else:
+    stored = stored_tensors(folder)
+    if stored is None:
         return False
-    if stored <= set(model.state_dict()):
+    if set(stored) <= set(model.state_dict()):
+        _check_complete(model, stored, folder)
         return False
-    read, report = type(model).from_pretrained(str(folder), config=model.config, output_loading_info=True)
+    read, report = type(model).from_pretrained(
+        str(folder), config=model.config, ignore_mismatched_sizes=True, output_loading_info=True
+    )
     if report["missing_keys"] or report["mismatched_keys"]:
         raise UserError(
             f"{folder} does not hold the weights of this {type(model).__name__}: missing {sorted(report['missing_keys'])[:5]}, "

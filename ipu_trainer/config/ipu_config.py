@@ -20,6 +20,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 from ipu_trainer.atomic import write_text
 from ipu_trainer.config.older_files import current_fields
 from ipu_trainer.errors import MissingFileError, UserError
+from ipu_trainer.json_files import read_json
 from ipu_trainer.machine.placement import resolve_wildcards
 
 CONFIG_FILE = "ipu_config.json"
@@ -209,11 +210,11 @@ class IPUConfig:
     def from_json_file(cls, file: Union[str, os.PathLike[str]], pod: Optional[str] = None) -> IPUConfig:
         path = Path(file)
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise IPUConfigError(f"{path} is not JSON ({error}). Write it with IPUConfig.save_pretrained().") from error
-        if not isinstance(values, dict):
-            raise IPUConfigError(f"{path} holds a {type(values).__name__}, not a JSON object of IPUConfig fields.")
+            values = read_json(path, {}, "Write it with IPUConfig.save_pretrained().")
+        except MissingFileError:
+            raise
+        except UserError as error:
+            raise IPUConfigError(str(error)) from None
         try:
             return cls.from_dict(values, pod)
         except IPUConfigError as error:

@@ -16,6 +16,9 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 import ipu_configs
 from ipu_trainer.config.ipu_config import CONFIG_FILE, IPUConfig
 from ipu_trainer.errors import UserError
+from ipu_trainer.json_files import read_json
+
+_PROFILE = {"config?": {}, "about?": {"micro_batch?": (int, None)}}
 
 
 @dataclass(frozen=True)
@@ -44,14 +47,11 @@ def load_profile(name_or_path: str) -> Profile:
     packaged = _read_packaged()
     path = Path(name_or_path)
     if name_or_path in packaged:
-        return _profile(name_or_path, packaged[name_or_path])
+        return _profile(name_or_path, packaged[name_or_path], name_or_path)
     if path.is_dir():
         path = path / CONFIG_FILE
     if path.is_file():
-        try:
-            return _profile(path.stem, json.loads(path.read_text(encoding="utf-8")))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} is not JSON: {error}. Start from `ipu-trainer profiles show NAME`.") from error
+        return _profile(str(path), read_json(path, _PROFILE, "Start from `ipu-trainer profiles show NAME`."), path.stem)
     near = difflib.get_close_matches(name_or_path, packaged, n=3)
     hint = f"Nearest: {', '.join(near)}." if near else f"Profiles: {', '.join(sorted(packaged))}."
     raise UserError(f"{name_or_path!r} is neither a profile nor a file. {hint} `ipu-trainer profiles list` shows all.")
@@ -127,6 +127,12 @@ def list_table() -> str:
 
 
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+# What check() reads of a model's config.json.
+MODEL = {
+    **{f"{name}?": (int, None) for name in (*_LAYER_COUNTS, "encoder_layers", "decoder_layers", "num_decoder_layers")},
+    "vocab_size?": (int, None),
+    "depths?": ([int], None),
+}
 
 
 def _read_packaged() -> Dict[str, Any]:
@@ -138,12 +144,13 @@ def _read_packaged() -> Dict[str, Any]:
     return {name[: -len(".json")]: json.loads(importlib.resources.read_text(ipu_configs, name)) for name in names}
 
 
-def _profile(name: str, content: Any) -> Profile:
-    if isinstance(content, dict) and "config" in content:
-        unknown = sorted(set(content) - {"about", "config"})
-        if unknown:
-            raise UserError(f"profile {name!r} has unknown parts {unknown}. A profile has 'about' and 'config' only.")
-        return Profile(name, IPUConfig.from_dict(content["config"]), content.get("about", {}))
-    if not isinstance(content, dict):
-        raise UserError(f"profile {name!r} holds a {type(content).__name__}, not a JSON object of IPUConfig fields.")
-    return Profile(name, IPUConfig.from_dict(content), {})
+def _profile(source: str, content: Mapping[str, Any], name: str) -> Profile:
+    """Raises UserError, with source, for values that no IPUConfig has."""
+    unknown = sorted(set(content) - {"about", "config"}) if "config" in content else []
+    if unknown:
+        raise UserError(f"profile {source} has unknown parts {unknown}. A profile has 'about' and 'config' only.")
+    try:
+        config = IPUConfig.from_dict(content.get("config", content))
+    except ValueError as error:
+        raise UserError(f"{source}: {error}") from None
+    return Profile(name, config, content.get("about", {}) if "config" in content else {})

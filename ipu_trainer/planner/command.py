@@ -134,5 +134,8 @@ def model_config(source: str) -> Any:
     """A Transformers config from a folder, a config.json, or the Hub."""
     import transformers
 
+    file = Path(source) / "config.json" if Path(source).is_dir() else Path(source)
+    if file.is_file():
+        read_json(file, {"model_type?": str}, "Give the config.json of a Transformers model.", not_finite=True)
     with user_input():
         return transformers.AutoConfig.from_pretrained(source)

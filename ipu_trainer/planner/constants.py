@@ -9,12 +9,12 @@ by us.
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, Mapping, Optional
 
 from ipu_trainer.errors import UserError
+from ipu_trainer.json_files import parse_json
 from ipu_trainer.machine.hardware import FP16_MACS_PER_TILE_AND_CYCLE, TILES_PER_IPU
 
 # Peak in float16: two operations a multiply-add.
@@ -91,7 +91,8 @@ def load_calibration(path: Optional[Path] = None) -> Calibration:
     """From a file of `calibrate --write`, by default the packaged one. Raises UserError for a file that is not one."""
     text = path.read_text(encoding="utf-8") if path else packaged("calibrated.json")
     try:
-        values = json.loads(text)
+        shape: Dict[str, Any] = {"time": {}, "memory": {}, "num_rows": int}
+        values = parse_json(text, path or "calibrated.json", shape)
         return Calibration(
             TimeConstants(**values["time"]), MemoryConstants(**values["memory"]), int(values["num_rows"])
         )

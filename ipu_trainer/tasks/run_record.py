@@ -13,16 +13,40 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
-from ipu_trainer.atomic import read_json, remove_leftovers, write_json
+from ipu_trainer.atomic import remove_leftovers, write_json
 from ipu_trainer.errors import UserError
+from ipu_trainer.json_files import read_json
 from ipu_trainer.training.arguments import IPUTrainingArguments
-from ipu_trainer.training.state.checkpoints import Found, find_checkpoint, last_complete_checkpoint, why_not_whole
+from ipu_trainer.training.state.checkpoints import (
+    Found,
+    find_checkpoint,
+    last_complete_checkpoint,
+    read_state,
+    why_not_whole,
+)
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.json"
 HISTORY_FILE = "history.json"
 # status in run.json: weights are not final; weights and history.json are written; only the report may be missing; complete.
 RUNNING, TRAINED, EVALUATED, FINISHED = "running", "trained", "evaluated", "finished"
+_AGAIN = "Train the run again into another folder, or take the file from a copy."
+# What every task's run.json holds; releases and tasks add more.
+_RECORD = {
+    "status": str,
+    "task": str,
+    "model?": str,
+    "seed?": int,
+    "settings?": {"recipe?": {str: object}, "training?": {str: object}, "ipu_config?": {str: object}},
+    "data?": {str: object},
+    "backend?": {"name": str, "reason?": str},
+    "precision?": {"name": str, "reason": str},
+    "versions?": {str: str},
+    "num_parameters?": int,
+    "batch_table?": str,
+}
+_LOGGED = {"step?": int, "epoch?": float, "train_runtime?": float, "train_samples_per_second?": float}
+_HISTORY = [{**_LOGGED}]
 # Settings that no weight depends on, and that may differ when a run is resumed: where it lies, what it logs, how it is evaluated.
 _MAY_DIFFER = (
     "output_dir", "logging_dir", "report", "report_to", "run_name", "disable_tqdm", "log_level", "log_level_replica", "project",
@@ -41,8 +65,8 @@ def read_run(run_dir: Path) -> Dict[str, Any]:
     path = Path(run_dir) / RUN_FILE
     if not path.is_file():
         raise UserError(f"{run_dir} holds no run ({RUN_FILE} is missing). Make one: ipu-trainer train ...")
-    record: Dict[str, Any] = read_json(path)
-    if record.get("status") not in (EVALUATED, FINISHED):
+    record: Dict[str, Any] = read_json(path, _RECORD, _AGAIN)
+    if record["status"] not in (EVALUATED, FINISHED):
         raise UserError(f"the run in {run_dir} is not finished. Give the same train command again: it resumes.")
     return record
 
@@ -56,9 +80,9 @@ def read_history(run_dir: Path) -> List[Dict[str, Any]]:
     """history.json; without it what the last checkpoint has; else nothing."""
     path = Path(run_dir) / HISTORY_FILE
     if path.is_file():
-        return list(read_json(path))
+        return list(read_json(path, _HISTORY, "Remove it: the last checkpoint has most of it."))
     checkpoint = last_complete_checkpoint(run_dir)
-    return [] if checkpoint is None else list(read_json(Path(checkpoint) / "trainer_state.json").get("log_history", []))
+    return [] if checkpoint is None else list(read_state(checkpoint).get("log_history", []))
 
 
 def run_settings(task: str, recipe: Any, args: IPUTrainingArguments, ipu_config: Any, **more: Any) -> Dict[str, Any]:
@@ -95,11 +119,12 @@ def resumable_checkpoint(run_dir: Path, args: IPUTrainingArguments, settings: Di
             raise UserError(
                 f"--resume_from_checkpoint {named} is damaged: {problem}. Name an earlier one, or leave it out."
             )
+        read_state(named)
         return Found(named)
     if not path.is_file():
         return Found(None)
-    record = read_json(path)
-    if record.get("status") == FINISHED:
+    record = read_json(path, _RECORD, "Give another --output.")
+    if record["status"] == FINISHED:
         raise UserError(f"{run_dir} holds a finished run. Give another --output, or remove it.")
     changed = changed_settings(record, json.loads(json.dumps(settings, default=str)))
     if changed:
@@ -184,7 +209,7 @@ def trained_record(run_dir: Path, args: IPUTrainingArguments) -> Optional[Dict[s
     path = run_dir / RUN_FILE
     if _named_checkpoint(args) is not None:
         return None
-    record: Dict[str, Any] = read_json(path) if path.is_file() else {}
+    record: Dict[str, Any] = read_json(path, _RECORD, "Give another --output.") if path.is_file() else {}
     return record if record.get("status") in (TRAINED, EVALUATED) else None
 
 
@@ -274,13 +299,8 @@ def task_of(folder: Path) -> str:
 
 def read_results(path: Path) -> Dict[str, Any]:
     """The JSON object in path. Raises UserError where there is none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error}). It is written at the end of a run.") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds no JSON object. It is written at the end of a run.")
-    return value
+    results: Dict[str, Any] = read_json(path, {}, "It is written at the end of a run: evaluate the run again.")
+    return results
 
 
 def flat(value: Any, prefix: str = "") -> Dict[str, Any]:

@@ -19,8 +19,9 @@ from typing import Any, Callable, List, Mapping, Optional, Union
 
 import torch
 
-from ipu_trainer.atomic import read_json, write_json
+from ipu_trainer.atomic import write_json
 from ipu_trainer.errors import UserError
+from ipu_trainer.json_files import read_json
 
 AUTO = "auto"
 ONE_BY_ONE = "micro_batch"

@@ -162,7 +162,7 @@ def test_what_is_no_finished_run_is_refused_with_the_next_move(tmp_path, capsys)
     assert "holds no run" in capsys.readouterr().err
     (folder / "metrics.json").write_text("{")
     assert main(["report", str(folder)]) == 1
-    assert "metrics.json cannot be read" in capsys.readouterr().err
+    assert "metrics.json is not JSON" in capsys.readouterr().err
     (folder / "metrics.json").write_text("{}")
     assert main(["report", str(folder)]) == 1
     assert "num_images is missing. Evaluate the run again." in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import csv
 import inspect
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 from html_pages import checked_page
 from made_up_dicom import film
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import ipu_trainer
 from ipu_trainer.cli import main
@@ -300,6 +302,73 @@ def test_what_is_no_finished_run_is_refused(run, phantoms, images, tmp_path, cap
     with pytest.raises(SystemExit) as help_text:
         main(["predict", "--help"])
     assert help_text.value.code == 0
+
+
+def change_weights(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors, next(name for name in sorted(tensors) if name.endswith("dense.weight")))
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def change_json(name, **values):
+    def change(folder):
+        held = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**held, **values}))
+
+    return change
+
+
+def change_bytes(name, change):
+    return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes()))
+
+
+def in_weights(change):
+    return lambda folder: change_weights(folder, change)
+
+
+@pytest.mark.parametrize(
+    "damage, reason",
+    [
+        (in_weights(lambda tensors, name: tensors.pop(name)), "1 of its .* tensors are not there, such as vit"),
+        (in_weights(lambda tensors, name: tensors.update(x=tensors.pop(name))), "1 of its .* tensors are not there"),
+        (in_weights(lambda tensors, name: tensors.update({name: tensors[name][:-1]})), "1 of .* have another shape"),
+        (in_weights(lambda tensors, name: tensors.update(x=tensors[name] + 0)), "1 tensors .* no place for, such as x"),
+        (in_weights(lambda tensors, name: tensors.update({name: tensors[name].half()})), r"another type .*\(F16\)"),
+        (in_weights(lambda tensors, name: tensors[name].fill_(float("nan"))), "1 tensors hold NaN or infinity"),
+        (in_weights(lambda tensors, name: tensors.clear()), "num_hidden_layers 3, but its weights have 0 tensors"),
+        (change_bytes("model.safetensors", lambda content: content[:-5]), "model.safetensors cannot be read"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "has no weights"),
+        (change_json("config.json", num_hidden_layers=2), "no place for, such as vit"),
+        (change_json("config.json", num_hidden_layers=4), "tensors are not there"),
+        (change_json("config.json", num_hidden_layers=10**9), "num_hidden_layers 1000000000, but its weights have"),
+        (
+            change_json("config.json", num_hidden_layers="3"),
+            'config.json: num_hidden_layers is "3", not a whole number',
+        ),
+        (change_json("config.json", hidden_size=48), "have another shape"),
+        (change_json("config.json", hidden_size=0), "config.json: hidden_size 0 must be from 1"),
+        (change_json("config.json", id2label={"0": "Mass"}), "2 of .* have another shape, such as classifier.bias"),
+        (change_bytes("config.json", lambda content: content[:99]), "config.json is not JSON"),
+        (change_json("preprocessor_config.json", image_mean=None), "preprocessor_config.json: image_mean is null"),
+        (change_json("preprocessor_config.json", image_std=[0.4] * 3), "trained with"),
+        (change_json("run.json", thresholds={}), "run.json: thresholds has no 'Atelectasis'"),
+        (change_json("run.json", findings=None), "run.json: findings is null, not a list of a text"),
+        (change_bytes("run.json", lambda content: b"[]"), r"run.json: its content is \[\], not an object"),
+    ],
+)
+def test_a_damaged_run_is_refused_with_file_rule_and_next_move(run, images, tmp_path, damage, reason, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    damage(folder)
+    assert main(["predict", str(folder), str(images), "--output", str(tmp_path / "new.csv")]) == 1
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("ipu-trainer: ") and str(folder) in line and re.search(reason, line), line
+    assert not (tmp_path / "new.csv").exists()
+
+
+def test_weights_have_the_mode_of_other_new_files(run):
+    modes = {path.name: path.stat().st_mode & 0o777 for path in run.iterdir() if path.is_file()}
+    assert modes["model.safetensors"] == modes["config.json"]
 
 
 def test_images_are_named_by_files_folders_patterns_and_tables(images, tmp_path):

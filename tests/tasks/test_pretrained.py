@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
 from ipu_trainer.cli import main
+from ipu_trainer.compat.transformers_versions import load_renamed_weights
 from ipu_trainer.tasks.language_modeling import model as language_model
 from ipu_trainer.tasks.pretrained import DTYPE, load_pretrained
 from ipu_trainer.tasks.seq2seq import model as seq2seq_model
@@ -85,6 +86,32 @@ def test_a_tensor_that_is_missing_or_of_another_shape_is_named_and_counted(
     edit_weights(tmp_path, lambda tensors: tensors.update({lost: whole[lost].repeat(*[2] * whole[lost].dim())}))
     with pytest.raises(ValueError, match=rf"1 of \d+ have another shape, such as {lost}"):
         load_pretrained(auto, str(tmp_path), "")
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        (lambda tensors, name: tensors.update({name.replace("h.1", "h.7"): tensors[name] + 0}), "no place for.*h.7"),
+        (lambda tensors, name: tensors.update({name: tensors[name].int()}), r"another type.*h.1.*\(I32\)"),
+        (lambda tensors, name: tensors[name].fill_(float("inf")), "1 tensors hold NaN or infinity.*h.1"),
+    ],
+)
+def test_a_pretrained_model_has_the_layers_of_its_config_and_finite_numbers(tmp_path, change, reason):
+    saved(tmp_path, "gpt2", GPT2, "GPT2LMHeadModel")
+    edit_weights(tmp_path, lambda tensors: change(tensors, "transformer.h.1.ln_1.weight"))
+    with pytest.raises(ValueError, match=reason):
+        load_pretrained(AutoModelForCausalLM, str(tmp_path), "")
+
+
+def test_a_finished_run_has_its_head_and_a_checkpoint_all_tensors(tmp_path):
+    model = saved(tmp_path, "gpt2", {**GPT2, "tie_word_embeddings": False}, "GPT2LMHeadModel")
+    assert load_renamed_weights(model, tmp_path) is False  # Trainer loads it
+    edit_weights(tmp_path, lambda tensors: tensors.pop("lm_head.weight"))
+    load_pretrained(AutoModelForCausalLM, str(tmp_path), "")  # a new head
+    with pytest.raises(ValueError, match="not there, such as lm_head.weight"):
+        load_pretrained(AutoModelForCausalLM, str(tmp_path), "", finished=True)
+    with pytest.raises(ValueError, match="missing \\['lm_head.weight'\\]"):
+        load_renamed_weights(model, tmp_path)
 
 
 def test_weights_that_are_cut_short_or_a_pointer_are_one_line(tmp_path):

@@ -10,7 +10,6 @@ from transformers import GPT2Config, GPT2LMHeadModel, ViTConfig, ViTForImageClas
 from ipu_trainer.training.host import thread_count
 from ipu_trainer.training.host.thread_count import SMALL_PRODUCT, ThreadCount, largest_product
 
-
 ARGS = SimpleNamespace(device=torch.device("cpu"), torch_compile=False, compile="auto")
 
 

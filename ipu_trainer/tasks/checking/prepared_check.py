@@ -12,9 +12,7 @@ import xxhash
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.checking.file_checks import MISSING, FileGroup, json_problem, parts_of
 from ipu_trainer.tasks.chest_xray.data.dataset import PreparedChestXrays, load_prepared
-from ipu_trainer.tasks.chest_xray.data.imagefolder_metadata import METADATA
 from ipu_trainer.tasks.chest_xray.data.pixel_store import STORE_FILE, read_header
-from ipu_trainer.tasks.chest_xray.data.prepare import FORMAT_VERSION, MANIFEST
 from ipu_trainer.tasks.chest_xray.data.splits import SPLITS
 from ipu_trainer.tasks.output_guard import MARKER, PREPARED
 

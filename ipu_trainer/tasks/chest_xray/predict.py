@@ -15,14 +15,17 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from ipu_trainer.errors import UserError
+from ipu_trainer.json_files import check_shape
 from ipu_trainer.tasks.chest_xray.data.image_decoding import Decoding
 from ipu_trainer.tasks.chest_xray.data.labels import NO_FINDING
 from ipu_trainer.tasks.chest_xray.data.pixels.image_limits import ImageError, read_image_file
 from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import check_record, number_or_nan
 from ipu_trainer.tasks.chest_xray.model.checkpoint import load_finished
 from ipu_trainer.tasks.chest_xray.model.image_processor import load_processor, resample_name
-from ipu_trainer.tasks.chest_xray.model.inputs import load_normalisation
+from ipu_trainer.tasks.chest_xray.model.inputs import Normalisation, load_normalisation
 from ipu_trainer.tasks.chest_xray.model.predictor import Outcome, Predictor
+from ipu_trainer.tasks.pretrained import TRAIN_AGAIN
 from ipu_trainer.tasks.run_record import Run
 from ipu_trainer.training.acceleration.choices import choose_precision
 
@@ -127,7 +130,30 @@ def load_predictor(
         precision = trained if trained in ("fp32", "bf16") else "auto"  # fp16 was a device's, or a GPU's
     chosen = choose_precision(precision, use_cpu=False).name
     normalisation = load_normalisation(run_dir, decoding.size, decoding.resample)
-    return Predictor(load_finished(run_dir), normalisation, chosen)
+    _check_normalisation(normalisation, record, run_dir)
+    model = load_finished(run_dir)
+    outputs = [name for _, name in sorted(model.config.id2label.items())]
+    if outputs != list(record["findings"]):
+        raise UserError(
+            f"{run_dir}: config.json names the outputs {', '.join(map(str, outputs))[:200]}, but run.json the findings "
+            f"{', '.join(record['findings'])[:200]}. {TRAIN_AGAIN}"
+        )
+    return Predictor(model, normalisation, chosen)
+
+
+def _check_normalisation(normalisation: Normalisation, record: Mapping[str, Any], run_dir: Path) -> None:
+    """Raise UserError where the preprocessor has another mean or std than training had. Earlier releases recorded neither."""
+    trained = record["settings"].get("normalisation")
+    if trained is None:
+        return
+    shape = {"mean": [float], "std": [float]}
+    check_shape(trained, shape, f"{run_dir}/run.json: settings.normalisation", TRAIN_AGAIN)
+    wanted, found = [*trained["mean"], *trained["std"]], [*normalisation.mean, *normalisation.std]
+    if len(wanted) != len(found) or not np.allclose(wanted, found, rtol=1e-6, atol=0):
+        raise UserError(
+            f"{run_dir}: its preprocessor has mean and std {found}, but it was trained with {wanted} (run.json). Restore "
+            "preprocessor_config.json, or train the run again into another folder."
+        )
 
 
 def above_threshold(

@@ -22,7 +22,7 @@ from ipu_trainer.tasks.chest_xray.data.dataset import ChestXrayDataset, Prepared
 from ipu_trainer.tasks.chest_xray.data.known_labels import prevalence, without_positive
 from ipu_trainer.tasks.chest_xray.data.labels import label_source, pathologies
 from ipu_trainer.tasks.chest_xray.evaluation import metrics as metric
-from ipu_trainer.tasks.chest_xray.model.architectures import read_config
+from ipu_trainer.tasks.chest_xray.model.architectures import NEXT_MOVE, classifier_class, read_config
 from ipu_trainer.tasks.chest_xray.model.checkpoint import load_finished, load_model
 from ipu_trainer.tasks.chest_xray.model.chest_xray_trainer import ChestXrayTrainer
 from ipu_trainer.tasks.chest_xray.model.image_processor import write_processor
@@ -37,6 +37,7 @@ from ipu_trainer.tasks.chest_xray.recipe_arguments import (
 )
 from ipu_trainer.tasks.chest_xray.report import artifacts
 from ipu_trainer.tasks.chest_xray.report.html_report import METRIC, write_report
+from ipu_trainer.tasks.pretrained import check_size
 from ipu_trainer.tasks.recipe.recipe import Results, Rows, recipe_task
 from ipu_trainer.tasks.run_record import run_settings
 from ipu_trainer.training.arguments import IPUTrainingArguments
@@ -173,7 +174,9 @@ class _PixelsChecked(TrainerCallback):
 def prepare(flags: Sequence[str]) -> ChestXrayRun:
     """Flags of `ipu-trainer train chest-xray` to a ChestXrayRun. Raises UserError for what does not go together."""
     recipe, args = parse_arguments(flags)
-    notes = check_stochastic_depth(read_config(recipe.model), recipe.model, args, flags)
+    config = read_config(recipe.model)
+    check_size(classifier_class(config), recipe.model, config, NEXT_MOVE)
+    notes = check_stochastic_depth(config, recipe.model, args, flags)
     data = load_prepared(recipe.data)
     train_set, validation_set = data.split("train"), data.split("validation")
     if not len(validation_set):
@@ -181,7 +184,7 @@ def prepare(flags: Sequence[str]) -> ChestXrayRun:
             f"{recipe.data} has no validation images, which thresholds are chosen on. Prepare it again with a larger "
             "--validation_fraction."
         )
-    config = load_profile(args.ipu_config).config if args.ipu_config else IPUConfig()
+    ipu_config = load_profile(args.ipu_config).config if args.ipu_config else IPUConfig()
     normalisation, input_notes = starting_normalisation(recipe.model, data.size, data.manifest["resample"])
     if np.isnan(train_set.labels).all():
         raise UserError(f"{recipe.data} has no known label in its training split, so there is nothing to learn.")
@@ -190,7 +193,7 @@ def prepare(flags: Sequence[str]) -> ChestXrayRun:
         "chest-xray",
         recipe,
         args,
-        config,
+        ipu_config,
         findings=data.findings,
         pathologies=pathologies(data.findings),
         split_method=data.manifest["split"]["method"],
@@ -213,7 +216,7 @@ def prepare(flags: Sequence[str]) -> ChestXrayRun:
         recipe,
         args,
         data,
-        config,
+        ipu_config,
         normalisation,
         loss,
         settings,

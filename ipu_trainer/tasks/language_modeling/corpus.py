@@ -11,8 +11,9 @@ import torch
 from torch.utils.data import Dataset
 from transformers import DataCollatorForLanguageModeling
 
-from ipu_trainer.atomic import atomic_path, read_json, write_json
+from ipu_trainer.atomic import atomic_path, write_json
 from ipu_trainer.errors import UserError
+from ipu_trainer.json_files import read_json
 from ipu_trainer.tasks.language_modeling.recipe_arguments import LanguageModelingArguments
 from ipu_trainer.tasks.output_guard import CORPUS, claim, kind_of
 from ipu_trainer.tasks.text.documents import (
@@ -190,7 +191,7 @@ def prepare_corpus(
     }
     about_file = folder / "corpus.json"
     if about_file.is_file():
-        about = read_json(about_file)
+        about = read_json(about_file, {"settings": {}}, "Remove it: the corpus is read again.")
         if about["settings"] == settings:
             return _read(folder, about)
         if kind_of(folder.parent) is not None:  # a run or a search that learned from it

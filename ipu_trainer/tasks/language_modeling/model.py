@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any, Dict, Optional, Tuple
 
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from ipu_trainer.errors import UserError
-from ipu_trainer.tasks.pretrained import load_pretrained
+from ipu_trainer.tasks.pretrained import TRAIN_AGAIN, load_pretrained
 from ipu_trainer.tasks.text.text_models import ModelChoice, check_vocabulary, random_model, set_vocabulary
 
 # See text_models.Sizes. GPT-2's sizes are the published ones.
@@ -79,6 +80,12 @@ def load_model(model: str, masked: bool) -> Any:
     """The model with its weights, float32. Raises UserError where tensors are missing but for a new head."""
     auto = AutoModelForMaskedLM if masked else AutoModelForCausalLM
     return load_pretrained(auto, model, "Give another --model, or add --from_scratch true.")[0]
+
+
+def load_finished(run_dir: Path, masked: bool) -> Any:
+    """The model of a run. Raises UserError unless its weights hold exactly its tensors."""
+    auto = AutoModelForMaskedLM if masked else AutoModelForCausalLM
+    return load_pretrained(auto, str(run_dir), TRAIN_AGAIN, finished=True)[0]
 
 
 def num_positions(config: Any) -> Optional[int]:

@@ -31,6 +31,7 @@ from ipu_trainer.tasks.language_modeling.model import (
     build_model,
     check_shapes,
     is_masked,
+    load_finished,
     load_model,
     num_positions,
 )
@@ -112,7 +113,7 @@ class LanguageModelingRun:
         return build_model(self.recipe.model, self.choice, self.corpus.tokenizer, self.sequence_length, self.masked)
 
     def trained_model(self, run_dir: Path) -> Any:
-        return load_model(str(run_dir), self.masked)
+        return load_finished(run_dir, self.masked)
 
     def trainer(self, **model: Any) -> IPUTrainer:
         corpus, length, causal = self.corpus, self.sequence_length, not self.masked

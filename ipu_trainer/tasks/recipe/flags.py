@@ -10,12 +10,12 @@ from typing import Any, Callable, Collection, Dict, List, Mapping, NoReturn, Seq
 import torch
 from transformers import HfArgumentParser
 
-from ipu_trainer.atomic import read_json
 from ipu_trainer.command_line import hint, plain_value, snake_case
 from ipu_trainer.compat import argument_names as renamed
 from ipu_trainer.compat import transformers_versions as compat
 from ipu_trainer.config.profiles import load_profile
 from ipu_trainer.errors import UserError, user_input
+from ipu_trainer.json_files import check_shape, read_json
 from ipu_trainer.tasks.folders import results
 from ipu_trainer.tasks.output_guard import check_task_output
 from ipu_trainer.tasks.recipe.flag_table import check_flags
@@ -142,7 +142,9 @@ def with_config(task: str, argv: Sequence[str]) -> List[str]:
             f'--config {own.config} must hold {{"flags": {{NAME: VALUE, ...}}}}, values being texts, numbers, true, false '
             "or lists of these, as best.json of `ipu-trainer search` does."
         )
-    meant = content.get("about", {}).get("task", task)
+    about = content.get("about", {})
+    check_shape(about, {"task?": str}, f"--config {own.config}: about")
+    meant = about.get("task", task)
     if meant != task:
         raise UserError(f"--config {own.config} is for {meant}, not for {task}.")
     words: List[str] = []

@@ -17,9 +17,10 @@ from typing import Any, Callable, List, Mapping, Optional, Sequence, Tuple
 
 import transformers
 
-from ipu_trainer.atomic import read_json, remove_leftovers, write_json
+from ipu_trainer.atomic import remove_leftovers, write_json
 from ipu_trainer.command_line import plain_value, snake_case
 from ipu_trainer.errors import UserError
+from ipu_trainer.json_files import read_json
 from ipu_trainer.tasks.folders import results
 from ipu_trainer.tasks.output_guard import SEARCH, check_output
 from ipu_trainer.tasks.recipe.early_checks import check_metric
@@ -241,7 +242,7 @@ def _check_same(folder: Path, plan: Mapping[str, Any]) -> None:
     path = folder / SEARCH_FILE
     if not path.is_file():
         return
-    then, now = read_json(path), json.loads(json.dumps(plan, default=str))
+    then, now = read_json(path, {"settings?": {}}, "Give another --output."), json.loads(json.dumps(plan, default=str))
     changed = [name for name in ("task", "objectives", "directions", "space", "flags") if then.get(name) != now[name]]
     if then.get("settings", {}).get("data") != now["settings"].get("data"):
         changed.append("data")

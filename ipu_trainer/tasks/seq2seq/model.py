@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any, Dict, Sequence, Tuple
 
 from transformers import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, AutoModelForSeq2SeqLM
 
 from ipu_trainer.errors import UserError
-from ipu_trainer.tasks.pretrained import load_pretrained
+from ipu_trainer.tasks.pretrained import TRAIN_AGAIN, load_pretrained
 from ipu_trainer.tasks.text.text_models import ModelChoice, check_task, check_vocabulary, random_model, set_vocabulary
 
 # See text_models.Sizes.
@@ -70,6 +71,11 @@ def build_model(model: str, choice: ModelChoice, tokenizer: Any, lengths: Sequen
 def load_model(model: str) -> Any:
     """The model with its weights, float32. Raises UserError where tensors are missing but for a new head."""
     return load_pretrained(AutoModelForSeq2SeqLM, model, "Give another --model, or add --from_scratch true.")[0]
+
+
+def load_finished(run_dir: Path) -> Any:
+    """The model of a run. Raises UserError unless its weights hold exactly its tensors."""
+    return load_pretrained(AutoModelForSeq2SeqLM, str(run_dir), TRAIN_AGAIN, finished=True)[0]
 
 
 def check_encoder_decoder(model: str, config: Any) -> None:

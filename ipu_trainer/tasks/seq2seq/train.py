@@ -31,6 +31,7 @@ from ipu_trainer.tasks.seq2seq.model import (
     build_model,
     check_encoder_decoder,
     check_shapes,
+    load_finished,
     load_model,
 )
 from ipu_trainer.tasks.seq2seq.pairs import FixedShapePairs, Pair, WithDecoderInputs, docstring_pairs, read_pairs
@@ -127,7 +128,7 @@ class Seq2SeqRun:
         return build_model(self.recipe.model, self.choice, self.tokenizer, self.sample_shape)
 
     def trained_model(self, run_dir: Path) -> Any:
-        return load_model(str(run_dir))
+        return load_finished(run_dir)
 
     def trainer(self, **model: Any) -> IPUSeq2SeqTrainer:
         trainer = IPUSeq2SeqTrainer(

@@ -10,12 +10,14 @@ from typing import Any, Dict, Iterable, Mapping, NamedTuple, Tuple
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoTokenizer
+from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer
 
 from ipu_trainer.atomic import write_json
 from ipu_trainer.command_line import plain_value
 from ipu_trainer.errors import UserError, user_input
-from ipu_trainer.tasks.pretrained import DTYPE
+from ipu_trainer.json_files import read_json
+from ipu_trainer.stored_weights import WEIGHTS
+from ipu_trainer.tasks.pretrained import DTYPE, config_values, make_config
 from ipu_trainer.tasks.recipe.flags import check_read
 
 # Special tokens by the class that reads a byte-level BPE (vocab.json and merges.txt) with them.
@@ -33,6 +35,15 @@ SPECIAL_TOKENS: Dict[str, Dict[str, str]] = {
 }
 _SMALLEST_VOCABULARY = 300
 _FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
+
+
+_TOKENIZER_FILES: Dict[str, Any] = {
+    "tokenizer_config.json": {"tokenizer_class?": (str, None), "model_max_length?": (float, None)},
+    "tokenizer.json": {"model": {str: object}},
+    "vocab.json": {str: int},
+    "special_tokens_map.json": {},
+    "added_tokens.json": {str: int},
+}
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, tokenizer_class: str) -> Any:
@@ -64,8 +75,17 @@ def load_tokenizer(source: str) -> Any:
     """AutoTokenizer of a folder or Hub id. Raises UserError for a folder without a tokenizer."""
     if not has_tokenizer(source):
         raise UserError(f"{source} holds no tokenizer (looked for {', '.join(_FILES)}). Give another --tokenizer.")
-    with user_input():
+    if not Path(source).is_dir():
+        with user_input():
+            return AutoTokenizer.from_pretrained(source)
+    for name, shape in _TOKENIZER_FILES.items():
+        if (Path(source) / name).is_file():
+            read_json(Path(source) / name, shape, "Give another --tokenizer.")
+    try:
         return AutoTokenizer.from_pretrained(source)
+    except Exception as error:  # tokenizers raises a bare Exception for a file of another form
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"{source}: its tokenizer cannot be read ({reason}). Give another --tokenizer.") from error
 
 
 def has_tokenizer(source: str) -> bool:
@@ -104,7 +124,6 @@ def _write_config(folder: Path, tokenizer_class: str, before: Any = None) -> Non
 
 # name -> (model_type, what differs from that type's default configuration).
 Sizes = Mapping[str, Tuple[str, Mapping[str, Any]]]
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 class ModelChoice(NamedTuple):
@@ -123,7 +142,7 @@ def choose_model(recipe: Any, sizes: Sizes, no_dropout: Mapping[str, Mapping[str
     """
     name, path = recipe.model, Path(recipe.model)
     config = find_config(name, sizes, no_dropout)
-    without_weights = path.is_dir() and not any((path / file).is_file() for file in _WEIGHTS)
+    without_weights = path.is_dir() and not any((path / file).is_file() for file in WEIGHTS)
     scratch = recipe.from_scratch or name in sizes or without_weights
     tokenizer = recipe.tokenizer or (name if name not in sizes and has_tokenizer(name) else "")
     check_read(recipe, "vocab_size", not tokenizer, f"the tokenizer of {tokenizer} is there")
@@ -154,13 +173,16 @@ def find_config(model: str, sizes: Sizes, no_dropout: Mapping[str, Mapping[str, 
             f"model {model!r} is neither a folder nor one of {', '.join(sizes)}."
             + (f" Nearest: {', '.join(near)}." if near else "")
         )
-    try:
+    found = config_values(model, "Give another --model.")
+    kind = (found or {}).get("model_type")
+    if kind is not None and kind not in CONFIG_MAPPING:
+        raise UserError(
+            f"{model} has model_type {kind!r}, which transformers {transformers.__version__} does not know. Give another model."
+        )
+    if found is None:
         with user_input():
             return AutoConfig.from_pretrained(model)
-    except KeyError as error:  # 4.29, of architectures that came later
-        raise UserError(
-            f"{model} has model_type {error}, which transformers {transformers.__version__} does not know. Give another model."
-        ) from error
+    return make_config(lambda: AutoConfig.from_pretrained(model), model, "Give another --model.")
 
 
 def check_task(model: str, config: Any, mapping: Any, task: str) -> None:

@@ -19,13 +19,23 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
 
 from transformers import TrainerCallback
 
-from ipu_trainer.atomic import read_json, write_json
+from ipu_trainer.atomic import write_json
 from ipu_trainer.errors import UserError
+from ipu_trainer.json_files import read_json
+from ipu_trainer.stored_weights import WEIGHTS
 
 DIGESTS_FILE = "digests.json"
 _STATE_FILE = "trainer_state.json"
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _CHUNK_BYTES = 1 << 20
+_STATE = {
+    "global_step": int,
+    "epoch": (float, None),
+    "max_steps?": int,
+    "num_train_epochs?": float,
+    "log_history?": [{str: object}],
+    "best_metric?": (float, None),
+    "best_model_checkpoint?": (str, None),
+}
 
 PathLike = Union[str, "os.PathLike[str]"]
 
@@ -39,7 +49,7 @@ class Found(NamedTuple):
     @property
     def step(self) -> int:
         """Steps that the checkpoint has behind it."""
-        return 0 if self.path is None else int(read_json(Path(self.path) / _STATE_FILE)["global_step"])
+        return 0 if self.path is None else int(read_state(self.path)["global_step"])
 
 
 def last_complete_checkpoint(output_dir: PathLike) -> Optional[str]:
@@ -62,12 +72,19 @@ def find_checkpoint(output_dir: PathLike, to_resume: bool = False) -> Found:
     return Found(None, tuple(passed_over))
 
 
+def read_state(checkpoint: PathLike) -> Dict[str, Any]:
+    """trainer_state.json, which Trainer writes with NaN where a loss was none. Raises UserError for a damaged one."""
+    state: Dict[str, Any] = read_json(
+        Path(checkpoint) / _STATE_FILE, _STATE, "Resume from another checkpoint.", not_finite=True
+    )
+    return state
+
+
 def why_not_whole(checkpoint: PathLike) -> Optional[str]:
     """What is missing or damaged in a checkpoint, of which a run cannot go on; None where it is whole. Reads all of its files."""
     path = Path(checkpoint)
     try:
-        if not isinstance(read_json(path / _STATE_FILE), dict):
-            return f"{_STATE_FILE} holds no object"
+        read_state(path)
         digests = read_json(path / DIGESTS_FILE) if (path / DIGESTS_FILE).exists() else None
         if digests is not None:
             problem = _differs(path, digests)
@@ -76,7 +93,7 @@ def why_not_whole(checkpoint: PathLike) -> Optional[str]:
         states = [path / "optimizer.pt", path / "scheduler.pt", *sorted(path.glob("rng_state*.pth"))]
         if len(states) < 3:
             return "no rng_state.pth"
-        if not any((path / name).is_file() for name in _WEIGHTS):
+        if not any((path / name).is_file() for name in WEIGHTS):
             return "no weights"
         known = () if digests is None else digests["files"]
         # All files that hold tensors, also those of shards and of other processes.
@@ -134,14 +151,14 @@ class WritesDigests(TrainerCallback):  # type: ignore[misc]  # transformers is n
 
 
 def _why_not_resumed(checkpoint: Path) -> Optional[str]:
-    state = read_json(checkpoint / _STATE_FILE)
+    state = read_state(checkpoint)
     epoch, step, last = (float(state.get(name) or 0) for name in ("epoch", "global_step", "max_steps"))
     is_last = 0 < last <= step and abs(epoch - round(epoch)) > 1e-9
     return "it ends the training inside of an epoch, and Trainer would go on by a step" if is_last else None
 
 
 def _has_all_parts(checkpoint: Path) -> bool:
-    parts = ([_STATE_FILE], ["optimizer.pt"], ["scheduler.pt"], _WEIGHTS)
+    parts = ([_STATE_FILE], ["optimizer.pt"], ["scheduler.pt"], WEIGHTS)
     return all(any((checkpoint / name).is_file() for name in names) for names in parts)
 
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageFilter
 from scipy import ndimage
 from tqdm import tqdm
 
-from ipu_trainer.atomic import atomic_path, remove_leftovers, write_csv
+from ipu_trainer.atomic import atomic_path, remove_leftovers, share_weights, write_csv
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.labels import NIH_FINDINGS, NO_FINDING, pathologies
 from ipu_trainer.tasks.output_guard import PHANTOMS, claim
@@ -99,6 +99,7 @@ def write_small_vit(folder: Path, size: int = 64, seed: int = 0) -> Path:
         attention_probs_dropout_prob=0.0,
     )
     ViTForImageClassification(config).save_pretrained(folder)
+    share_weights(folder)
     ViTImageProcessor(size={"height": size, "width": size}).save_pretrained(folder)
     return folder
 

@@ -19,6 +19,8 @@ from ipu_trainer.tasks.run_record import METRICS_FILE, RUN_FILE, Run, load_run, 
 
 PREDICTIONS_FILE = "predictions.csv"
 _AGAIN = "Evaluate the run again."
+_TRAIN_AGAIN = "Train the run again into another folder, or take the file from a copy."
+_OF_EVALUATION = {"run": str, "data": str, "split": str, "data_fingerprint": str}
 _NUMBER = (float, None)
 _INTERVAL = ([_NUMBER], None)
 _ROW = {
@@ -45,9 +47,13 @@ _RECORD = {
 
 def check_record(record: Mapping[str, Any], run_dir: Path) -> None:
     """Raise UserError for a run.json without what every chest X-ray run has, or with values of other types."""
-    check_shape(
-        record, _RECORD, Path(run_dir) / RUN_FILE, "Take it from a copy, or train the run again into another folder."
-    )
+    file = Path(run_dir) / RUN_FILE
+    check_shape(record, _RECORD, file, _TRAIN_AGAIN)
+    findings = record["findings"]
+    lost = [name for name in findings if name not in record["thresholds"]]
+    if not findings or lost or len(set(findings)) < len(findings) or record["seed"] < 0:
+        reason = f"thresholds has no {lost[0]!r}" if lost else "findings must be different names, and seed not negative"
+        raise UserError(f"{file}: {reason}. {_TRAIN_AGAIN}")
 
 
 def check_metrics(metrics: Mapping[str, Any], path: Path) -> None:
@@ -186,7 +192,8 @@ def load_evaluation(folder: Path) -> Evaluation:
         metrics = read_results(folder / METRICS_FILE)
         if "run" not in metrics or "data" not in metrics:
             raise UserError(f"{folder / METRICS_FILE} names no run and data. Evaluate the run again.")
-        run = load_run(Path(str(metrics["run"])))
+        check_shape(metrics, _OF_EVALUATION, folder / METRICS_FILE, _AGAIN)
+        run = load_run(Path(metrics["run"]))
         check_record(run.record, run.folder)
         split, data, fingerprint = str(metrics["split"]), metrics["data"], metrics["data_fingerprint"]
     check_metrics(metrics, folder / METRICS_FILE)

@@ -23,8 +23,9 @@ from torch.nn import functional
 
 from ipu_trainer.compat.transformers_training import use_eager_attention
 from ipu_trainer.errors import UserError
-from ipu_trainer.tasks.chest_xray.model.architectures import TRAIN_AGAIN, both_sides, read_config
+from ipu_trainer.tasks.chest_xray.model.architectures import both_sides, read_config
 from ipu_trainer.tasks.chest_xray.model.checkpoint import load_finished
+from ipu_trainer.tasks.pretrained import TRAIN_AGAIN
 
 _IMAGES_A_PASS = 8
 ATTENTION_METHOD = "gradient-weighted"

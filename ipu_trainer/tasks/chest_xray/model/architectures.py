@@ -15,13 +15,13 @@ import torch
 import transformers
 from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, PretrainedConfig
 
-from ipu_trainer.errors import UserError, user_input
+from ipu_trainer.errors import MissingFileError, UserError
+from ipu_trainer.tasks.pretrained import config_values, make_config
 from ipu_trainer.training.finetuning.stochastic_depth import can_skip_layers, own_drop_path
 
 NEXT_MOVE = (
     "Give --model an image model with its weights, such as google/vit-base-patch16-224-in21k or microsoft/rad-dino."
 )
-TRAIN_AGAIN = "Train the run again into another folder."
 TIMM = "timm_wrapper"
 # The first release of Transformers with a classifier of the type, where that is newer than the oldest supported one.
 _SINCE = {
@@ -44,11 +44,7 @@ _WITHOUT_CLASSIFIER = {
 
 def read_config(source: Union[str, Path], next_move: str = NEXT_MOVE) -> Any:
     """The configuration in the folder or Hub repository of an image model. Raises UserError for every other model."""
-    try:
-        values, _ = PretrainedConfig.get_config_dict(str(source))
-    except (OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise UserError(f"{source} has no readable config.json ({reason}) {next_move}") from error
+    values = read_values(source, next_move)
     kind = values.get("model_type") or (TIMM if is_timm(values) else None)
     architectures = (
         ", ".join(values.get("architectures") or []) or values.get("architecture") or "no architecture named"
@@ -70,8 +66,7 @@ def read_config(source: Union[str, Path], next_move: str = NEXT_MOVE) -> Any:
             f"{found}, and chest-xray trains image classifiers: its weights would not be loaded, and training would start from "
             f"random ones. {next_move}"
         )
-    with user_input():
-        config = config_class.from_dict(values)
+    config = make_config(lambda: config_class.from_dict(values), str(source), next_move)
     if classifier_class(config).main_input_name != "pixel_values":
         raise UserError(
             f"{found}, which reads {classifier_class(config).main_input_name} instead of images. {next_move}"
@@ -83,6 +78,22 @@ def read_config(source: Union[str, Path], next_move: str = NEXT_MOVE) -> Any:
             f"models of 1 or 3 channels read. {next_move}"
         )
     return config
+
+
+def read_values(source: Union[str, Path], next_move: str = NEXT_MOVE) -> Dict[str, Any]:
+    """The config.json of an image model. Raises UserError where there is none that can be read."""
+    try:
+        if Path(source).is_dir():
+            return config_values(str(source), next_move) or {}
+        values: Dict[str, Any] = PretrainedConfig.get_config_dict(str(source))[0]
+    except MissingFileError:
+        raise UserError(f"{source} has no readable config.json (there is none). {next_move}") from None
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise UserError(f"{source} has no readable config.json ({reason}) {next_move}") from error
+    return values
 
 
 def is_timm(values: Dict[str, Any]) -> bool:

@@ -12,14 +12,13 @@ from torch import nn
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.model.architectures import (
     NEXT_MOVE,
-    TRAIN_AGAIN,
     classifier_class,
     drop_path_setting,
     read_config,
     skips_layers_by,
 )
 from ipu_trainer.tasks.chest_xray.model.input_size import fit_to_size
-from ipu_trainer.tasks.pretrained import load_pretrained, load_reported
+from ipu_trainer.tasks.pretrained import TRAIN_AGAIN, load_reported
 from ipu_trainer.training.layers import head_parameters
 
 # Parts of a base model that some of its checkpoints have and others do not, because only some heads use them.
@@ -84,12 +83,9 @@ def load_model(
 
 
 def load_finished(run_dir: Path, config: Optional[Any] = None) -> Any:
-    """The model in a run's folder, with its head. Raises UserError if tensors are missing."""
+    """The model in a run's folder, with its head. Raises UserError unless its weights hold exactly its tensors."""
     config = config or read_config(run_dir, TRAIN_AGAIN)
-    model, new = load_pretrained(classifier_class(config), str(run_dir), TRAIN_AGAIN, config=config)
-    if new:
-        raise UserError(f"{run_dir}: its weights lack {', '.join(sorted(new))}. {TRAIN_AGAIN}")
-    return model
+    return load_reported(classifier_class(config), str(run_dir), TRAIN_AGAIN, finished=True, config=config).model
 
 
 def final_layers(model: Any, num_outputs: int) -> Dict[str, nn.Linear]:

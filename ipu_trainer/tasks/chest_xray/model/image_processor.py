@@ -10,28 +10,56 @@ import math
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple, Union
 
-from transformers import AutoImageProcessor, PretrainedConfig, ViTImageProcessor
+from transformers import AutoImageProcessor, ViTImageProcessor
 
 from ipu_trainer.errors import UserError
-from ipu_trainer.tasks.chest_xray.model.architectures import is_timm
+from ipu_trainer.json_files import check_shape, read_json
+from ipu_trainer.tasks.chest_xray.model.architectures import is_timm, read_values
 
 # Pillow's numbers, as preprocessor configs hold them.
 _RESAMPLE_NAMES = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 _RESAMPLE_NUMBERS = {name: number for number, name in _RESAMPLE_NAMES.items()}
+_NEVER_ASSUMED = "Mean and std are never assumed: add the file that the model was trained with."
+_SIZE = (int, {str: (int, None)}, [int])
+_PROCESSOR = {
+    "do_resize?": bool,
+    "do_rescale?": bool,
+    "do_normalize?": bool,
+    "do_center_crop?": (bool, None),
+    "size?": (*_SIZE, None),
+    "crop_size?": (*_SIZE, None),
+    "resample?": (int, None),
+    "rescale_factor?": float,
+    "rescale_offset?": bool,
+    "include_top?": bool,
+    "image_mean?": (float, [float]),
+    "image_std?": (float, [float]),
+}
+_TIMM = {
+    "input_size": [int],
+    "interpolation": str,
+    "mean": [float],
+    "std": [float],
+    "crop_mode?": (str, None),
+    "crop_pct?": (float, None),
+}
 
 
 def load_processor(source: Union[str, Path]) -> Any:
     """The image processor of a model folder or Hub repository. Raises UserError where there is none that says mean and std."""
+    values, file = read_values(source), Path(source) / "preprocessor_config.json"
+    if is_timm(values):
+        check_shape(
+            values["pretrained_cfg"], _TIMM, f"pretrained_cfg of {Path(source) / 'config.json'}", _NEVER_ASSUMED
+        )
+        return _timm_processor(values["pretrained_cfg"])
+    if file.is_file():
+        read_json(file, _PROCESSOR, _NEVER_ASSUMED)
     try:
-        values, _ = PretrainedConfig.get_config_dict(str(source))
-        if is_timm(values):
-            return _timm_processor(values["pretrained_cfg"])
         return AutoImageProcessor.from_pretrained(str(source))
-    except (OSError, ValueError, KeyError, TypeError) as error:  # the last two: a pretrained_cfg that lacks a number
-        raise UserError(
-            f"{source} has no usable preprocessor_config.json ({error}). Mean and std are never assumed: "
-            "add the file that the model was trained with."
-        ) from error
+    except Exception as error:  # whatever the class that the file names raises for its values
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{source} has no usable preprocessor_config.json ({reason}). {_NEVER_ASSUMED}") from error
 
 
 def write_processor(
@@ -41,7 +69,7 @@ def write_processor(
 
     A model of timm has it in its config.json (input_size.py), which is what Transformers reads.
     """
-    if is_timm(PretrainedConfig.get_config_dict(str(source))[0]):
+    if is_timm(read_values(source)):
         return
     processor = load_processor(source)
     if not resizes_whole_images(processor, size):
