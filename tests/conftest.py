@@ -1,5 +1,6 @@
 """Shared fixtures: phantoms instead of patients, tiny models, one thread."""
 
+import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -14,6 +15,13 @@ import torch
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def garbage_is_looked_for_among_what_tests_made():
+    """Every training calls gc.collect(), which would look at a million objects of libraries: most of a tiny training's time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
