@@ -75,3 +75,16 @@ def prepared(phantoms, tmp_path_factory):
     )
     assert prepare(settings, progress=False).finished
     return output
+
+
+@pytest.fixture
+def plots_are_drawn_fast(monkeypatch):
+    """Figures are made and not rendered, for tests that do not look at them: rendering takes most of a tiny run's time."""
+    from matplotlib.figure import Figure
+
+    def savefig(figure, file, format, **_):
+        if format == "svg":
+            return file.write('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1"></svg>')
+        return Path(file).write_bytes(b"drawn")
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
