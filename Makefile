@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 # For a CPU build of torch from its own index: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
-PIP_OPTIONS = -q -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+# pip would compile 20,000 files, one after another; the few that are imported are compiled then, and kept.
+export PYTHONDONTWRITEBYTECODE =
+PIP_OPTIONS = -q --no-compile -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 BIN = $(VENV)/bin
 
 # Two processes, each with one thread; a file's tests stay together.
@@ -56,9 +58,9 @@ test-pod: .venv-pod/.tested
 
 .venv-pod/.tested: setup.cfg pyproject.toml constraints-pod.txt
 	$(PYTHON38) -m venv .venv-pod
-	$(POD)/pip install -q --upgrade pip setuptools wheel
-	$(POD)/pip install -q -c constraints-pod.txt torch
-	$(POD)/pip install -q -c constraints-pod.txt -e ".[test]" optimum-graphcore
+	$(POD)/pip install -q --no-compile --upgrade pip setuptools wheel
+	$(POD)/pip install -q --no-compile -c constraints-pod.txt torch
+	$(POD)/pip install -q --no-compile -c constraints-pod.txt -e ".[test]" optimum-graphcore
 	touch $@
 
 clean:

@@ -1,5 +1,6 @@
 """Shared fixtures: phantoms instead of patients, tiny models, one thread."""
 
+import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -14,6 +15,13 @@ import torch
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def garbage_is_looked_for_among_what_tests_made():
+    """Every training calls gc.collect(), which would look at a million objects of libraries: most of a tiny training's time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -67,3 +75,16 @@ def prepared(phantoms, tmp_path_factory):
     )
     assert prepare(settings, progress=False).finished
     return output
+
+
+@pytest.fixture
+def plots_are_drawn_fast(monkeypatch):
+    """Figures are made and not rendered, for tests that do not look at them: rendering takes most of a tiny run's time."""
+    from matplotlib.figure import Figure
+
+    def savefig(figure, file, format, **_):
+        if format == "svg":
+            return file.write('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1"></svg>')
+        return Path(file).write_bytes(b"drawn")
+
+    monkeypatch.setattr(Figure, "savefig", savefig)

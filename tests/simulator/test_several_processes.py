@@ -1,25 +1,14 @@
 """Two processes that train together, connected through torch.distributed."""
 
-import os
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
-
 import pytest
 import torch
 from simulated_models import batch, new_model
+from two_processes import call_in_two
 
-PROGRAM = """
-    import sys
 
-    import torch
-
-    import ipu_trainer.simulator as poptorch
-    from simulated_models import batch, new_model
-
-    rank, folder = int(sys.argv[1]), sys.argv[2]
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+def train_share(poptorch, folder):
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
     options = poptorch.Options().randomSeed(0)
     options.Distributed.configureProcessId(rank, 2)
     options.Training.gradientAccumulation(4)
@@ -28,19 +17,10 @@ PROGRAM = """
     for step in range(3):
         executor(*(tensor.chunk(2)[rank] for tensor in batch(16, step)))
     torch.save(model.state_dict(), f"{folder}/weights{rank}.pt")
-"""
 
 
 def test_two_processes_train_as_one_with_all_their_micro_batches(poptorch, tmp_path):
-    script = tmp_path / "program.py"
-    script.write_text(textwrap.dedent(PROGRAM))
-    folders = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders), "OMP_NUM_THREADS": "1"}
-    started = [
-        subprocess.Popen([sys.executable, str(script), str(rank), str(tmp_path)], env=environment) for rank in range(2)
-    ]
-    assert [process.wait(timeout=180) for process in started] == [0, 0]
-
+    call_in_two(train_share, poptorch, tmp_path)
     model = new_model(dropout=0.0)
     options = poptorch.Options()
     options.Training.gradientAccumulation(8)

@@ -19,20 +19,9 @@ from ipu_trainer.compat import transformers_versions as compat
 from ipu_trainer.tasks.reporting.run_report import report_or_reason
 from ipu_trainer.tasks.run_record import finish_run
 
+pytestmark = pytest.mark.usefixtures("plots_are_drawn_fast")
+
 CPU = [f"--{compat.field_name('use_cpu')}", "true", "--disable_tqdm", "true", "--report_to", "none"]
-
-
-@pytest.fixture(autouse=True)
-def plots_are_drawn_fast(monkeypatch):
-    """What is in them is not asked here, and they take most of the time."""
-    from matplotlib.figure import Figure
-
-    real = Figure.savefig
-
-    def savefig(figure, file, **named):
-        return Path(file).write_bytes(b"drawn") if named["format"] == "png" else real(figure, file, **named)
-
-    monkeypatch.setattr(Figure, "savefig", savefig)
 
 
 def files_below(folder):

@@ -2,10 +2,7 @@
 
 import json
 import math
-import os
 import random
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -20,6 +17,7 @@ from transformers import (
     ViTConfig,
     ViTForImageClassification,
 )
+from two_processes import call_in_two
 
 from ipu_trainer import IPUConfig, IPUTrainer, IPUTrainingArguments
 from ipu_trainer.compat import transformers_versions as compat
@@ -496,23 +494,18 @@ def test_a_weighted_cross_entropy_is_refused_or_averaged_by_micro_batches(tmp_pa
 
 # Samples of one size, and rows of which different numbers of labels count.
 SHARED_OUT = {"vit": (vit_without_dropout, IMAGES), "bert": (lambda: bert(BertForMaskedLM), texts())}
-TWO_PROCESSES = """
-import sys
-sys.path.insert(0, sys.argv[1])
-import torch
-from test_coalescing import SHARED_OUT, Counting, trainer_of
-from ipu_trainer import IPUConfig
-torch.set_num_threads(1)
-config = IPUConfig(gradient_accumulation_steps=4, replication_factor=2)
-found = {}
-for name, (make, data) in SHARED_OUT.items():
-    trainer = trainer_of(sys.argv[2], make(), data, sys.argv[3] == "together", 2, config=config, trainer_class=Counting)
-    trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    found[name] = trainer.passes, losses, trainer.model.state_dict()
-if trainer.is_world_process_zero():
-    torch.save(found, sys.argv[4])
-"""
+
+
+def train_shared_out(folder, together, file):
+    """Save for each model the first process' passes, losses and weights."""
+    config = IPUConfig(gradient_accumulation_steps=4, replication_factor=2)
+    found = {}
+    for name, (make, data) in SHARED_OUT.items():
+        trainer = trainer_of(folder, make(), data, together, 2, config=config, trainer_class=Counting)
+        trainer.train()
+        found[name] = trainer.passes, losses(trainer), trainer.model.state_dict()
+    if trainer.is_world_process_zero():
+        torch.save(found, file)
 
 
 @pytest.mark.skipif(
@@ -520,18 +513,9 @@ if trainer.is_world_process_zero():
     reason="this transformers shuffles differently per process",
 )
 def test_two_processes_coalesce_their_shares_and_update_as_the_loop_of_single_micro_batches(tmp_path):
-    script = tmp_path / "run.py"
-    script.write_text(TWO_PROCESSES)
-    results = []
-    for processes, how in ((1, "apart"), (2, "together")):
-        out = tmp_path / f"{processes}.pt"
-        done = subprocess.run(
-            [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", str(script),
-             os.path.dirname(__file__), str(tmp_path / "out"), how, str(out)],
-            capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
-        results.append(torch.load(out, weights_only=True))
+    train_shared_out(tmp_path, False, tmp_path / "1.pt")
+    call_in_two(train_shared_out, tmp_path, True, tmp_path / "2.pt")
+    results = [torch.load(tmp_path / name, weights_only=True) for name in ("1.pt", "2.pt")]
     for name in SHARED_OUT:
         (literal_passes, literal_losses, literal), (passes, found_losses, found) = (result[name] for result in results)
         assert set(literal_passes) == {2} and set(passes) == {8}

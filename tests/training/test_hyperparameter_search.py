@@ -1,16 +1,11 @@
-import os
-import signal
-import subprocess
-import sys
+import multiprocessing
 import time
-from pathlib import Path
 
 import pytest
 import torch
 from transformers import TrainerCallback, ViTConfig, ViTForImageClassification
 from transformers.trainer_utils import HPSearchBackend
 
-import ipu_trainer
 from ipu_trainer import IPUConfig, IPUTrainer, IPUTrainingArguments
 from ipu_trainer.compat import transformers_versions as compat
 from ipu_trainer.errors import UserError
@@ -54,23 +49,25 @@ def test_twelve_trials_find_a_better_objective_than_the_default(tmp_path):
     assert trainer.args.learning_rate == 1e-5
 
 
-KILLED = """
-import sys; sys.path.insert(0, {tests!r})
-import time
-from test_hyperparameter_search import rates, searcher, vit
-def slow():
-    time.sleep(0.2)
-    return vit()
-searcher({folder!r}, model_init=slow).hyperparameter_search(rates, n_trials=50, study_name="s", storage={storage!r})
-"""
+def start(search, *arguments):
+    """A process of its own that has imported torch already."""
+    process = multiprocessing.get_context("fork").Process(target=search, args=arguments)
+    process.start()
+    return process
+
+
+def search_slowly(folder, storage):
+    def slow():
+        time.sleep(0.2)
+        return vit()
+
+    searcher(folder, model_init=slow).hyperparameter_search(rates, n_trials=50, study_name="s", storage=storage)
 
 
 @pytest.mark.parametrize("suffix", ["db", "journal"])
 def test_a_study_resumes_after_a_kill_without_repeating_finished_trials(tmp_path, suffix):
     storage = str(tmp_path / f"study.{suffix}")
-    code = KILLED.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "run"), storage=storage)
-    root = str(Path(ipu_trainer.__file__).parents[1])
-    child = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": root})
+    child = start(search_slowly, tmp_path / "run", storage)
     from ipu_trainer.training.hyperparameter_search.optuna_search import open_storage
 
     def trials():
@@ -80,12 +77,13 @@ def test_a_study_resumes_after_a_kill_without_repeating_finished_trials(tmp_path
             return []
 
     end = time.time() + 50
-    while time.time() < end and child.poll() is None:
+    while time.time() < end and child.is_alive():
         if sum(item.state.name == "COMPLETE" for item in trials()) >= 2 and trials()[-1].state.name == "RUNNING":
             break
         time.sleep(0.05)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+    time.sleep(0.1)  # in its slow(): a lock of the journal that it held would be waited for
+    child.kill()
+    child.join()
     before = {item.number: item.params for item in trials() if item.state.name == "COMPLETE"}
     assert len(before) >= 2
     total = len(before) + 2
@@ -214,12 +212,8 @@ def test_what_hp_space_draws_for_the_model_is_read_in_model_init(tmp_path):
     assert made[0] is None and len(made) == 3 and best.hyperparameters["layers"] in made[1:]
 
 
-WORKER = """
-import sys; sys.path.insert(0, {tests!r})
-from test_hyperparameter_search import rates, searcher
-best = searcher({folder!r}).hyperparameter_search(rates, n_trials=7, study_name="s", storage={storage!r})
-print(best.objective)
-"""
+def search_seven(folder, storage):
+    assert searcher(folder).hyperparameter_search(rates, n_trials=7, study_name="s", storage=storage).objective > 0
 
 
 def test_a_name_of_another_release_in_hp_space_is_searched(tmp_path):
@@ -244,15 +238,10 @@ def test_two_processes_on_one_study_make_its_trials_and_no_more(tmp_path):
     from ipu_trainer.training.hyperparameter_search.optuna_search import open_storage
 
     storage = str(tmp_path / "study.db")  # both make its tables
-    code = WORKER.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "run"), storage=storage)
-    environment = {**os.environ, "PYTHONPATH": str(Path(ipu_trainer.__file__).parents[1])}
-    workers = [
-        subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
-        for _ in range(2)
-    ]
+    workers = [start(search_seven, tmp_path / "run", storage) for _ in range(2)]
     for worker in workers:
-        errors = worker.communicate(timeout=120)[1].decode()
-        assert worker.returncode == 0, errors[-2000:]
+        worker.join(timeout=120)
+        assert worker.exitcode == 0
     trials = optuna.load_study(study_name="s", storage=open_storage(storage)).trials
     states = [item.state.name for item in trials]
     assert states.count("COMPLETE") == 7 and set(states) <= {"COMPLETE", "FAIL"}

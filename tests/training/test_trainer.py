@@ -1,4 +1,3 @@
-import os
 import subprocess
 import sys
 
@@ -6,6 +5,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments, ViTConfig, ViTForImageClassification
+from two_processes import call_in_two
 
 import ipu_trainer
 from ipu_trainer import IPUConfig, IPUTrainer, IPUTrainingArguments
@@ -349,18 +349,14 @@ def test_the_package_is_imported_lazily():
         ipu_trainer.nothing  # noqa: B018
 
 
-TWO_PROCESSES = """
-import sys, torch
-sys.path.insert(0, sys.argv[1])
-from test_trainer import IPUConfig, IPUTrainer, Pictures, arguments, vit, weights
-torch.set_num_threads(1)
-config = IPUConfig(gradient_accumulation_steps=2, replication_factor=2)
-# The data of one update is the same set, whichever process computes it; drop_last keeps the last update whole.
-trainer = IPUTrainer(model=vit(), args=arguments(sys.argv[2], per_device_train_batch_size=2, max_steps=2), train_dataset=Pictures(), ipu_config=config)
-trainer.train()
-if trainer.is_world_process_zero():
-    torch.save(weights(trainer), sys.argv[3])
-"""
+def train_two_replicas(folder, file):
+    # The data of one update is the same set, whichever process computes it; drop_last keeps the last update whole.
+    args = arguments(folder, per_device_train_batch_size=2, max_steps=2)
+    config = IPUConfig(gradient_accumulation_steps=2, replication_factor=2)
+    trainer = IPUTrainer(model=vit(), args=args, train_dataset=Pictures(), ipu_config=config)
+    trainer.train()
+    if trainer.is_world_process_zero():
+        torch.save(weights(trainer), file)
 
 
 @pytest.mark.skipif(
@@ -368,18 +364,8 @@ if trainer.is_world_process_zero():
     reason="this transformers shuffles differently per process",
 )
 def test_two_processes_share_the_replicas_and_give_the_same_weights(tmp_path):
-    script = tmp_path / "run.py"
-    script.write_text(TWO_PROCESSES)
-    here = os.path.dirname(__file__)
-    results = []
-    for processes in (1, 2):
-        out = tmp_path / f"{processes}.pt"
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        done = subprocess.run(
-            [*launcher, str(script), here, str(tmp_path / "out"), str(out)], capture_output=True, text=True, timeout=300
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        results.append(torch.load(out, weights_only=True))
-    one, two = results
+    train_two_replicas(tmp_path, tmp_path / "1.pt")
+    call_in_two(train_two_replicas, tmp_path, tmp_path / "2.pt")
+    one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("1.pt", "2.pt"))
     # Gradients of the two processes are averaged by all-reduce, in another order than one process adds them.
     assert max(float((one[name] - two[name]).abs().max()) for name in one) < ROUNDING

@@ -62,18 +62,30 @@ def read(model):
     assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
 
 
+EVALUATED = {"eval_strategy": "steps", "eval_steps": 1}
+
+
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory):
+    """The weights of a training whose callback does nothing: without and with an evaluation after each step."""
+    return [
+        trained(tmp_path_factory.mktemp("plain"), "host", TrainerCallback(), **changes).model_on_host().state_dict()
+        for changes in ({}, EVALUATED)
+    ]
+
+
 @pytest.mark.parametrize("change", [fill, clamp_data, exchange_data, scale_buffer, read])
 @pytest.mark.parametrize("event", ["on_step_begin", "on_step_end", "on_evaluate"])
-def test_weights_that_a_callback_writes_are_those_of_the_next_step(tmp_path, change, event):
-    changes = {"eval_strategy": "steps", "eval_steps": 1} if event == "on_evaluate" else {}
+def test_weights_that_a_callback_writes_are_those_of_the_next_step(tmp_path, change, event, untouched):
+    changes = EVALUATED if event == "on_evaluate" else {}
     models = {
         backend: trained(tmp_path / backend, backend, AtStep(change, event), **changes).model_on_host()
         for backend in ("host", "simulated")
     }
     for (name, value), other in zip(models["host"].state_dict().items(), models["simulated"].state_dict().values()):
         torch.testing.assert_close(other, value, rtol=0, atol=1e-6, msg=name)
-    untouched = trained(tmp_path / "plain", "host", TrainerCallback(), **changes).model_on_host().state_dict()
-    same = all(torch.equal(value, untouched[name]) for name, value in models["host"].state_dict().items())
+    plain = untouched[event == "on_evaluate"]
+    same = all(torch.equal(value, plain[name]) for name, value in models["host"].state_dict().items())
     assert same == (change is read)
 
 
