@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any, Dict, List
 
 import numpy as np
-import xxhash
 
 from ipu_trainer.errors import UserError
-from ipu_trainer.tasks.checking.file_checks import MISSING, FileGroup, json_problem, parts_of
+from ipu_trainer.tasks.checking.file_checks import MISSING, FileGroup, json_problem
 from ipu_trainer.tasks.chest_xray.data.dataset import PreparedChestXrays, load_prepared
+from ipu_trainer.tasks.chest_xray.data.integrity.digests import digest_of_files
+from ipu_trainer.tasks.chest_xray.data.integrity.prepared_folder import FORMAT_VERSION, MANIFEST, METADATA
 from ipu_trainer.tasks.chest_xray.data.pixel_store import STORE_FILE, read_header
 from ipu_trainer.tasks.chest_xray.data.splits import SPLITS
 from ipu_trainer.tasks.output_guard import MARKER, PREPARED
@@ -41,33 +42,19 @@ def check_prepared(folder: Path) -> List[FileGroup]:
         )
         groups.append(FileGroup(MARKER, "of `prepare`", problem or wrong))
     groups += [_rows(folder, manifest), _records(folder, manifest), _rejected(folder, manifest)]
-    if isinstance(manifest.get("digests"), dict):
-        wrong = "; ".join(_other_digests(folder, manifest))
-        groups.append(FileGroup("digests", "of manifest, pixels and rows are right", wrong))
+    if "digests" in manifest and not any(group.problem for group in groups):
+        groups.append(_digests(folder, manifest))
     return groups
 
 
-def _other_digests(folder: Path, manifest: Dict[str, Any]) -> Iterator[str]:
-    """XXH3 digests as `prepare` writes them: of the manifest itself, of the pixels image by image, and of metadata.jsonl."""
-    digests = manifest["digests"]
-    text = json.dumps({name: value for name, value in manifest.items() if name != "digest"}, sort_keys=True)
-    if manifest.get("digest", "") not in ("", xxhash.xxh3_128(text.encode()).hexdigest()):
-        yield f"{MANIFEST} is not what `prepare` wrote"
-    if METADATA in digests and (folder / METADATA).is_file():
-        lines = xxhash.xxh3_128()
-        for part in parts_of(folder / METADATA):
-            lines.update(part)
-        if lines.hexdigest() != digests[METADATA]:
-            yield f"{METADATA} is not what `prepare` wrote"
-    if "pixels" in digests:
-        pixels = xxhash.xxh3_128()
-        try:
-            for image in load_prepared(folder).everything.pixels():
-                pixels.update(xxhash.xxh3_128(np.ascontiguousarray(image).data).digest())
-        except (UserError, ValueError, KeyError, TypeError, OSError, IndexError):
-            return  # metadata/ says why
-        if pixels.hexdigest() != digests["pixels"]:
-            yield f"{STORE_FILE}: its pixels are not those that `prepare` wrote"
+def _digests(folder: Path, manifest: Dict[str, Any]) -> FileGroup:
+    """Of pixels and records; those of the rows and of the manifest are compared where these are read."""
+    try:
+        load_prepared(folder).pixel_check.wait()
+    except UserError as error:
+        return FileGroup("digests", problem=str(error))
+    wrong = digest_of_files([folder / METADATA]) != manifest["digests"].get(METADATA)
+    return FileGroup("digests", "are right", f"{METADATA} is not what `prepare` wrote" if wrong else "")
 
 
 def _store(folder: Path, manifest: Dict[str, Any]) -> FileGroup:
