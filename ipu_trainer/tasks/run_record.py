@@ -34,7 +34,7 @@ _AGAIN = "Train the run again into another folder, or take the file from a copy.
 # What every task's run.json holds; releases and tasks add more.
 _RECORD = {
     "status": str,
-    "task": str,
+    "task?": str,
     "model?": str,
     "seed?": int,
     "settings?": {"recipe?": {str: object}, "training?": {str: object}, "ipu_config?": {str: object}},

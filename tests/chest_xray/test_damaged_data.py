@@ -218,7 +218,7 @@ def test_files_of_others_are_neither_removed_nor_written_over(small, name):
     path = small.output / name
     path.parent.mkdir(parents=True)
     path.write_text("mine")
-    with pytest.raises(UserError, match="is there and no part of an unfinished preparation"):
+    with pytest.raises(UserError, match="holds files that this command did not make"):
         prepare(small, progress=False)
     assert path.read_text() == "mine" and [file for file in small.output.rglob("*") if file.is_file()] == [path]
 

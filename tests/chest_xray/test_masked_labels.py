@@ -19,6 +19,8 @@ from ipu_trainer.compat import transformers_versions as compat
 from ipu_trainer.config.batching import BatchGeometry
 from ipu_trainer.errors import UserError
 from ipu_trainer.tasks.chest_xray.data.dataset import load_prepared
+from ipu_trainer.tasks.chest_xray.data.integrity.digests import digest_of_files, with_digest
+from ipu_trainer.tasks.chest_xray.data.integrity.prepared_folder import arrow_files
 from ipu_trainer.tasks.chest_xray.data.known_labels import prevalence, without_positive
 from ipu_trainer.tasks.chest_xray.data.prepare import MANIFEST
 from ipu_trainer.tasks.chest_xray.data.sampler import FindingBatchSampler
@@ -325,7 +327,9 @@ def changed_copy(prepared, folder, change, rename=None):
     with pyarrow.ipc.new_stream(str(folder / "metadata" / name), table.schema) as file:
         file.write_table(table)
     manifest["findings"] = [(rename or {}).get(finding, finding) for finding in manifest["findings"]]
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+    about = {name: value for name, value in manifest.items() if name not in ("digest", "sources")}
+    digests = {**manifest["digests"], "metadata": digest_of_files(arrow_files(folder))}
+    (folder / MANIFEST).write_text(json.dumps(with_digest({**about, "digests": digests})))
     return folder
 
 

@@ -1,4 +1,5 @@
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -164,6 +165,7 @@ def test_a_model_that_wants_other_pixels_is_refused(phantoms, tmp_path):
         load_normalisation(phantoms / "model", 64, "bilinear")
     with pytest.raises(ValueError, match="--resample bilinear"):
         load_normalisation(phantoms / "model", 32, "bicubic")
+    shutil.copy(phantoms / "model" / "config.json", tmp_path)
     with pytest.raises(ValueError, match="never assumed"):
         load_normalisation(tmp_path, 32, "bilinear")
 

@@ -29,7 +29,7 @@ _STATE_FILE = "trainer_state.json"
 _CHUNK_BYTES = 1 << 20
 _STATE = {
     "global_step": int,
-    "epoch": (float, None),
+    "epoch?": (float, None),
     "max_steps?": int,
     "num_train_epochs?": float,
     "log_history?": [{str: object}],

@@ -112,11 +112,11 @@ def _prepare(settings: PrepareSettings, progress: bool) -> PreparedSummary:
             write_beside_images(settings.images, read_records(settings.output / METADATA))
         return PreparedSummary(settings.output, True, True, manifest["num_images"], manifest["rejected"], manifest)
 
-    claim(settings.output, PREPARED)
     for stale in keep_foreign_files(settings.output):
         _remove(stale)
     remove_leftovers(settings.output)
     if dataset is not None:
+        claim(settings.output, PREPARED)
         dataset.write_images(images)
     found = match_images(labels, ImageFolder(images), settings.only_present)
     rejections = list(found.rejections)
@@ -142,6 +142,7 @@ def _prepare(settings: PrepareSettings, progress: bool) -> PreparedSummary:
     window = () if settings.window == "auto" else (settings.window,)  # a plan of an earlier release is resumed
     for part in (settings.size, settings.resample, *window, images.resolve(), *(row.path for row in rows)):
         plan.update(os.fsencode(f"{part}\0"))
+    claim(settings.output, PREPARED)
     writer = StoreWriter(
         settings.output / STORE_FILE, len(rows), settings.size, settings.resample, image_files.DECODER, plan.hexdigest()
     )
@@ -283,6 +284,7 @@ def _labels(settings: PrepareSettings, dataset: Optional[ImageDataset], tables: 
 
 def _refused(output: Path, rejections: Sequence[Rejection], found: LabelTable, decoded: bool) -> PreparedSummary:
     """Write rejected.csv alone."""
+    claim(output, PREPARED)
     shutil.rmtree(output / DATASET_IMAGES, ignore_errors=True)
     _write_rejections(output, rejections)
     about = {"decoded": decoded, "format": found.labels.title}
