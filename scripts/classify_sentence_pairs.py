@@ -18,7 +18,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 from sklearn.metrics import accuracy_score, f1_score
-from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast, set_seed
 
 from ipu_trainer import IPUTrainer, IPUTrainingArguments
 
@@ -76,6 +76,7 @@ def main(argv) -> dict:
         intermediate_size=128,
         initializer_range=0.1,
     )
+    set_seed(args.seed)  # before the model is drawn
     trainer = IPUTrainer(
         model=BertForSequenceClassification(config),
         args=args,
