@@ -132,7 +132,9 @@ def test_generation_on_a_device_writes_the_hosts_tokens(tmp_path, make, config, 
 
 
 def test_the_device_generates_with_the_weights_that_it_trained(tmp_path):
-    settings = {"max_steps": 3, "learning_rate": 0.005, **compat.training_defaults(eval_strategy="steps", eval_steps=3)}
+    # SGD: where a gradient is zero but for rounding, Adam would make a step of that rounding, and words could change.
+    settings = {"max_steps": 3, "optim": "sgd", "learning_rate": 0.5}
+    settings.update(compat.training_defaults(eval_strategy="steps", eval_steps=3))
     host = trainer(tmp_path, t5, "host", FOUR_IPUS, **settings)
     device = trainer(tmp_path, t5, "simulated", FOUR_IPUS, **settings)
     untrained = trainer(tmp_path, t5).predict(Copies(5, 1), max_length=10)
