@@ -35,14 +35,14 @@ def stored_tensors(folder: Union[str, os.PathLike[str]]) -> Optional[Dict[str, S
     if index is None:
         return None
     if index.suffix != ".json":
-        return _read(index)
+        return tensors_of(index)
     content = read_json(index, {"weight_map": {str: str}}, _WHOLE)
     files: List[str] = sorted(set(content["weight_map"].values()))
     found: Dict[str, StoredTensor] = {}
     for name in files:
         if Path(name).name != name or not (index.parent / name).is_file():
             raise UserError(f"{index} names {name!r}, which is no file beside it. {_WHOLE}")
-        found.update(_read(index.parent / name))
+        found.update(tensors_of(index.parent / name))
     lost = sorted(set(content["weight_map"]) - set(found))
     if lost:
         raise UserError(f"{index} names {lost[0]}, which is not in its files. {_WHOLE}")
@@ -54,7 +54,8 @@ def stored_bytes(tensors: Mapping[str, StoredTensor]) -> int:
     return sum(file.stat().st_size for file in {tensor.file for tensor in tensors.values()})
 
 
-def _read(file: Path) -> Dict[str, StoredTensor]:
+def tensors_of(file: Path) -> Dict[str, StoredTensor]:
+    """The tensors of one file by name. Raises UserError for a file that is cut short or damaged."""
     if file.suffix == ".safetensors":
         try:
             with safe_open(str(file), framework="pt") as opened:

@@ -86,9 +86,7 @@ def load_reported(
         raise UserError(f"the weights in {source} cannot be read ({_first_line(error)}). {next_move}") from error
     names = {*report["missing_keys"]}
     if finished and stored is not None and set(stored) <= set(model.state_dict()):
-        names |= {name for name, _ in model.named_parameters()} - set(
-            stored
-        )  # 4.29 is silent about heads that are usually tied
+        names |= {name for name, _ in model.named_parameters()} - set(stored)  # 4.29 does not report an untied head
     missing = _missing(model, names)
     mismatched = {str(item[0]) for item in report["mismatched_keys"]}
     is_head = _head(model, new_parts)

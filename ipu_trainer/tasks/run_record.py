@@ -45,8 +45,7 @@ _RECORD = {
     "num_parameters?": int,
     "batch_table?": str,
 }
-_LOGGED = {"step?": int, "epoch?": float, "train_runtime?": float, "train_samples_per_second?": float}
-_HISTORY = [{**_LOGGED}]
+_HISTORY = [{"step?": int, "epoch?": float, "train_runtime?": float, "train_samples_per_second?": float}]
 # Settings that no weight depends on, and that may differ when a run is resumed: where it lies, what it logs, how it is evaluated.
 _MAY_DIFFER = (
     "output_dir", "logging_dir", "report", "report_to", "run_name", "disable_tqdm", "log_level", "log_level_replica", "project",
@@ -119,7 +118,6 @@ def resumable_checkpoint(run_dir: Path, args: IPUTrainingArguments, settings: Di
             raise UserError(
                 f"--resume_from_checkpoint {named} is damaged: {problem}. Name an earlier one, or leave it out."
             )
-        read_state(named)
         return Found(named)
     if not path.is_file():
         return Found(None)

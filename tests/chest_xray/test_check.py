@@ -13,8 +13,9 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from ipu_trainer.atomic import write_json
 from ipu_trainer.cli import main
-from ipu_trainer.tasks.checking import checkpoint_check, file_checks, weight_checks
-from ipu_trainer.tasks.chest_xray.data.dataset import load_prepared
+from ipu_trainer.tasks.checking import weight_checks
+from ipu_trainer.tasks.chest_xray.data.integrity.digests import with_digest
+from ipu_trainer.training.state.checkpoints import write_digests
 
 
 def write_checkpoint(folder, model, step):
@@ -61,8 +62,8 @@ def state(folder):
 def test_what_is_whole_passes_and_is_not_changed(whole, name, capsys):
     before = state(whole)
     assert main(["check", str(whole / name)]) == 0
-    told = capsys.readouterr()
-    assert told.out.endswith("\nwhole.\n") and "damaged" not in told.out and not told.err
+    printed = capsys.readouterr()
+    assert printed.out.endswith("\nwhole.\n") and "damaged" not in printed.out and not printed.err
     assert state(whole) == before
 
 
@@ -78,6 +79,11 @@ def flip(path):
 
 def change(**values):
     return lambda path: write_json(path, {**json.loads(path.read_text()), **values})
+
+
+def prepared_with(**values):
+    """prepared.json as `prepare` would write it with these values."""
+    return lambda path: write_json(path, with_digest({**json.loads(path.read_text()), **values}))
 
 
 def replaced(**tensors):
@@ -106,15 +112,16 @@ DAMAGES = [
     ("prepared", "pixels.u8", cut, r"pixels.u8 +damaged .*truncated"),
     ("prepared", "pixels.u8", remove, r"pixels.u8 +missing"),
     ("prepared", "prepared.json", cut, r"prepared.json +damaged .*is not JSON"),
-    ("prepared", "prepared.json", change(counts=None), r"prepared.json +damaged  counts is a NoneType"),
-    ("prepared", "prepared.json", change(fingerprint="x"), r"pixels.u8 +damaged .*another preparation"),
-    ("prepared", "prepared.json", change(num_images=7), r"metadata/ +damaged"),
+    ("prepared", "prepared.json", prepared_with(counts=None), r"prepared.json +damaged  .*counts is null"),
+    ("prepared", "prepared.json", change(seed=1), r"prepared.json +damaged .*is not what `prepare` wrote"),
+    ("prepared", "prepared.json", prepared_with(fingerprint="x"), r"pixels.u8 +damaged .*another preparation"),
+    ("prepared", "prepared.json", prepared_with(num_images=7), r"metadata/ +damaged"),
     ("prepared", "metadata/state.json", cut, r"metadata/ +damaged"),
     ("prepared", "metadata.jsonl", cut, r"metadata.jsonl +damaged  line \d+"),
     ("prepared", "rejected.csv", remove, r"rejected.csv +missing"),
-    ("run", "run.json", lambda path: path.write_text("null"), r"run.json +damaged .*no JSON object"),
+    ("run", "run.json", lambda path: path.write_text("null"), r"run.json +damaged  .*null, not an object"),
     ("run", "run.json", change(status="running"), r"Give the same train command again: it goes on from checkpoint-2"),
-    ("run", "run.json", change(thresholds=3), r"run.json +damaged  thresholds is a int"),
+    ("run", "run.json", change(thresholds=3), r"run.json +damaged  thresholds is 3, not an object"),
     ("run", "metrics.json", remove, r"metrics.json +missing"),
     ("run", "predictions.csv", cut, r"predictions.csv +damaged"),
     ("run", "history.json", lambda path: path.write_text("{}"), r"history.json +damaged"),
@@ -136,69 +143,56 @@ DAMAGES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "file", "damage", "told"), DAMAGES)
-def test_a_damaged_file_is_named_with_what_is_wrong_and_what_to_do(whole, tmp_path, name, file, damage, told, capsys):
+@pytest.mark.parametrize(("name", "file", "damage", "expected"), DAMAGES)
+def test_a_damaged_file_is_named_with_what_is_wrong_and_what_to_do(
+    whole, tmp_path, name, file, damage, expected, capsys
+):
     import re
 
     shutil.copytree(whole / name, tmp_path / name)
     damage(tmp_path / name / file)
     assert main(["check", str(tmp_path / name)]) == 1
     out = capsys.readouterr().out
-    assert re.search(told, out, re.DOTALL), out
+    assert re.search(expected, out, re.DOTALL), out
     assert not out.endswith("\nwhole.\n")
 
 
-@pytest.mark.parametrize("like", ["0" * 64, "0" * 32, {}], ids=["sha256", "blake2b", "crc32"])
-def test_digests_of_a_checkpoint_find_one_flipped_bit(whole, tmp_path, capsys, like):
+def test_digests_of_a_checkpoint_find_one_flipped_bit(whole, tmp_path, capsys):
     folder = tmp_path / "checkpoint-2"
     shutil.copytree(whole / "run" / "checkpoint-2", folder)
-    digest = file_checks._digest_like(like, folder / "model.safetensors")
-    files = {"model.safetensors": digest}
-    write_json(folder / checkpoint_check.DIGESTS, {"format": 1, "files": files} if isinstance(like, dict) else files)
+    write_digests(folder)
     assert main(["check", str(folder)]) == 0
     content = bytearray((folder / "model.safetensors").read_bytes())
     content[-1] ^= 1  # a mantissa: the value stays finite
     (folder / "model.safetensors").write_bytes(content)
     capsys.readouterr()
     assert main(["check", str(folder)]) == 1
-    assert "model.safetensors: its content has another digest" in capsys.readouterr().out
+    assert "model.safetensors is not what was written" in capsys.readouterr().out
 
 
 def test_digests_of_prepared_data_find_one_flipped_bit(whole, tmp_path, capsys):
-    """As `prepare` writes them: XXH3 of the manifest, of the pixels image by image, and of metadata.jsonl."""
-    import xxhash
-
     folder = tmp_path / "data"
     shutil.copytree(whole / "prepared", folder)
-    manifest = json.loads((folder / "prepared.json").read_text())
-    if "digests" not in manifest:
-        images = xxhash.xxh3_128()
-        for image in load_prepared(folder).everything.pixels():
-            images.update(xxhash.xxh3_128(np.ascontiguousarray(image)).digest())
-        lines = xxhash.xxh3_128((folder / "metadata.jsonl").read_bytes()).hexdigest()
-        write_json(
-            folder / "prepared.json", {**manifest, "digests": {"pixels": images.hexdigest(), "metadata.jsonl": lines}}
-        )
     assert main(["check", str(folder)]) == 0
     assert "digests" in capsys.readouterr().out
-    for name, told in (("pixels.u8", "its pixels are not those"), ("metadata.jsonl", "metadata.jsonl is not what")):
+    for name, expected in (("pixels.u8", "its pixels are not those"), ("metadata.jsonl", "metadata.jsonl is not what")):
         content = (folder / name).read_bytes()
         place = len(content) - 1 if name == "pixels.u8" else content.index(b'"patient_id": "') + 15
         (folder / name).write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
         assert main(["check", str(folder)]) == 1
-        assert told in capsys.readouterr().out
+        assert expected in capsys.readouterr().out
         (folder / name).write_bytes(content)
 
 
 def test_a_folder_of_no_known_kind_is_refused(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    for path, told in (
+    for path, expected in (
         (tmp_path, "no prepared folder"),
         (tmp_path / "no", "does not exist"),
         (tmp_path / "file", "is a file"),
     ):
         assert main(["check", str(path)]) == 1
-        assert told in capsys.readouterr().err
+        assert expected in capsys.readouterr().err
     (tmp_path / "pixels.u8.plan").write_text("plan")
     assert main(["check", str(tmp_path)]) == 1
     assert "Give the same prepare command again: it goes on" in capsys.readouterr().out

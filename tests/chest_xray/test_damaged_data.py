@@ -27,6 +27,7 @@ from ipu_trainer.tasks.chest_xray.data.splits import read_split_list
 from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import predictions_csv, read_predictions
 from ipu_trainer.tasks.chest_xray.explain.pointing_game import read_boxes
 from ipu_trainer.tasks.chest_xray.train import _PixelsChecked
+from ipu_trainer.tasks.output_guard import PREPARED, claim
 
 
 def encoded(image, form="PNG"):
@@ -163,8 +164,8 @@ def change_manifest(folder, change):
         (lambda folder: flip_bit(next((folder / "metadata").glob("*.arrow")), 3000), "labels and splits are not those"),
         (lambda folder: change_manifest(folder, lambda m: m["findings"].reverse()), "not what `prepare` wrote"),
         (lambda folder: change_manifest(folder, lambda m: m.pop("digests") and m.pop("digest")), "one is damaged"),
-        (lambda folder: (folder / "prepared.json").write_text("[" * 100_000), "no JSON"),
-        (lambda folder: (folder / "prepared.json").write_text("null"), "format_version None"),
+        (lambda folder: (folder / "prepared.json").write_text("[" * 100_000), "is not JSON"),
+        (lambda folder: (folder / "prepared.json").write_text("null"), "null, not an object"),
         (lambda folder: (folder / "metadata" / "state.json").write_text("null"), "metadata is damaged"),
         (lambda folder: next((folder / "metadata").glob("*.arrow")).unlink(), "arrow is missing"),
     ],
@@ -221,6 +222,14 @@ def test_files_of_others_are_neither_removed_nor_written_over(small, name):
     with pytest.raises(UserError, match="holds files that this command did not make"):
         prepare(small, progress=False)
     assert path.read_text() == "mine" and [file for file in small.output.rglob("*") if file.is_file()] == [path]
+
+
+def test_a_file_that_was_put_beside_a_refused_preparation_stays(small):
+    claim(small.output, PREPARED)
+    (small.output / "metadata.jsonl").write_text("mine")
+    with pytest.raises(UserError, match="metadata.jsonl is there and no part of an unfinished preparation"):
+        prepare(small, progress=False)
+    assert (small.output / "metadata.jsonl").read_text() == "mine"
 
 
 def test_already_prepared_is_said_of_a_whole_folder_with_the_same_images_alone(small):

@@ -9,16 +9,10 @@ from typing import Any, Iterator, List, Tuple
 import numpy as np
 import torch
 
-from ipu_trainer.tasks.checking.file_checks import (
-    FileGroup,
-    archive_problem,
-    digest_problems,
-    json_problem,
-    unreadable_json,
-)
+from ipu_trainer.tasks.checking.file_checks import MISSING, FileGroup, json_problem, unreadable_json
 from ipu_trainer.tasks.checking.weight_checks import check_weights, load_state
+from ipu_trainer.training.state.checkpoints import DIGESTS_FILE, archive_problem, digests_problem
 
-DIGESTS = "digests.json"  # {"files": {name: digest}} of the files beside it, or the inner object alone
 _STATE = "trainer_state.json"
 _ELEMENTS_AT_ONCE = 1 << 22
 
@@ -37,25 +31,22 @@ def check_checkpoint(folder: Path) -> List[FileGroup]:
     if (folder / "scaler.pt").is_file():
         groups.append(_state(folder / "scaler.pt"))
     known = {group.files for group in groups}
-    others = unreadable_json(folder, [*known, DIGESTS])
+    others = unreadable_json(folder, [*known, DIGESTS_FILE])
     groups.append(FileGroup("other JSON files", "readable", "; ".join(others)))
     return [*groups, *digest_group(folder)]
 
 
 def digest_group(folder: Path) -> List[FileGroup]:
     """What digests.json says of the files beside it; nothing where there is none."""
-    if not (folder / DIGESTS).exists():
+    if not (folder / DIGESTS_FILE).exists():
         return []
-    values, problem = json_problem(folder / DIGESTS, {})
-    files = values.get("files", values)
-    problem = problem or "; ".join(digest_problems(folder, files))
-    return [FileGroup(DIGESTS, f"{len(files) if isinstance(files, dict) else 0} files have their digests", problem)]
+    values, problem = json_problem(folder / DIGESTS_FILE, {"files": {}})
+    problem = problem or digests_problem(folder, values) or ""
+    return [FileGroup(DIGESTS_FILE, f"{len(values.get('files', ()))} files are what was written", problem)]
 
 
 def _progress(folder: Path) -> FileGroup:
-    values, problem = json_problem(folder / _STATE, {"global_step": int, "log_history": list})
-    if not problem and not all(isinstance(entry, dict) for entry in values["log_history"]):
-        problem = "log_history holds an entry that is no JSON object"
+    values, problem = json_problem(folder / _STATE, {"global_step": int, "log_history": [{}]})
     named = re.fullmatch(r"checkpoint-(\d+)", folder.resolve().name)
     if not problem and named and int(named[1]) != values["global_step"]:
         problem = f"global_step is {values['global_step']} in {folder.name}"
@@ -63,7 +54,7 @@ def _progress(folder: Path) -> FileGroup:
 
 
 def _state(path: Path) -> FileGroup:
-    problem = archive_problem(path)
+    problem = archive_problem(path) if path.is_file() else MISSING
     if problem:
         return FileGroup(path.name, problem=problem)
     try:

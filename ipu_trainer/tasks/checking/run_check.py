@@ -13,8 +13,6 @@ from ipu_trainer.tasks.checking.checkpoint_check import check_checkpoint, checkp
 from ipu_trainer.tasks.checking.file_checks import (
     MISSING,
     FileGroup,
-    archive_problem,
-    digest_problems,
     image_problem,
     json_problem,
     unreadable_json,
@@ -22,11 +20,12 @@ from ipu_trainer.tasks.checking.file_checks import (
 from ipu_trainer.tasks.checking.weight_checks import check_weights
 from ipu_trainer.tasks.reporting.run_report import REPORT_FILE
 from ipu_trainer.tasks.run_record import FINISHED, HISTORY_FILE, METRICS_FILE, RUN_FILE, RUNNING
+from ipu_trainer.training.state.checkpoints import archive_problem
 
 _RECORD = {
-    "status": str, "task": str, "model": str, "seed": int, "settings": dict, "data": dict, "backend": dict, "versions": dict,
+    "status": str, "task": str, "model": str, "seed": int, "settings": {}, "data": {}, "backend": {}, "versions": {},
 }  # fmt: skip
-_CHEST_XRAY_RECORD = {"findings": list, "thresholds": dict, "evaluated_split": str}
+_CHEST_XRAY_RECORD = {"findings": [str], "thresholds": {}, "evaluated_split": str}
 
 
 class CheckedRun(NamedTuple):
@@ -58,7 +57,7 @@ def check_run(folder: Path) -> CheckedRun:
 
 
 def _results(folder: Path, record: Dict[str, Any]) -> List[FileGroup]:
-    metrics, problem = json_problem(folder / METRICS_FILE, {"per_finding": dict} if "findings" in record else {})
+    metrics, problem = json_problem(folder / METRICS_FILE, {"per_finding": {}} if "findings" in record else {})
     groups = [FileGroup(METRICS_FILE, f"{len(metrics)} values", problem)]
     groups.append(_history(folder / HISTORY_FILE))
     if "findings" in record:
@@ -83,17 +82,13 @@ def _history(path: Path) -> FileGroup:
     if not path.is_file():
         return FileGroup(path.name, problem=MISSING)
     try:
-        entries = read_json(path, not_finite=True)
-    except (UserError, RecursionError) as error:
+        return FileGroup(path.name, f"{len(read_json(path, [{}], not_finite=True))} entries")
+    except UserError as error:
         return FileGroup(path.name, problem=str(error)[:200])
-    right = isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)
-    return FileGroup(
-        path.name, f"{len(entries)} entries" if right else "", "" if right else "it holds no list of objects"
-    )
 
 
 def _predictions(folder: Path, metrics: Dict[str, Any]) -> FileGroup:
-    from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import read_predictions
+    from ipu_trainer.tasks.chest_xray.evaluation.saved_evaluation import predictions_digest, read_predictions
 
     path = folder / "predictions.csv"
     if not path.is_file():
@@ -103,8 +98,8 @@ def _predictions(folder: Path, metrics: Dict[str, Any]) -> FileGroup:
     except UserError as error:
         return FileGroup(path.name, problem=str(error))
     problem, wanted = "", metrics.get("num_images")
-    digests = {name: digest for name, digest in dict(metrics.get("digests") or {}).items() if name == path.name}
-    if digest_problems(folder, digests):
+    digest = dict(metrics.get("digests") or {}).get(path.name)
+    if digest not in (None, predictions_digest(path.read_bytes())):
         problem = f"it is not the file of {METRICS_FILE}: its digest is another one"
     elif wanted is not None and wanted != len(predictions):
         problem = f"it has {len(predictions):,} images, and {METRICS_FILE} says {wanted:,}"
@@ -126,9 +121,7 @@ def _corpus(folder: Path) -> List[FileGroup]:
     """Token streams of a language model."""
     if not (folder / "data" / "corpus.json").exists():
         return []
-    about, problem = json_problem(
-        folder / "data" / "corpus.json", {"train": dict, "validation": dict, "fingerprint": str}
-    )
+    about, problem = json_problem(folder / "data" / "corpus.json", {"train": {}, "validation": {}, "fingerprint": str})
     for split in () if problem else ("train", "validation"):
         try:
             stream = np.load(folder / "data" / f"{split}.npy", "r", allow_pickle=False)

@@ -19,7 +19,8 @@ import transformers
 from safetensors import SafetensorError
 
 from ipu_trainer.errors import UserError
-from ipu_trainer.tasks.checking.file_checks import MISSING, FileGroup, archive_problem, json_problem
+from ipu_trainer.tasks.checking.file_checks import MISSING, FileGroup, json_problem
+from ipu_trainer.training.state.checkpoints import archive_problem
 
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 _ELEMENTS_AT_ONCE = 1 << 22
@@ -47,7 +48,7 @@ def _weight_files(folder: Path) -> Tuple[List[str], str]:
             return [name], ""
         index = f"{name}.index.json"
         if (folder / index).is_file():
-            values, problem = json_problem(folder / index, {"weight_map": dict})
+            values, problem = json_problem(folder / index, {"weight_map": {str: str}})
             parts = sorted({str(part) for part in values.get("weight_map", {}).values()})
             outside = [part for part in parts if Path(part).name != part]
             problem = problem or (f"it names {outside[0]!r}, which is no file of this folder" if outside else "")

@@ -8,7 +8,6 @@ archives of torch.save.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -22,7 +21,7 @@ from transformers import TrainerCallback
 from ipu_trainer.atomic import write_json
 from ipu_trainer.errors import UserError
 from ipu_trainer.json_files import read_json
-from ipu_trainer.stored_weights import WEIGHTS
+from ipu_trainer.stored_weights import WEIGHTS, tensors_of
 
 DIGESTS_FILE = "digests.json"
 _STATE_FILE = "trainer_state.json"
@@ -87,7 +86,7 @@ def why_not_whole(checkpoint: PathLike) -> Optional[str]:
         read_state(path)
         digests = read_json(path / DIGESTS_FILE) if (path / DIGESTS_FILE).exists() else None
         if digests is not None:
-            problem = _differs(path, digests)
+            problem = digests_problem(path, digests)
             if problem is not None:
                 return problem
         states = [path / "optimizer.pt", path / "scheduler.pt", *sorted(path.glob("rng_state*.pth"))]
@@ -176,7 +175,8 @@ def _digest(file: Path) -> Dict[str, Any]:
             crc = zlib.crc32(chunk, crc)
 
 
-def _differs(path: Path, digests: Any) -> Optional[str]:
+def digests_problem(path: Path, digests: Any) -> Optional[str]:
+    """The first file beside digests.json that is not what was written."""
     if not isinstance(digests, dict) or digests.get("format") != 1 or not isinstance(digests.get("files"), dict):
         return f"{DIGESTS_FILE} is not of this release"
     for name, digest in digests["files"].items():
@@ -187,22 +187,20 @@ def _differs(path: Path, digests: Any) -> Optional[str]:
     return None
 
 
-def _damage(file: Path) -> Optional[str]:
-    """What a file without a digest says of its own damage."""
-    if file.suffix == ".safetensors":
-        with file.open("rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            try:
-                header = json.loads(opened.read(min(length, file.stat().st_size)))
-                ends = [int(item["data_offsets"][1]) for name, item in header.items() if name != "__metadata__"]
-            except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-                return f"{file.name} has no whole header"
-        is_whole = 8 + length + max(ends, default=0) == file.stat().st_size
-        return None if is_whole else f"{file.name} is cut short"
+def archive_problem(file: Path) -> str:
+    """What is wrong with a file of torch.save, a zip archive whose directory comes last and whose records have checksums; or ""."""
     try:
-        # torch.save writes zip archives, whose directory comes last: one that was cut short has none.
         with zipfile.ZipFile(file) as archive:
             broken = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, zlib.error, ValueError):
-        return f"{file.name} is cut short or damaged"
-    return None if broken is None else f"{file.name} is damaged ({broken})"
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, ValueError, zlib.error) as error:
+        return f"it is no whole archive of torch.save ({' '.join(str(error).split())[:200]})"
+    return f"its record {broken} has another checksum" if broken else ""
+
+
+def _damage(file: Path) -> Optional[str]:
+    """What a file without a digest says of its own damage. Raises UserError for damaged tensors."""
+    if file.suffix == ".safetensors":
+        tensors_of(file)
+        return None
+    problem = archive_problem(file)
+    return f"{file.name} is damaged: {problem}" if problem else None

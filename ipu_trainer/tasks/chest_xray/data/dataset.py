@@ -149,21 +149,6 @@ class PreparedChestXrays:
         return self.everything.subset([position for position, split in enumerate(where) if split == name])
 
 
-_PREPARE_AGAIN = "Prepare the data again into a new folder."
-_MANIFEST = {
-    "format_version": int,
-    "fingerprint": str,
-    "findings": [str],
-    "num_images": int,
-    "size": int,
-    "resample": str,
-    "decoding?": {"scale?": ({str: object}, None), "window?": str},
-    "split": {"method": str},
-    "labels?": {"format?": (str, None)},
-    "source": {"csv": str},
-}
-
-
 def load_prepared(folder: Union[str, Path]) -> PreparedChestXrays:
     """Open a folder that `ipu-trainer prepare chest-xray` wrote. Raises PreparedError or StoreError if it is damaged.
 

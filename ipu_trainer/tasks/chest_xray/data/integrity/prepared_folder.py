@@ -1,8 +1,7 @@
-"""The files of a prepared folder: opened with a check that they are whole and belong together, and told from files of others."""
+"""The files of a prepared folder: opened with a check that they are whole and belong together; files of others are left alone."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
@@ -10,6 +9,7 @@ import pyarrow
 import pyarrow.ipc
 
 from ipu_trainer.errors import UserError
+from ipu_trainer.json_files import check_shape, read_json
 from ipu_trainer.tasks.chest_xray.data.integrity.digests import PixelCheck, digest_of_files, manifest_digest
 from ipu_trainer.tasks.chest_xray.data.pixel_store import (
     STORE_FILE,
@@ -25,7 +25,11 @@ ROWS = "metadata"
 REJECTED = "rejected.csv"
 REJECTED_HEADER = ["file", "line", "reason"]
 FORMAT_VERSION = 1
-_NEEDED = {"fingerprint": str, "findings": list, "num_images": int, "size": int, "resample": str, "split": dict}
+_MANIFEST = {
+    "format_version": int, "fingerprint": str, "findings": [str], "num_images": int, "size": int, "resample": str,
+    "decoding?": {"scale?": ({str: object}, None), "window?": str}, "split": {"method": str},
+    "labels?": {"format?": (str, None)}, "source": {"csv": str}, "digest?": str, "digests?": {str: str},
+}  # fmt: skip
 _AGAIN = "Prepare the data again into a new folder."
 
 
@@ -37,18 +41,16 @@ def read_manifest(folder: Path) -> Dict[str, Any]:
     """prepared.json. Raises PreparedError if it is damaged, or of another version."""
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise PreparedError(f"{path} is damaged: no JSON ({error}). {_AGAIN}") from error
-    version = manifest.get("format_version") if isinstance(manifest, dict) else None
-    if version != FORMAT_VERSION:
-        raise PreparedError(f"{path} has format_version {version}, this release reads {FORMAT_VERSION}. {_AGAIN}")
-    if "digest" in manifest and manifest["digest"] != manifest_digest(manifest):
-        raise PreparedError(f"{path} is damaged: it is not what `prepare` wrote. {_AGAIN}")
-    wrong = [name for name, kind in _NEEDED.items() if not isinstance(manifest.get(name), kind)]
-    if wrong:
-        raise PreparedError(f"{path} is damaged: {', '.join(wrong)} is missing or of another type. {_AGAIN}")
-    return dict(manifest)
+        manifest: Dict[str, Any] = read_json(path, {}, _AGAIN)
+        version = manifest.get("format_version")
+        if version != FORMAT_VERSION:
+            raise UserError(f"{path} has format_version {version}, this release reads {FORMAT_VERSION}. {_AGAIN}")
+        if "digest" in manifest and manifest["digest"] != manifest_digest(manifest):
+            raise UserError(f"{path} is damaged: it is not what `prepare` wrote. {_AGAIN}")
+        check_shape(manifest, _MANIFEST, path, _AGAIN)
+    except UserError as error:
+        raise PreparedError(str(error)) from None
+    return manifest
 
 
 def check_store(folder: Path, manifest: Dict[str, Any]) -> StoreHeader:
@@ -72,13 +74,12 @@ def arrow_files(folder: Path) -> List[Path]:
     rows = folder / ROWS
     state = rows / "state.json"
     try:
-        if not state.is_file():
-            raise FileNotFoundError(f"{state} is missing")
-        found = [rows / Path(item["filename"]).name for item in json.loads(state.read_bytes())["_data_files"]]
+        content = read_json(state, {"_data_files": [{"filename": str}]})
+        found = [rows / Path(item["filename"]).name for item in content["_data_files"]]
         missing = [path for path in found if not path.is_file()]
         if missing:
             raise FileNotFoundError(f"{missing[0]} is missing")
-    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except (OSError, UserError) as error:
         raise PreparedError(f"{rows} is damaged ({error}). {_AGAIN}") from error
     return found
 
