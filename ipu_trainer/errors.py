@@ -25,6 +25,11 @@ def user_input() -> Iterator[None]:
         raise UserError(" ".join(str(error).split())) from error
 
 
+def first_line(error: BaseException) -> str:
+    """What another library's error says, short enough to stand in one of ours; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 def is_user_error(error: BaseException) -> bool:
     """Whether its message alone says what to do: a UserError, or what the system says of a file, a disk or a connection."""
     return isinstance(error, UserError) or (isinstance(error, OSError) and error.errno is not None)

@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple, Union
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ipu_trainer.errors import UserError
+from ipu_trainer.errors import UserError, first_line
 from ipu_trainer.json_files import read_json
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -84,5 +84,4 @@ def _pickled(file: Path) -> Dict[str, torch.Tensor]:
 
 
 def _unreadable(file: Path, error: BaseException) -> UserError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-    return UserError(f"the weights in {file} cannot be read ({reason}). {_WHOLE}")
+    return UserError(f"the weights in {file} cannot be read ({first_line(error)}). {_WHOLE}")

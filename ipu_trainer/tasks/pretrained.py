@@ -15,7 +15,7 @@ from typing import Any, Collection, Dict, List, Mapping, NamedTuple, Optional, S
 import torch
 from transformers import PretrainedConfig
 
-from ipu_trainer.errors import UserError, user_input
+from ipu_trainer.errors import UserError, first_line, user_input
 from ipu_trainer.json_files import read_json
 from ipu_trainer.stored_weights import FLOATS, WEIGHTS, StoredTensor, stored_bytes, stored_tensors
 from ipu_trainer.training.layers import classifiers_of
@@ -83,7 +83,7 @@ def load_reported(
                 source, **{DTYPE: torch.float32}, ignore_mismatched_sizes=True, output_loading_info=True, **options
             )
     except RuntimeError as error:
-        raise UserError(f"the weights in {source} cannot be read ({_first_line(error)}). {next_move}") from error
+        raise UserError(f"the weights in {source} cannot be read ({first_line(error)}). {next_move}") from error
     names = {*report["missing_keys"]}
     if finished and stored is not None and set(stored) <= set(model.state_dict()):
         names |= {name for name, _ in model.named_parameters()} - set(stored)  # 4.29 does not report an untied head
@@ -148,7 +148,7 @@ def make_config(read: Any, source: str, next_move: str) -> Any:
         reason = error
     raise UserError(
         f"{Path(source) / 'config.json'}: no configuration can be made of it "
-        f"({type(reason).__name__}: {_first_line(reason)}). {next_move}"
+        f"({type(reason).__name__}: {first_line(reason)}). {next_move}"
     ) from reason
 
 
@@ -174,7 +174,7 @@ def check_size(auto_class: Any, source: str, config: Any, next_move: str) -> Non
         return
     except Exception as error:  # whatever a model raises for numbers that do not go together
         raise UserError(
-            f"{file}: no model can be made of it ({type(error).__name__}: {_first_line(error)}). {next_move}"
+            f"{file}: no model can be made of it ({type(error).__name__}: {first_line(error)}). {next_move}"
         ) from error
     parameters, in_files = sum(value.numel() for value in made.parameters()), stored_bytes(stored)
     if parameters > in_files + _NEW_PARAMETERS:
@@ -259,7 +259,3 @@ def _head(model: Any, new_parts: Sequence[str]) -> Any:
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3])
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -18,7 +18,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
-from ipu_trainer.errors import UserError
+from ipu_trainer.errors import UserError, first_line
 from ipu_trainer.tasks.checking.file_checks import MISSING, FileGroup, json_problem
 from ipu_trainer.training.state.checkpoints import archive_problem
 
@@ -69,7 +69,7 @@ def _tensors(path: Path) -> Tuple[Shapes, str]:
                 if part.is_floating_point() and not bool(torch.isfinite(part.float()).all()):
                     return shapes, f"{name} holds values that are not finite"
     except (SafetensorError, OSError, ValueError, RuntimeError, EOFError, struct.error) as error:
-        return shapes, _first_line(error)
+        return shapes, first_line(error)
     return shapes, "" if shapes else "it holds no tensor"
 
 
@@ -104,7 +104,7 @@ def load_state(path: Path) -> Any:
     try:
         return torch.load(str(path), map_location="cpu", weights_only=True, **mapped)
     except Exception as error:  # whatever the bytes of a damaged pickle make of its reader
-        raise RuntimeError(_first_line(error)) from error
+        raise RuntimeError(first_line(error)) from error
 
 
 def _config_group(folder: Path, shapes: Optional[Shapes]) -> List[FileGroup]:
@@ -132,7 +132,7 @@ def _empty_model(folder: Path) -> Tuple[Any, Any]:
             model = transformers.AutoModel.from_config(config) if model_class is None else model_class(config)
         model.tie_weights()
     except Exception as error:  # whatever a class makes of wrong values
-        raise UserError(f"it describes no model that can be made: {_first_line(error)}") from error
+        raise UserError(f"it describes no model that can be made: {first_line(error)}") from error
     return type(model) if model_class is None else model_class, model
 
 
@@ -159,7 +159,7 @@ def _as_loaded(model_class: Any, folder: Path) -> str:
         with _quiet():
             report = model_class.from_pretrained(str(folder), **options)[1]
     except Exception as error:  # as of _empty_model
-        return f"its {model_class.__name__} cannot be loaded: {_first_line(error)}"
+        return f"its {model_class.__name__} cannot be loaded: {first_line(error)}"
     lost = sorted(map(str, report["missing_keys"]))
     reshaped = sorted(str(item[0]) for item in report["mismatched_keys"])
     if lost:
@@ -189,8 +189,3 @@ def _count(shape: Tuple[int, ...]) -> int:
     for length in shape:
         total *= length
     return total
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]

@@ -14,7 +14,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer
 
 from ipu_trainer.atomic import write_json
 from ipu_trainer.command_line import plain_value
-from ipu_trainer.errors import UserError, user_input
+from ipu_trainer.errors import UserError, first_line, user_input
 from ipu_trainer.json_files import read_json
 from ipu_trainer.stored_weights import WEIGHTS
 from ipu_trainer.tasks.pretrained import DTYPE, config_values, make_config
@@ -84,8 +84,9 @@ def load_tokenizer(source: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(source)
     except Exception as error:  # tokenizers raises a bare Exception for a file of another form
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"{source}: its tokenizer cannot be read ({reason}). Give another --tokenizer.") from error
+        raise UserError(
+            f"{source}: its tokenizer cannot be read ({first_line(error)}). Give another --tokenizer."
+        ) from error
 
 
 def has_tokenizer(source: str) -> bool:

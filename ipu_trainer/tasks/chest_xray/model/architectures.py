@@ -15,7 +15,7 @@ import torch
 import transformers
 from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, PretrainedConfig
 
-from ipu_trainer.errors import MissingFileError, UserError
+from ipu_trainer.errors import MissingFileError, UserError, first_line
 from ipu_trainer.tasks.pretrained import config_values, make_config
 from ipu_trainer.training.finetuning.stochastic_depth import can_skip_layers, own_drop_path
 
@@ -91,8 +91,7 @@ def read_values(source: Union[str, Path], next_move: str = NEXT_MOVE) -> Dict[st
     except UserError:
         raise
     except (OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise UserError(f"{source} has no readable config.json ({reason}) {next_move}") from error
+        raise UserError(f"{source} has no readable config.json ({first_line(error)}) {next_move}") from error
     return values
 
 
@@ -107,9 +106,8 @@ def check_timm(source: Union[str, Path]) -> None:
         import timm  # noqa: F401
         import torchvision  # noqa: F401
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that was built for another torch
-        reason = (str(error).splitlines() or [""])[0]
         raise UserError(
-            f"{source} is a model of timm, and timm with torchvision cannot be imported ({reason}). pip install "
+            f"{source} is a model of timm, and timm with torchvision cannot be imported ({first_line(error)}). pip install "
             "'ipu-trainer[timm]'; beside a CPU build of torch take torchvision from the same index "
             "(https://download.pytorch.org/whl/cpu)."
         ) from error

@@ -12,7 +12,7 @@ from typing import Any, Dict, List, Optional, Tuple, Union
 
 from transformers import AutoImageProcessor, ViTImageProcessor
 
-from ipu_trainer.errors import UserError
+from ipu_trainer.errors import UserError, first_line
 from ipu_trainer.json_files import check_shape, read_json
 from ipu_trainer.tasks.chest_xray.model.architectures import is_timm, read_values
 
@@ -58,8 +58,9 @@ def load_processor(source: Union[str, Path]) -> Any:
     try:
         return AutoImageProcessor.from_pretrained(str(source))
     except Exception as error:  # whatever the class that the file names raises for its values
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{source} has no usable preprocessor_config.json ({reason}). {_NEVER_ASSUMED}") from error
+        raise UserError(
+            f"{source} has no usable preprocessor_config.json ({first_line(error)}). {_NEVER_ASSUMED}"
+        ) from error
 
 
 def write_processor(

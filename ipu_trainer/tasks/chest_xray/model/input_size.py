@@ -12,7 +12,7 @@ from typing import Any, List, Tuple
 
 import torch
 
-from ipu_trainer.errors import UserError
+from ipu_trainer.errors import UserError, first_line
 from ipu_trainer.tasks.chest_xray.model.architectures import TIMM, both_sides, image_size, num_channels
 
 
@@ -27,7 +27,7 @@ def fit_to_size(model: Any, size: int, source: str) -> Tuple[Any, List[str]]:
         except UserError:
             raise
         except Exception as error:  # whatever its library raises where it cannot change the size
-            reason = (str(error).strip().splitlines() or [""])[0][:120]
+            reason = first_line(error)
             raise _refusal(
                 source, size, given, f"its library cannot change that ({type(error).__name__}: {reason})"
             ) from error
@@ -106,10 +106,10 @@ def _check_forward(model: Any, size: int, source: str, before: str) -> None:
         with torch.no_grad():
             output = model.eval()(pixel_values=torch.zeros(1, num_channels(model.config), size, size))
     except (RuntimeError, ValueError, AssertionError, IndexError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(
             f"{source}: its {type(model).__name__} (made for {before} pixels) cannot read images of {size} x {size} pixels: "
-            f"{reason[:200]}. Prepare the data again with another --size."
+            f"{reason}. Prepare the data again with another --size."
         ) from error
     finally:
         model.train(training)
